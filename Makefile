@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo test test-slow check lint types layers format clean
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+demo: $(VENV)/.train  ## fine-tune a real language model from human judgement, in about three minutes
+	$(BIN)/klimb demo
+
+test: $(VENV)/.dev  ## the default tests: offline, CPU only, under five minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
+	$(BIN)/python -m pytest -m slow
+
+check: lint types layers test  ## everything a commit must pass
+
+lint: $(VENV)/.dev  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev  ## pyright's rules: strict on core, standard elsewhere
+	$(BIN)/basedpyright
+
+layers: $(VENV)/.dev  ## imports point down
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the code in house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+
+$(BIN)/python:
+	@echo "klimb: creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "klimb needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
+	@echo "klimb: installing klimb[train]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "klimb: installing klimb[train,dev]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train,dev]'
+	@touch $@ $(VENV)/.train

@@ -1,0 +1,1 @@
+"""The equations, each written once, on any array library."""

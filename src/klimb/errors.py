@@ -1,0 +1,38 @@
+"""What klimb raises.
+
+Every error is a `KlimbError` and also the standard-library error that a caller
+would expect, so that both `except klimb.KlimbError` and `except ValueError` work.
+A message says what is wrong, where, and what to do.
+"""
+
+
+class KlimbError(Exception):
+    """Base of every error that klimb raises on purpose."""
+
+
+class ArgumentError(KlimbError, ValueError):
+    """An argument of a function has the wrong shape, dtype or value."""
+
+
+class ConfigError(KlimbError, ValueError):
+    """An option of a run is unknown, missing, or does not go with another."""
+
+
+class DataError(KlimbError, ValueError):
+    """A file of data cannot be read; the message gives the file and the line."""
+
+
+class RewardError(KlimbError, RuntimeError):
+    """A reward could not be loaded, raised, or returned something unusable."""
+
+
+class ModelNotFoundError(KlimbError, FileNotFoundError):
+    """No model at the given folder, file or hub name."""
+
+
+class RunFolderError(KlimbError, OSError):
+    """A run folder exists already, is missing, or lacks a part."""
+
+
+class MissingExtraError(KlimbError, ImportError):
+    """A feature needs packages of an extra that is not installed."""
