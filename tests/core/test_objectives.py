@@ -34,7 +34,10 @@ def test_its_gradient_matches_finite_differences():
     reinforce(tensor, torch.from_numpy(advantages), num_samples=5).backward()
     step = 1e-6
     finite_differences = [
-        float(reinforce(log_probs + step * unit, advantages, 5) - reinforce(log_probs - step * unit, advantages, 5))
+        float(
+            reinforce(log_probs + step * unit, advantages, 5)
+            - reinforce(log_probs - step * unit, advantages, 5)
+        )
         / (2 * step)
         for unit in np.eye(5)
     ]
@@ -57,7 +60,9 @@ def test_torch_and_numpy_agree():
     rng = np.random.default_rng(3)
     log_probs, advantages = -rng.exponential(size=5), rng.normal(size=5)
     from_torch = reinforce(torch.from_numpy(log_probs), torch.from_numpy(advantages), num_samples=5)
-    assert float(from_torch) == pytest.approx(float(reinforce(log_probs, advantages, num_samples=5)), rel=1e-14)
+    assert float(from_torch) == pytest.approx(
+        float(reinforce(log_probs, advantages, num_samples=5)), rel=1e-14
+    )
 
 
 def test_bad_input_names_the_argument():

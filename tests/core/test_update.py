@@ -229,7 +229,10 @@ INFINITE = [1.0, float("inf")]
         ({"beta": float("nan")}, "beta: expected a finite number"),
         ({"lr": -1}, "lr: expected a finite number of at least 0, got -1"),
         ({"lr": float("inf")}, "lr: expected a finite number"),
-        ({"weights": torch.ones(2), "rewards": np.ones(2)}, "expected arrays of one library.*weights.*rewards"),
+        (
+            {"weights": torch.ones(2), "rewards": np.ones(2)},
+            "expected arrays of one library.*weights.*rewards",
+        ),
     ],
 )
 def test_bad_input_is_a_value_error_that_names_the_argument(changes, message):

@@ -16,7 +16,9 @@ from klimb.errors import ArgumentError
 class Baseline(Protocol):
     """A function from rewards (B, G) to advantages (B, G)."""
 
-    def __call__(self, rewards: ArrayLike, /) -> Float[Array, "B G"]: ...
+    def __call__(self, rewards: ArrayLike, /) -> Float[Array, "B G"]:
+        """Turn rewards into advantages."""
+        ...
 
 
 def no_baseline(rewards: ArrayLike) -> Float[Array, "B G"]:

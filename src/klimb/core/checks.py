@@ -29,7 +29,7 @@ def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
         ArgumentError: The arguments come from different libraries, or one of them is
             not made of real numbers.
     """
-    given = {name: a for name, a in arguments.items() if array_api_compat.is_array_api_obj(a)}
+    given: dict[str, Array] = {name: a for name, a in arguments.items() if _is_array(a)}
     xp = _common_namespace(given)
     device = array_api_compat.device(next(iter(given.values()))) if given else None
 
@@ -83,6 +83,10 @@ def nonnegative_number(name: str, value: Any) -> float:
     if not math.isfinite(number) or number < 0:
         raise ArgumentError(f"{name}: expected a finite number of at least 0, got {number}")
     return number
+
+
+def _is_array(value: Any) -> bool:
+    return array_api_compat.is_array_api_obj(value)
 
 
 def _common_namespace(given: dict[str, Array]) -> Any:

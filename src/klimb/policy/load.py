@@ -1,0 +1,136 @@
+"""From a folder, a hub name or a GGUF file to a causal language model and its tokenizer."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from klimb.errors import MissingExtraError, ModelNotFoundError
+from klimb.files import cache_folder, whole_folder
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, in evaluation mode: dropout is off.
+
+    Args:
+        source: A folder in Hugging Face's layout, a GGUF file (converted once, then taken from
+            the cache), or a name on the Hugging Face hub.
+        dtype: What the weights are converted to.
+        device: Where the model goes, such as `cpu` or `cuda:1`; the first GPU if there is one,
+            else the CPU, where None.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        ModelNotFoundError: Nothing loadable at `source`.
+    """
+    place = _resolve(source)
+    auto_model, auto_tokenizer = _transformers()
+    with without_progress_bars():
+        try:
+            tokenizer = auto_tokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+            model = auto_model.from_pretrained(place, dtype=dtype, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(
+                f"{source}: cannot load a causal language model from it: {error}"
+            ) from error
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+def convert_gguf(file: Path) -> Path:
+    """Convert a GGUF file to a safetensors folder in the cache, once for each content.
+
+    The quantised weights are expanded to float32 by transformers' reader; the folder is named
+    by the file's SHA-256, so a changed file is converted again.
+
+    Returns:
+        The folder, in Hugging Face's layout.
+
+    Raises:
+        ModelNotFoundError: The file cannot be read as a GGUF model.
+    """
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
+    if folder.exists():
+        return folder
+    auto_model, auto_tokenizer = _transformers()
+    from transformers import GgufConfig
+
+    with without_progress_bars():
+        try:
+            tokenizer = auto_tokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = auto_model.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+        except Exception as error:  # transformers' and gguf's readers raise whatever the bytes lead to
+            raise ModelNotFoundError(f"{file}: cannot be read as a GGUF model: {error}") from error
+        with whole_folder(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            origin = {"converted_from": file.name, "sha256": digest}
+            (unfinished / "klimb.json").write_text(json.dumps(origin, indent=2) + "\n")
+    return folder
+
+
+def _resolve(source: str | Path) -> str:
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelNotFoundError(
+                f"{source}: expected a model folder, a .gguf file or a hub name, got another kind of file"
+            )
+        return str(convert_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFoundError(
+                f"{source}: the folder has no config.json; expected a model saved by save_pretrained"
+            )
+        return str(path)
+    text = str(source)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1 or path.suffix.lower() == ".gguf":
+        raise ModelNotFoundError(
+            f"{source}: no such folder or file; give a model folder, a .gguf file, or a hub name (owner/model)"
+        )
+    return text
+
+
+def _transformers() -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            "loading a model needs the train extra: pip install 'klimb[train]'"
+        ) from error
+    return AutoModelForCausalLM, AutoTokenizer
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Silence transformers' own bars, which would break into ours."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -1,0 +1,221 @@
+"""The policy: a causal language model that is sampled, scored, moved, and compared with its reference.
+
+Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from klimb.errors import ConfigError
+from klimb.policy import chat, sampling
+from klimb.policy.completions import Completions, concatenate
+from klimb.policy.counted import Stream, uniform_rows
+from klimb.policy.distribution import Distribution
+from klimb.policy.load import load_model, without_progress_bars
+from klimb.policy.trainable import Lora, add_lora, frozen_copy, train_last_layers
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the random numbers of a batch are counted by.
+
+    Attributes:
+        seed: The run's seed.
+        step: The run's step, from 0.
+        prompts: Index of each prompt of the batch in its data set, (B,); no index twice.
+        stream: What the numbers are for.
+    """
+
+    seed: int
+    step: int
+    prompts: list[int]
+    stream: Stream = Stream.TRAIN
+
+
+class Policy:
+    """A causal language model with its tokenizer, its distribution and its frozen reference.
+
+    Attributes:
+        model: The transformers (or peft) model, in evaluation mode, so that dropout is off.
+        tokenizer: Its tokenizer.
+        distribution: The distribution that tokens are drawn from and scored under.
+        micro_batch_size: Completions that go through the model at once; None for all. It
+            changes memory, not results.
+        end_ids: Every token id that ends a completion.
+        num_updates: How often the weights have been moved.
+        reference: The policy as it was at the start.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        distribution: Distribution | None = None,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.distribution = distribution or Distribution()
+        self.micro_batch_size = micro_batch_size
+        self.end_ids = _end_ids(model, tokenizer)
+        self.num_updates = 0
+        self.reference = Reference(self)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        distribution: Distribution | None = None,
+        num_trainable_layers: int | None = None,
+        lora: Lora | None = None,
+        lora_seed: int = 0,
+        micro_batch_size: int | None = None,
+        **load_options: Any,
+    ) -> "Policy":
+        """Load a policy and freeze its reference.
+
+        Args:
+            source: A Hugging Face folder, a GGUF file, or a name on the Hugging Face hub.
+            distribution: Temperature of sampling and scoring; 1 where None.
+            num_trainable_layers: Train the last so many decoder layers alone; all where None.
+            lora: Train a low-rank adapter instead; the reference is then the same model with
+                the adapter off.
+            lora_seed: Seed of the adapter's first values.
+            micro_batch_size: Completions that go through the model at once; None for all.
+            load_options: `dtype`, `device`, `trust_remote_code`, as for `load_model`.
+
+        Raises:
+            ModelNotFoundError: Nothing loadable at `source`.
+            ConfigError: `lora` together with `num_trainable_layers`, or more layers than there are.
+        """
+        if lora is not None and num_trainable_layers is not None:
+            raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
+        model, tokenizer = load_model(source, **load_options)
+        if lora is not None:
+            model = add_lora(model, lora, lora_seed)
+        elif num_trainable_layers is not None:
+            train_last_layers(model, num_trainable_layers)
+        return cls(model, tokenizer, distribution=distribution, micro_batch_size=micro_batch_size)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that prompt and completion may have together."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters that are moved, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def encode(self, prompt: chat.Prompt) -> list[int]:
+        """Tokenise a prompt: plain text as it is, messages through the chat template."""
+        return chat.encode(self.tokenizer, prompt)
+
+    def decode(self, completions: Completions) -> list[str]:
+        """Return the completions' texts, without special tokens."""
+        rows = [
+            ids[:length]
+            for ids, length in zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True)
+        ]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def sample(
+        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, draw: Draw
+    ) -> Completions:
+        """Draw completions; each prompt is read once and shared by its completions.
+
+        Args:
+            prompts: Token ids of B prompts.
+            completions_per_prompt: G ≥ 1.
+            max_new_tokens: Most tokens of a completion, its end token included, ≥ 1.
+            draw: What the random numbers are counted by.
+
+        Returns:
+            The N = B·G completions, ordered by prompt.
+        """
+        at_once = max(
+            (self.micro_batch_size or len(prompts) * completions_per_prompt) // completions_per_prompt, 1
+        )
+        parts = []
+        for start in range(0, len(prompts), at_once):
+            uniforms = uniform_rows(
+                seed=draw.seed,
+                step=draw.step,
+                prompts=draw.prompts[start : start + at_once],
+                completions_per_prompt=completions_per_prompt,
+                count=max_new_tokens,
+                stream=draw.stream,
+            )
+            part = sampling.draw(
+                self.model,
+                prompts[start : start + at_once],
+                torch.from_numpy(uniforms).to(self.model.device),
+                self.distribution,
+                self.end_ids,
+            )
+            parts.append(part)
+        return concatenate(parts)
+
+    def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
+        """Score each token of given completions, differentiably in the trainable parameters."""
+        return sampling.score(self.model, completions, self.distribution)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole model, adapters merged, and its tokenizer as a Hugging Face folder."""
+        model = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        with without_progress_bars():
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+
+class Reference:
+    """The frozen policy that the KL divergence is measured from."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._has_adapter = hasattr(policy.model, "disable_adapter")
+        self._model = policy.model if self._has_adapter else frozen_copy(policy.model)
+
+    def log_probs(self, completions: Completions) -> Float[Tensor, " N"]:
+        """Find log π_ref of whole completions that the policy drew, in nats.
+
+        Until the policy has moved it is the reference, and the log-probs recorded when the
+        completions were drawn are the answer: nothing is computed twice.
+        """
+        if self._policy.num_updates == 0:
+            return completions.log_probs
+        return self.score(completions)
+
+    @torch.no_grad()
+    def score(self, completions: Completions) -> Float[Tensor, " N"]:
+        """Find log π_ref of any completions by a pass through the reference, in nats."""
+        parts = []
+        for part in completions.micro_batches(self._policy.micro_batch_size):
+            if self._has_adapter:
+                with self._policy.model.disable_adapter():
+                    scores = sampling.score(self._model, part, self._policy.distribution)
+            else:
+                scores = sampling.score(self._model, part, self._policy.distribution)
+            parts.append(scores.sum(dim=1))
+        return torch.cat(parts)
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Gather the end tokens that the model, its generation settings and its tokenizer name."""
+    named = [tokenizer.eos_token_id, model.config.get_text_config().eos_token_id]
+    if model.generation_config is not None:
+        named.append(model.generation_config.eos_token_id)
+    ids: set[int] = set()
+    for value in named:
+        if value is not None:
+            ids.update([value] if isinstance(value, int) else value)
+    return sorted(ids)

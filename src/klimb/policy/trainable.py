@@ -1,0 +1,73 @@
+"""Which parameters move: all, the last layers, or a low-rank adapter; and what stays as the reference."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klimb.errors import ConfigError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter on every linear layer.
+
+    W x + (α/r) B A x, A and B trained, W frozen; B = 0 at first, so that the policy starts as
+    the reference (Hu et al. 2021).
+
+    Attributes:
+        rank: r, columns of B and rows of A.
+        alpha: α, in units of the rank.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+
+
+def train_last_layers(model: Any, num_layers: int) -> None:
+    """Freeze everything but the last `num_layers` decoder layers."""
+    layers = _decoder_layers(model)
+    if not 1 <= num_layers <= len(layers):
+        raise ConfigError(
+            f"num_trainable_layers: expected 1 to {len(layers)}, the layers of this model, got {num_layers}"
+        )
+    model.requires_grad_(False)
+    for layer in layers[-num_layers:]:
+        layer.requires_grad_(True)
+
+
+def add_lora(model: Any, lora: Lora, seed: int) -> Any:
+    """Wrap the model in a peft adapter whose first values depend on `seed` alone."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("LoRA needs the train extra: pip install 'klimb[train]'") from error
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  peft divides it, whole or not
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    # peft draws from torch's global generator: lend it one of ours and give the old state back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).eval()
+
+
+def frozen_copy(model: Any) -> Any:
+    """Copy the model as it is now; parameters that are frozen anyway are shared, not copied."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, memo=shared).requires_grad_(False).eval()
+
+
+def _decoder_layers(model: Any) -> torch.nn.ModuleList:
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ConfigError(
+        f"num_trainable_layers: found no list of {num_layers} decoder layers in {type(model).__name__}; use lora_rank"
+    )

@@ -1,0 +1,44 @@
+"""How pleasant a text sounds to people: VADER's lexicon, each word of it rated by ten people."""
+
+from functools import cache
+from typing import Any
+
+from klimb.errors import MissingExtraError
+from klimb.reward.reward import Text
+
+
+def vader(completions: list[Text], **_: Any) -> list[float]:
+    """Score the sentiment of completions.
+
+    The compound score: the summed valences of a text's words, adjusted for negation, emphasis
+    and contrast, squashed to (−1, 1) by s / √(s² + 15).
+
+    Args:
+        completions: Texts, or lists of messages whose contents are taken, (N,).
+
+    Returns:
+        Scores from −1, most negative, to 1, most positive, (N,).
+
+    Reference:
+        Hutto & Gilbert (2014), "VADER: a parsimonious rule-based model for sentiment analysis
+        of social media text".
+    """
+    analyser = _analyser()
+    return [analyser.polarity_scores(_content(completion))["compound"] for completion in completions]
+
+
+@cache
+def _analyser() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise MissingExtraError(
+            "the reward vader needs the train extra: pip install 'klimb[train]'"
+        ) from error
+    return SentimentIntensityAnalyzer()
+
+
+def _content(completion: Text) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message["content"]) for message in completion)

@@ -1,0 +1,93 @@
+"""Moving the policy's weights along the gradient of a surrogate.
+
+Axes: N completions of the whole batch, T tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from klimb.policy.completions import Completions
+from klimb.policy.policy import Policy
+from klimb.train.config import TrainConfig
+
+Surrogate = Callable[[Tensor, Tensor, int], Tensor]
+"""(log_probs (n,), advantages (n,), num_samples N) → a scalar to be raised, as in `klimb.core.objectives`."""
+
+
+@dataclass(frozen=True)
+class AscentMetrics:
+    """What an update did.
+
+    Attributes:
+        grad_norm: Length of the gradient before it was clipped.
+        lr: Learning rate of this step.
+        sampler_gap_mean: |log-prob in sampling − log-prob in training|, mean over tokens, in nats.
+        sampler_gap_max: The same, the largest.
+    """
+
+    grad_norm: float
+    lr: float
+    sampler_gap_mean: float
+    sampler_gap_max: float
+
+
+class Ascent:
+    """An optimiser with warm-up and clipping, that ascends."""
+
+    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+        self._policy = policy
+        self._lr = config.lr
+        self._warmup_steps = config.warmup_steps
+        self._max_grad_norm = config.max_grad_norm
+        self._parameters = list(policy.trainable().values())
+        if config.optimiser == "sgd":
+            self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
+                self._parameters, lr=config.lr, weight_decay=config.weight_decay, maximize=True
+            )
+        else:
+            self.optimiser = torch.optim.AdamW(
+                self._parameters,
+                lr=config.lr,
+                betas=config.adam_betas,
+                eps=config.adam_epsilon,
+                weight_decay=config.weight_decay,
+                maximize=True,
+            )
+
+    def ascend(
+        self, surrogate: Surrogate, completions: Completions, advantages: Float[Tensor, " N"]
+    ) -> AscentMetrics:
+        """Take one step up the surrogate of a batch.
+
+        The gradient is summed over micro-batches, each already divided by the whole batch's
+        size, so it does not depend on how the batch is split.
+        """
+        policy, num_samples = self._policy, len(completions)
+        self.optimiser.zero_grad(set_to_none=True)
+        start, gap_sum, gap_max = 0, 0.0, 0.0
+        for part in completions.micro_batches(policy.micro_batch_size):
+            token_log_probs = policy.log_probs(part)
+            part_advantages = advantages[start : start + len(part)]
+            surrogate(token_log_probs.sum(dim=1), part_advantages, num_samples).backward()
+            gap = (token_log_probs.detach() - part.token_log_probs).abs()
+            gap_sum += float(gap.sum())
+            gap_max = max(gap_max, float(gap.max()))
+            start += len(part)
+
+        limit = float("inf") if self._max_grad_norm is None else self._max_grad_norm
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        lr = self._lr * min(1.0, (policy.num_updates + 1) / max(self._warmup_steps, 1))
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        policy.num_updates += 1
+        return AscentMetrics(
+            grad_norm=float(grad_norm),
+            lr=lr,
+            sampler_gap_mean=gap_sum / float(completions.lengths.sum()),
+            sampler_gap_max=gap_max,
+        )

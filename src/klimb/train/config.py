@@ -1,0 +1,191 @@
+"""Every option of a run, in one place: the command line, the files and the docs are made from it."""
+
+import math
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from klimb.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The options of a run."""
+
+    model: str
+    """What to fine-tune: a Hugging Face folder, a .gguf file, or a hub name."""
+
+    prompts: Path
+    """Prompts to train on: a .jsonl, .csv or .parquet file."""
+
+    reward: tuple[str, ...]
+    """One or more rewards: vader, module:function, file.py:function, or a sequence-classification
+    model with one output. Several are added up."""
+
+    out: Path
+    """The run's folder; it must not exist yet, or be empty."""
+
+    reward_weights: tuple[float, ...] | None = None
+    """Weight of each reward in the sum; 1 each by default."""
+
+    prompt_column: str = "prompt"
+    """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
+
+    eval_prompts: Path | None = None
+    """Prompts to judge by, before and after, never trained on; by default some of the training prompts."""
+
+    eval_completions_per_prompt: int = 4
+    """Completions drawn for each prompt that is judged by."""
+
+    num_trainable_layers: int | None = None
+    """Train the last so many layers only; all by default."""
+
+    lora_rank: int | None = None
+    """Train a low-rank adapter of this rank instead of the weights themselves."""
+
+    lora_alpha: float | None = None
+    """Scale of the adapter; twice its rank by default, which keeps its learning rate rank-independent."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Only for models whose makers you trust."""
+
+    device: str | None = None
+    """Where the model runs, such as cpu or cuda:1; the first GPU if there is one, else the CPU."""
+
+    prompts_per_step: int = 8
+    """Prompts in a batch."""
+
+    completions_per_prompt: int = 4
+    """Completions drawn for each prompt: its group. More give a better baseline."""
+
+    max_new_tokens: int = 64
+    """Most tokens of a completion, its end token included."""
+
+    temperature: float = 1.0
+    """Of the distribution that is sampled, scored and trained; 1 is the model's own."""
+
+    micro_batch_size: int | None = None
+    """Completions that go through the model at once; all by default. Changes memory, not the gradient."""
+
+    objective: Literal["reinforce"] = "reinforce"
+    """What is ascended: reinforce is the plain policy gradient."""
+
+    baseline: Literal["none", "batch_mean", "leave_one_out", "group_normalised"] = "leave_one_out"
+    """What is subtracted from each reward; leave_one_out is unbiased and quiet."""
+
+    beta: float = 0.05
+    """KL coefficient: reward units that one nat away from the reference costs."""
+
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """How the gradient moves the weights; sgd is the definition's own step."""
+
+    lr: float = 1e-5
+    """Learning rate, after warm-up. About 1e-5 suits all weights of a model, 1e-4 an adapter."""
+
+    weight_decay: float = 0.0
+    """Decoupled decay of the weights a step, times lr; the KL penalty already holds them back."""
+
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running mean and running square of the gradient."""
+
+    adam_epsilon: float = 1e-8
+    """Added to AdamW's root mean square, in units of the gradient."""
+
+    max_grad_norm: float | None = 1.0
+    """Longest gradient, over all weights; longer ones are scaled down to it. None: never."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to lr."""
+
+    num_steps: int = 100
+    """Updates of the weights."""
+
+    checkpoint_every: int = 50
+    """Steps between checkpoints; one more is written at the end."""
+
+    seed: int = 0
+    """Decides every random number of the run."""
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        for name in ("beta", "lr", "weight_decay", "warmup_steps", "adam_epsilon", "seed"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ConfigError(f"{name}: expected a finite number of at least 0, got {value}")
+        for name in ("temperature", "max_grad_norm", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}: expected a finite number above 0, got {value}")
+        if not all(0 <= decay < 1 for decay in self.adam_betas):
+            raise ConfigError(f"adam_betas: expected two numbers from 0 up to below 1, got {self.adam_betas}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.baseline in ("leave_one_out", "group_normalised") and self.completions_per_prompt < 2:
+            raise ConfigError(
+                f"completions_per_prompt: the baseline {self.baseline} compares completions of one prompt "
+                f"and needs at least 2, got {self.completions_per_prompt}; use --baseline none or batch_mean"
+            )
+        if self.lora_rank is not None and self.num_trainable_layers is not None:
+            raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ConfigError("lora_alpha: has no meaning without lora_rank")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON types."""
+        return {
+            name: str(value)
+            if isinstance(value, Path)
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> "TrainConfig":
+        """Rebuild a configuration from what `to_dict` gave."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+        }
+        paths = {
+            key: Path(values[key]) for key in ("prompts", "out", "eval_prompts") if values[key] is not None
+        }
+        values.update(paths)
+        return cls(**values)
+
+
+_AT_LEAST_ONE = (
+    "eval_completions_per_prompt",
+    "num_trainable_layers",
+    "lora_rank",
+    "prompts_per_step",
+    "completions_per_prompt",
+    "max_new_tokens",
+    "micro_batch_size",
+    "num_steps",
+    "checkpoint_every",
+)
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """Read options from a TOML file, whose keys are the option names with underscores.
+
+    Raises:
+        ConfigError: The file is missing or not TOML, or has an option that does not exist.
+    """
+    try:
+        options = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the options: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not a TOML file: {error}") from error
+    known = {field.name for field in fields(TrainConfig)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{file}: unknown option {name!r}; the options are {', '.join(sorted(known))}")
+    return options

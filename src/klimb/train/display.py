@@ -1,0 +1,124 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from klimb.train.config import TrainConfig
+from klimb.train.folder import RunFolder
+from klimb.train.objective import Declaration
+from klimb.train.step import Judged
+from klimb.train.summary import Summary, show_prompt
+
+_SAMPLE_EVERY = 5  # steps between samples shown
+_LONGEST_SAMPLE = 200  # characters
+_NUM_EXAMPLES = 3
+
+
+class Display:
+    """Shows a run on a console."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._num_steps = 0
+
+    def loading(self, model: str) -> None:
+        """The model is about to be loaded."""
+        self.console.print(f"Loading {escape(model)} …")
+
+    def started(self, config: TrainConfig, declaration: Declaration, facts: dict[str, str]) -> None:
+        """The run is about to begin."""
+        print_ = self.console.print
+        print_("\n[bold]What is optimised[/]")
+        for sentence in declaration.words:
+            print_(f"  {escape(sentence)}")
+        print_()
+        for formula in declaration.formulas:
+            print_(f"    [cyan]{escape(formula)}[/]")
+        print_("\n[bold]With[/]")
+        for name, fact in facts.items():
+            print_(f"  {name:<7} {escape(fact)}")
+        print_(f"  {'folder':<7} {escape(str(config.out))}\n")
+        self._num_steps = config.num_steps
+
+    def evaluating(self, when: str, num_prompts: int) -> None:
+        """The policy is about to be judged."""
+        self.console.print(f"Judging the model {when} training, on {num_prompts} prompts …")
+
+    def stepped(self, metrics: dict[str, Any], judged: Judged) -> None:
+        """A step was taken."""
+        line = (
+            f"reward {metrics['reward']:+.3f}  KL {metrics['kl']:.2f}  entropy {metrics['entropy']:.2f}  "
+            f"length {metrics['length']:.0f}  {metrics['completions_per_second']:.1f}/s"
+        )
+        done = metrics["step"] + 1
+        if self.console.is_terminal:
+            if self._progress is None:
+                self._progress = _progress(self.console)
+                self._progress.start()
+                self._progress.add_task("train", total=self._num_steps, line="")
+            self._progress.update(self._progress.task_ids[0], completed=done, line=line)
+        else:
+            self.console.print(f"step {done}/{self._num_steps}  {line}")
+        if metrics["step"] % _SAMPLE_EVERY == 0:
+            self._sample(judged)
+
+    def stopped(self) -> None:
+        """No more steps are coming."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def finished(self, folder: RunFolder, summary: Summary) -> None:
+        """Everything is written."""
+        self.console.print()
+        self.console.print(_table(summary))
+        for example in summary.examples[:_NUM_EXAMPLES]:
+            self.console.print(Text(f"\n{example.prompt} …", style="bold"))
+            self.console.print(Text(f"  before {example.reward_before:+.2f}  {_one_line(example.before)}"))
+            self.console.print(Text(f"  after  {example.reward_after:+.2f}  {_one_line(example.after)}"))
+        self.console.print(f"\n[bold]Model[/]   {escape(str(folder.model))}")
+        self.console.print(f"[bold]Report[/]  {escape(str(folder.report))}  (open it in a browser)")
+
+    def _sample(self, judged: Judged) -> None:
+        prompt = show_prompt(judged.rows[0].prompt)
+        sample = Text("    e.g. ", style="dim")
+        sample.append(_one_line(f"{prompt[-_LONGEST_SAMPLE:]} →{judged.texts[0]}"), style="italic")
+        sample.append(f"  ({judged.rewards.total[0]:+.2f})")
+        self.console.print(sample)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[line]}"),
+        console=console,
+    )
+
+
+def _table(summary: Summary) -> Table:
+    kind = "held-out prompts" if summary.are_held_out else "training prompts (none were held out)"
+    table = Table(
+        title=f"{summary.num_prompts} {kind} × {summary.completions_per_prompt} completions, "
+        "mean ± 95 % interval over prompts",
+        title_justify="left",
+    )
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("reward", str(summary.before), str(summary.after), str(summary.gain))
+    table.add_row("KL, nats a completion", "0", str(summary.kl), "")
+    table.add_row("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", "")
+    return table
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST_SAMPLE else flat[:_LONGEST_SAMPLE] + "…"

@@ -1,0 +1,127 @@
+"""A run is a folder: what is in it, and how it is written so that nothing is ever half there."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from klimb.errors import RunFolderError
+from klimb.files import whole_folder, write_file
+from klimb.policy.policy import Policy
+from klimb.train.ascent import Ascent
+
+
+class RunFolder:
+    """The files of one run.
+
+    `config.json` what was asked for · `metrics.jsonl` one line a step · `completions.jsonl` one
+    line a completion · `evaluations.jsonl` one line a completion judged before and after ·
+    `checkpoints/step-000040/` after 40 updates · `model/` the result · `report.html`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.report = path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
+        """Make the folder and write the configuration into it.
+
+        Raises:
+            RunFolderError: Something is there already, or the folder cannot be made.
+        """
+        cls.require_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_file(path / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot make the run's folder: {error.strerror}") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open the folder of an earlier run.
+
+        Raises:
+            RunFolderError: It is not the folder of a run.
+        """
+        if not (path / "config.json").is_file() or not (path / "metrics.jsonl").is_file():
+            raise RunFolderError(f"{path}: not the folder of a run: it has no config.json and metrics.jsonl")
+        return cls(path)
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Raise unless nothing, or an empty folder, is at `path`."""
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        if path.exists():
+            raise RunFolderError(f"{path}: exists already; choose another --out, or move it away")
+
+    def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Add lines to `metrics.jsonl`, `completions.jsonl` or `evaluations.jsonl`, synced to the disk."""
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Read the lines of one of the files that `append` writes.
+
+        Raises:
+            RunFolderError: The file is missing, or a line of it is not JSON.
+        """
+        file = self.path / f"{name}.jsonl"
+        if not file.is_file():
+            raise RunFolderError(f"{file}: missing; the run did not get that far")
+        rows = []
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise RunFolderError(f"{file}:{number}: not JSON: {error.msg}") from error
+        return rows
+
+    def read_config(self) -> dict[str, Any]:
+        """Read what was asked for."""
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+
+    def save_model(self, policy: Policy) -> None:
+        """Write the fine-tuned model as a folder that transformers opens."""
+        with whole_folder(self.model) as unfinished:
+            policy.save(unfinished)
+
+    def save_checkpoint(self, policy: Policy, ascent: Ascent) -> Path:
+        """Write the weights that move and the optimiser's state, with their checksums.
+
+        The step and the seed decide all else, since random numbers are counted. A checkpoint
+        of this number of updates that exists already is left as it is.
+        """
+        path = self.path / "checkpoints" / f"step-{policy.num_updates:06d}"
+        if path.exists():
+            return path
+        weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
+        names = {id(p): name for name, p in policy.trainable().items()}
+        moments = {
+            f"{names[id(parameter)]}/{key}": value.contiguous()
+            for parameter, state in ascent.optimiser.state.items()
+            for key, value in state.items()
+        }
+        with whole_folder(path) as unfinished:
+            save_file(weights, unfinished / "weights.safetensors")
+            save_file(moments, unfinished / "optimiser.safetensors")
+            checksums = {file.name: _sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
+            state = {"num_updates": policy.num_updates, "sha256": checksums}
+            (unfinished / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        return path
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+"""A run's report: one self-contained page, made from the run's folder alone."""
+
+from importlib import resources
+from pathlib import Path
+
+from klimb.errors import MissingExtraError, RunFolderError
+from klimb.files import write_file
+from klimb.train.config import TrainConfig
+from klimb.train.folder import RunFolder
+from klimb.train.objective import declare
+from klimb.train.summary import Summary, summarise
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write `report.html` of a run, finished or not, and return its path.
+
+    Raises:
+        RunFolderError: The folder lacks what the report is made from.
+        MissingExtraError: The packages that draw it are not installed.
+    """
+    try:
+        import jinja2
+
+        from klimb.train.figures import draw_figures
+    except ImportError as error:
+        raise MissingExtraError("the report needs the train extra: pip install 'klimb[train]'") from error
+
+    config = TrainConfig.from_dict(folder.read_config())
+    metrics = folder.read("metrics")
+    if not metrics:
+        raise RunFolderError(f"{folder.path / 'metrics.jsonl'}: empty; the run took no step")
+    summary = _summary(folder, config)
+    template = resources.files("klimb.train").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page = environment.from_string(template).render(
+        config=config,
+        options=folder.read_config(),
+        declaration=declare(config),
+        figures=draw_figures(metrics, summary),
+        summary=summary,
+        metrics=metrics,
+        seconds={
+            phase: sum(row["seconds"][phase] for row in metrics) / len(metrics)
+            for phase in metrics[-1]["seconds"]
+        },
+    )
+    write_file(folder.report, page)
+    return folder.report
+
+
+def _summary(folder: RunFolder, config: TrainConfig) -> Summary | None:
+    evaluations = folder.read("evaluations")
+    if not any(row["when"] == "after" for row in evaluations):
+        return None
+    return summarise(evaluations, are_held_out=config.eval_prompts is not None)

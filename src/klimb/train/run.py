@@ -1,0 +1,226 @@
+"""A run from configuration to fine-tuned model and report."""
+
+import resource
+import statistics
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klimb.errors import DataError, KlimbError
+from klimb.policy.counted import Stream
+from klimb.policy.distribution import Distribution
+from klimb.policy.policy import Draw, Policy
+from klimb.policy.trainable import Lora
+from klimb.reward.load import load_rewards
+from klimb.reward.reward import WeightedSum
+from klimb.train.ascent import Ascent, AscentMetrics
+from klimb.train.config import TrainConfig
+from klimb.train.display import Display
+from klimb.train.folder import RunFolder
+from klimb.train.objective import declare
+from klimb.train.prompts import PromptRow, indices_of_step, read_prompts
+from klimb.train.report import write_report
+from klimb.train.step import Judged, sample_and_judge, take_step
+from klimb.train.summary import Summary, summarise
+
+_MOST_TRAINING_PROMPTS_JUDGED = 32  # where no held-out prompts are given
+_EVALUATION_BATCH = 64  # completions drawn at once for judging, where no micro-batch is chosen
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run left its files, and what it changed."""
+
+    folder: RunFolder
+    summary: Summary
+
+
+def train(config: TrainConfig, display: Display | None = None) -> RunResult:
+    """Fine-tune a model.
+
+    Everything that can be wrong with the configuration and its files is found before the model
+    is loaded, and everything about prompts before the first step.
+
+    Args:
+        config: The options.
+        display: What shows the run; a terminal display where None.
+
+    Returns:
+        The run's folder and what changed.
+
+    Raises:
+        KlimbError: Something is wrong with an option, a file, a reward or the model; the
+            message says what, where, and what to do. After the first update a checkpoint of
+            the last one is left in the run's folder.
+    """
+    display = display or Display()
+    reward = load_rewards(config.reward, config.reward_weights, trust_remote_code=config.trust_remote_code)
+    rows = read_prompts(config.prompts, config.prompt_column)
+    judged_rows = _rows_to_judge(config, rows)
+    indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
+    RunFolder.require_free(config.out)
+
+    display.loading(config.model)
+    policy = load_policy(config)
+    _check_lengths(policy, [*rows, *judged_rows], config.max_new_tokens)
+    folder = RunFolder.create(config.out, config.to_dict())
+    display.started(config, declare(config), _facts(config, policy, rows))
+
+    ascent = Ascent(policy, config)
+    _evaluate("before", policy, reward, judged_rows, config, folder, display)
+    try:
+        for step in range(config.num_steps):
+            indices = indices_of_step(step, len(rows), config.prompts_per_step, config.seed)
+            judged, ascended = take_step(
+                policy, reward, ascent, [rows[i] for i in indices], Draw(config.seed, step, indices), config
+            )
+            metrics = _metrics(step, judged, ascended)
+            folder.append("metrics", [metrics])
+            folder.append("completions", _completion_rows(judged, step=step))
+            display.stepped(metrics, judged)
+            if policy.num_updates % config.checkpoint_every == 0:
+                folder.save_checkpoint(policy, ascent)
+    except KlimbError as error:
+        if policy.num_updates:
+            checkpoint = folder.save_checkpoint(policy, ascent)
+            error.add_note(f"the weights after {policy.num_updates} updates are in {checkpoint}")
+        raise
+    finally:
+        display.stopped()
+
+    folder.save_checkpoint(policy, ascent)
+    _evaluate("after", policy, reward, judged_rows, config, folder, display)
+    folder.save_model(policy)
+    summary = summarise(folder.read("evaluations"), are_held_out=config.eval_prompts is not None)
+    write_report(folder)
+    display.finished(folder, summary)
+    return RunResult(folder, summary)
+
+
+def load_policy(config: TrainConfig) -> Policy:
+    """Load the policy that a configuration asks for."""
+    lora = None
+    if config.lora_rank is not None:
+        lora = Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
+    return Policy.load(
+        config.model,
+        distribution=Distribution(config.temperature),
+        num_trainable_layers=config.num_trainable_layers,
+        lora=lora,
+        lora_seed=config.seed,
+        micro_batch_size=config.micro_batch_size,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _rows_to_judge(config: TrainConfig, rows: list[PromptRow]) -> list[PromptRow]:
+    if config.eval_prompts is not None:
+        return read_prompts(config.eval_prompts, config.prompt_column)
+    return rows[:_MOST_TRAINING_PROMPTS_JUDGED]
+
+
+def _check_lengths(policy: Policy, rows: list[PromptRow], max_new_tokens: int) -> None:
+    for row in rows:
+        try:
+            num_tokens = len(policy.encode(row.prompt))
+        except DataError as error:
+            raise DataError(f"{row.place}: {error}") from error
+        if num_tokens == 0:
+            raise DataError(f"{row.place}: the prompt has no tokens")
+        if num_tokens + max_new_tokens > policy.context_length:
+            raise DataError(
+                f"{row.place}: the prompt has {num_tokens} tokens; with max_new_tokens {max_new_tokens} it does not "
+                f"fit the model's context of {policy.context_length}: shorten it, or lower --max-new-tokens"
+            )
+
+
+def _facts(config: TrainConfig, policy: Policy, rows: list[PromptRow]) -> dict[str, str]:
+    num_moved = sum(p.numel() for p in policy.trainable().values())
+    num_parameters = sum(p.numel() for p in policy.model.parameters())
+    batch = config.prompts_per_step * config.completions_per_prompt
+    return {
+        "model": f"{config.model}, {num_parameters:,} parameters, {num_moved:,} of them trained",
+        "batch": f"{config.prompts_per_step} of {len(rows)} prompts × {config.completions_per_prompt} "
+        f"completions = {batch} a step, up to {config.max_new_tokens} tokens each",
+        "device": f"{policy.model.device}, {policy.model.dtype}".replace("torch.", ""),
+    }
+
+
+def _evaluate(
+    when: str,
+    policy: Policy,
+    reward: WeightedSum,
+    rows: list[PromptRow],
+    config: TrainConfig,
+    folder: RunFolder,
+    display: Display,
+) -> None:
+    """Judge the policy; before and after draw with the same random numbers, which pairs them."""
+    display.evaluating(when, len(rows))
+    group = config.eval_completions_per_prompt
+    at_once = max((config.micro_batch_size or _EVALUATION_BATCH) // group, 1)
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        indices = list(range(start, start + len(part)))
+        judged = sample_and_judge(
+            policy,
+            reward,
+            part,
+            completions_per_prompt=group,
+            max_new_tokens=config.max_new_tokens,
+            draw=Draw(config.seed, 0, indices, Stream.EVALUATE),
+        )
+        folder.append("evaluations", _completion_rows(judged, when=when, first_index=start))
+
+
+def _completion_rows(judged: Judged, *, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:
+    lengths = judged.completions.lengths.tolist()
+    return [
+        columns
+        | {
+            "prompt_index": first_index + owner,
+            "prompt": judged.rows[owner].prompt,
+            "completion": judged.texts[index],
+            "reward": judged.rewards.total[index],
+            "rewards": {name: values[index] for name, values in judged.rewards.parts.items()},
+            "kl": judged.kl[index],
+            "length": lengths[index],
+            "finish_reason": judged.completions.finish_reasons[index],
+        }
+        for index, owner in enumerate(judged.completions.prompt_of.tolist())
+    ]
+
+
+def _metrics(step: int, judged: Judged, ascended: AscentMetrics) -> dict[str, Any]:
+    """What a step shows of itself; all but the last three describe the policy before its update."""
+    rewards, completions = judged.rewards, judged.completions
+    opinions = {
+        name: [value for value in values if value is not None] for name, values in rewards.parts.items()
+    }
+    return {
+        "step": step,
+        "reward": statistics.fmean(rewards.total),
+        "reward_std": statistics.pstdev(rewards.total),
+        "rewards": {name: statistics.fmean(values) if values else None for name, values in opinions.items()},
+        "kl": statistics.fmean(judged.kl),
+        "entropy": completions.mean_entropy,
+        "length": float(completions.lengths.double().mean()),
+        "ended": completions.finish_reasons.count("end") / len(completions),
+        "grad_norm": ascended.grad_norm,
+        "lr": ascended.lr,
+        "sampler_gap_mean": ascended.sampler_gap_mean,
+        "sampler_gap_max": ascended.sampler_gap_max,
+        "seconds": judged.seconds,
+        "completions_per_second": len(completions) / sum(judged.seconds.values()),
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

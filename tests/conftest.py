@@ -1,0 +1,138 @@
+"""Tiny models made on the spot, and no network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token a byte, two end tokens, and a chat template."""
+    vocab = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|end|>",
+        additional_special_tokens=["<|stop|>", "<|user|>", "<|assistant|>", "<|system|>"],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _llama(**sizes):
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **sizes, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, attention_dropout=0.3
+        )
+    )
+
+
+def _qwen2(**sizes):
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            **sizes, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, attention_dropout=0.3
+        )
+    )
+
+
+def _gpt2(*, hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, **special):
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=hidden_size,
+            n_layer=num_hidden_layers,
+            n_head=4,
+            vocab_size=vocab_size,
+            n_positions=max_position_embeddings,
+            resid_pdrop=0.3,
+            embd_pdrop=0.3,
+            attn_pdrop=0.3,
+            **special,
+        )
+    )
+
+
+FAMILIES = {"llama": _llama, "qwen2": _qwen2, "gpt2": _gpt2}
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Build a tiny random model of a family; its configuration has dropout."""
+
+    def make(family="llama", *, vocab_size=261, num_layers=2, dtype=torch.float32, seed=0, spread=0.4):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = FAMILIES[family](
+                hidden_size=16,
+                num_hidden_layers=num_layers,
+                vocab_size=vocab_size,
+                max_position_embeddings=64,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
+            )
+            for parameter in model.parameters():
+                if parameter.ndim > 1:  # wide enough that predictions differ from token to token
+                    torch.nn.init.normal_(parameter, std=spread)
+        return model.to(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bare_tokenizer():
+    """What a policy needs of a tokenizer where no text is involved: token 0 ends."""
+    return SimpleNamespace(eos_token_id=0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(make_model, tokenizer, tmp_path_factory):
+    """A tiny Llama, saved as Hugging Face does, that names both end tokens."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model = make_model("llama", vocab_size=len(tokenizer), spread=0.1)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|end|>", "<|stop|>"])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_jsonl(tmp_path):
+    """Write rows as a JSONL file and return its path."""
+
+    def write(rows, name="prompts.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def prompts_file(write_jsonl):
+    """Six short prompts with a column for the reward."""
+    words = ["one", "a longer one", "three", "x", "the fifth", "six"]
+    return write_jsonl([{"prompt": word, "wanted": "aeiou"[index % 5]} for index, word in enumerate(words)])
