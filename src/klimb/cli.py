@@ -19,15 +19,16 @@ _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
 _INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
     """Fine-tune a language model on a reward.
 
     Every option may also stand in a TOML file, by the same name with underscores:
     klimb train --config run.toml [--lr 3e-5 …]; what the command line says goes first.
     """
 
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    def __post_init__(self) -> None:
+        """Leave the checks to the TrainConfig that is made from this: tyro would reword what they say."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _run(verb: Train | Update | Report | Demo) -> None:
         case Train():
             from klimb.train.run import train
 
-            train(verb.config)
+            train(TrainConfig(**vars(verb)))
         case Update():
             from klimb.update import update_file
 

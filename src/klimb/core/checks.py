@@ -10,6 +10,8 @@ import numpy as np
 from klimb.core.types import Array, ArrayLike
 from klimb.errors import ArgumentError
 
+_compat: Any = array_api_compat  # its functions are typed by the libraries that happen to be installed
+
 
 def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     """Bring named arguments to one array library and one floating dtype.
@@ -29,9 +31,9 @@ def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
         ArgumentError: The arguments come from different libraries, or one of them is
             not made of real numbers.
     """
-    given: dict[str, Array] = {name: a for name, a in arguments.items() if _is_array(a)}
+    given = {name: a for name, a in arguments.items() if _compat.is_array_api_obj(a)}
     xp = _common_namespace(given)
-    device = array_api_compat.device(next(iter(given.values()))) if given else None
+    device = _compat.device(next(iter(given.values()))) if given else None
 
     arrays: dict[str, Array] = {}
     for name, value in arguments.items():
@@ -41,10 +43,8 @@ def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
         arrays[name] = array
 
     floating = {a.dtype for a in given.values() if xp.isdtype(a.dtype, "real floating")}
-    if floating:
-        dtype = xp.result_type(*floating)
-    else:
-        dtype = xp.__array_namespace_info__().default_dtypes()["real floating"]
+    default = xp.__array_namespace_info__().default_dtypes()["real floating"]
+    dtype = xp.result_type(*floating) if floating else default
     return xp, [xp.astype(array, dtype, copy=False) for array in arrays.values()]
 
 
@@ -85,15 +85,11 @@ def nonnegative_number(name: str, value: Any) -> float:
     return number
 
 
-def _is_array(value: Any) -> bool:
-    return array_api_compat.is_array_api_obj(value)
-
-
 def _common_namespace(given: dict[str, Array]) -> Any:
     if not given:
         return array_api_compat.numpy
     try:
-        return array_api_compat.array_namespace(*given.values())
+        return _compat.array_namespace(*given.values())
     except TypeError as error:
         kinds = ", ".join(f"{name} is a {type(a).__module__}.{type(a).__name__}" for name, a in given.items())
         raise ArgumentError(f"expected arrays of one library, got several: {kinds}") from error

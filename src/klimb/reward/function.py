@@ -25,8 +25,8 @@ class FunctionReward:
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         self._names = {p.name for p in parameters}
 
-    def __call__(self, batch: Batch) -> list[float | None]:
-        """Judge a batch; what the function raises becomes a RewardError."""
+    def __call__(self, batch: Batch) -> Any:
+        """Judge a batch; what the function raises becomes a RewardError, what it returns is not checked here."""
         columns = dict(batch.columns) | {"prompts": batch.prompts, "completions": batch.completions}
         taken = {key: value for key, value in columns.items() if self._takes_all or key in self._names}
         try:

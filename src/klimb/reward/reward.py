@@ -6,7 +6,7 @@ Axes: N completions.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from klimb.errors import RewardError
 
@@ -38,13 +38,14 @@ class Batch:
         ]
 
 
+@runtime_checkable
 class Reward(Protocol):
     """A judge of completions."""
 
     name: str
 
-    def __call__(self, batch: Batch) -> list[float | None]:
-        """Return one reward a completion, (N,); None where it has no opinion."""
+    def __call__(self, batch: Batch) -> Any:
+        """Return one number a completion, (N,), None where it has no opinion; `WeightedSum` checks it."""
         ...
 
 

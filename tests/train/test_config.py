@@ -1,0 +1,122 @@
+"""The options of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from klimb import KlimbError
+from klimb.train.config import TrainConfig, read_options
+from klimb.train.objective import declare
+
+
+def config(**changes):
+    return TrainConfig(
+        **({"model": "m", "prompts": Path("p"), "reward": ("vader",), "out": Path("o")} | changes)
+    )
+
+
+def test_the_options_and_their_defaults_are_these():
+    # A change here is a change of the command line and of people's files: say so in CHANGELOG.md.
+    assert config().to_dict() == {
+        "model": "m",
+        "prompts": "p",
+        "reward": ["vader"],
+        "out": "o",
+        "reward_weights": None,
+        "prompt_column": "prompt",
+        "eval_prompts": None,
+        "eval_completions_per_prompt": 4,
+        "num_trainable_layers": None,
+        "lora_rank": None,
+        "lora_alpha": None,
+        "trust_remote_code": False,
+        "device": None,
+        "prompts_per_step": 8,
+        "completions_per_prompt": 4,
+        "max_new_tokens": 64,
+        "temperature": 1.0,
+        "micro_batch_size": None,
+        "objective": "reinforce",
+        "baseline": "leave_one_out",
+        "beta": 0.05,
+        "optimiser": "adamw",
+        "lr": 1e-5,
+        "weight_decay": 0.0,
+        "adam_betas": [0.9, 0.999],
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": 1.0,
+        "warmup_steps": 0,
+        "num_steps": 100,
+        "checkpoint_every": 50,
+        "seed": 0,
+    }
+
+
+def test_a_configuration_survives_json():
+    original = config(reward_weights=(1.0,), eval_prompts=Path("e"), lora_rank=4)
+    assert TrainConfig.from_dict(original.to_dict()) == original
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size: expected at least 1"),
+        ({"beta": -1.0}, "beta: expected a finite number of at least 0"),
+        ({"lr": float("nan")}, "lr: expected a finite number of at least 0"),
+        ({"seed": -1}, "seed: expected a finite number of at least 0"),
+        ({"temperature": 0.0}, "temperature: expected a finite number above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm: expected a finite number above 0"),
+        ({"adam_betas": (0.9, 1.0)}, "adam_betas: expected two numbers"),
+        (
+            {"completions_per_prompt": 1},
+            "completions_per_prompt: the baseline leave_one_out .* needs at least 2",
+        ),
+        (
+            {"lora_rank": 4, "num_trainable_layers": 2},
+            "lora_rank and num_trainable_layers exclude each other",
+        ),
+        ({"lora_alpha": 4.0}, "lora_alpha: has no meaning without lora_rank"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(KlimbError, match=message):
+        config(**changes)
+
+
+def test_a_group_of_one_is_fine_without_a_group_baseline():
+    assert config(completions_per_prompt=1, baseline="none").completions_per_prompt == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr = ", "not a TOML file"),
+        ("learning_rate = 1", "unknown option 'learning_rate'; the options are .*lr"),
+    ],
+)
+def test_a_file_of_options_that_is_wrong_is_named(text, message, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(KlimbError, match=rf"run\.toml: {message}"):
+        read_options(file)
+
+
+@pytest.mark.parametrize("baseline", ["none", "batch_mean", "leave_one_out", "group_normalised"])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_the_declared_objective_names_what_was_chosen(baseline, optimiser):
+    declaration = declare(config(baseline=baseline, optimiser=optimiser, beta=0.25, lr=3e-4))
+    text = " ".join([*declaration.words, *declaration.formulas])
+    assert "0.25 · KL(π‖π_ref)" in text
+    assert "0.0003" in text
+    assert ("AdamW" in text) == (optimiser == "adamw")
+    assert "a_i = " in text
+
+
+def test_the_declared_objective_states_weights_and_what_is_trained():
+    words = " ".join(
+        declare(config(reward=("a", "b"), reward_weights=(1.0, 0.5), lora_rank=8, warmup_steps=3)).words
+    )
+    assert "(a + 0.5 · b)" in words
+    assert "low-rank adapter (rank 8)" in words
+    assert "over 3 steps" in words

@@ -1,0 +1,189 @@
+"""The trainer's step is the definition."""
+
+import numpy as np
+import pytest
+import torch
+
+from klimb import rlhf_weight_update
+from klimb.policy.distribution import Distribution
+from klimb.policy.policy import Draw, Policy
+from klimb.reward.function import FunctionReward
+from klimb.reward.reward import WeightedSum
+from klimb.train.ascent import Ascent
+from klimb.train.config import TrainConfig
+from klimb.train.prompts import PromptRow
+from klimb.train.step import take_step
+
+ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]  # unequal lengths: padding
+BETA, LR, TEMPERATURE = 0.3, 0.05, 0.9
+LONGEST = 7
+
+
+def config(**changes):
+    options = {
+        "model": "",
+        "prompts": "p",
+        "reward": ("r",),
+        "out": "o",
+        "completions_per_prompt": 3,
+        "prompts_per_step": 3,
+        "max_new_tokens": LONGEST,
+        "baseline": "none",
+        "beta": BETA,
+        "optimiser": "sgd",
+        "lr": LR,
+        "max_grad_norm": None,
+    }
+    return TrainConfig.from_dict(options | {"eval_prompts": None} | changes)
+
+
+class LetterTokenizer:
+    """Each letter a to j is a token; a ends."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def __call__(self, text):
+        return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [
+            "".join(chr(ord("a") + token) for token in row if token or not skip_special_tokens)
+            for row in rows
+        ]
+
+
+@pytest.fixture
+def make_policy(make_model):
+    """A tiny transformer in float64 with dropout in its configuration."""
+
+    def make(micro_batch_size=None):
+        model = make_model("gpt2", vocab_size=10, dtype=torch.float64)
+        return Policy(
+            model,
+            LetterTokenizer(),
+            distribution=Distribution(TEMPERATURE),
+            micro_batch_size=micro_batch_size,
+        )
+
+    return make
+
+
+def count_bs(completions):
+    """An arbitrary reward that differs between completions."""
+    return [completion.count("b") - 0.3 * len(completion) for completion in completions]
+
+
+REWARD = WeightedSum([FunctionReward("count_bs", count_bs)])
+
+
+def flatten(parameters):
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters]).numpy()
+
+
+def log_prob_gradients(policy, completions):
+    """∇ log π of each completion by torch.func, without batch, padding or cache."""
+    parameters = {name: p.detach() for name, p in policy.model.named_parameters()}
+
+    def log_prob(parameters, ids, num_prompt_tokens):
+        logits = torch.func.functional_call(policy.model, parameters, (), {"input_ids": ids[None]}).logits[0]
+        log_probs = torch.log_softmax(logits / TEMPERATURE, dim=-1)
+        predicted = log_probs[num_prompt_tokens - 1 : -1]
+        return predicted.gather(1, ids[num_prompt_tokens:, None]).sum()
+
+    rows = []
+    for row, length in enumerate(completions.lengths.tolist()):
+        prompt = completions.prompts[int(completions.prompt_of[row])]
+        ids = torch.tensor(prompt + completions.ids[row, :length].tolist())
+        gradients = torch.func.grad(log_prob)(parameters, ids, len(prompt))
+        rows.append(flatten(gradients[name] for name in policy.trainable()))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 4, 9])
+def test_a_step_is_rlhf_weight_update_on_the_flattened_parameters(make_policy, micro_batch_size):
+    policy = make_policy(micro_batch_size)
+    ascent = Ascent(policy, config())
+    # The second step is compared: by then the policy has left the reference, so the KL matters.
+    take_step(policy, REWARD, ascent, ROWS, Draw(0, 0, [0, 1, 2]), config())
+    weights = flatten(policy.trainable().values())
+    before = make_policy()
+    before.model.load_state_dict(policy.model.state_dict())
+
+    judged, _ = take_step(policy, REWARD, ascent, ROWS, Draw(0, 1, [0, 1, 2]), config())
+
+    completions = judged.completions
+    assert len(set(completions.lengths.tolist())) > 1
+    assert np.abs(judged.kl).max() > 1e-3
+    expected = rlhf_weight_update(
+        weights=weights,
+        rewards=judged.rewards.total,
+        policy_log_probs=completions.log_probs.numpy(),
+        ref_log_probs=policy.reference.score(completions).numpy(),
+        log_prob_grads=log_prob_gradients(before, completions),
+        beta=BETA,
+        lr=LR,
+    )
+    updated = flatten(policy.trainable().values())
+    assert np.abs(updated - weights).max() > 1e-3
+    np.testing.assert_allclose(updated, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_the_favoured_completion_gains_probability(make_policy, optimiser):
+    policy = make_policy()
+    options = config(
+        optimiser=optimiser, lr=0.01, baseline="leave_one_out", completions_per_prompt=8, beta=0.0
+    )
+    draw = Draw(0, 0, [0, 1, 2])
+    judged, _ = take_step(policy, REWARD, Ascent(policy, options), ROWS, draw, options)
+    completions = judged.completions
+    change = (policy.log_probs(completions).detach().sum(dim=1) - completions.log_probs).reshape(3, 8)
+    rewards = torch.tensor(judged.rewards.total, dtype=torch.float64).reshape(3, 8)
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    assert float((centred * change).sum()) > 0
+    best = rewards.reshape(-1).argmax()
+    assert float(change.reshape(-1)[best]) > 0
+
+
+def test_at_step_0_the_divergence_is_exactly_zero(make_policy):
+    policy = make_policy()
+    judged, metrics = take_step(
+        policy, REWARD, Ascent(policy, config()), ROWS, Draw(0, 0, [0, 1, 2]), config()
+    )
+    assert judged.kl == [0.0] * 9
+    assert metrics.sampler_gap_max < 1e-12  # float64
+
+
+def test_warm_up_rises_linearly_to_the_learning_rate(make_policy):
+    policy = make_policy()
+    options = config(warmup_steps=4, lr=0.01)
+    ascent = Ascent(policy, options)
+    rates = [
+        take_step(policy, REWARD, ascent, ROWS, Draw(0, step, [0, 1, 2]), options)[1].lr for step in range(6)
+    ]
+    np.testing.assert_allclose(rates, [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01], rtol=1e-15)
+
+
+def test_a_long_gradient_is_scaled_down_to_its_limit(make_policy):
+    policy = make_policy()
+    options = config(max_grad_norm=0.1)
+    weights = flatten(policy.trainable().values())
+    _, metrics = take_step(policy, REWARD, Ascent(policy, options), ROWS, Draw(0, 0, [0, 1, 2]), options)
+    assert metrics.grad_norm > 0.1
+    moved = np.linalg.norm(flatten(policy.trainable().values()) - weights)
+    assert moved == pytest.approx(LR * 0.1, rel=1e-4)  # torch adds 1e-6 to the length that it divides by
+
+
+def test_columns_reach_the_reward_once_for_each_completion(make_policy):
+    seen = {}
+
+    def record(completions, wanted):
+        seen["wanted"] = wanted
+        return [0.0] * len(completions)
+
+    rows = [PromptRow(row.prompt, {"wanted": index}, "") for index, row in enumerate(ROWS)]
+    policy = make_policy()
+    reward = WeightedSum([FunctionReward("record", record)])
+    take_step(policy, reward, Ascent(policy, config()), rows, Draw(0, 0, [0, 1, 2]), config())
+    assert seen["wanted"] == [0] * 3 + [1] * 3 + [2] * 3
