@@ -33,6 +33,7 @@ layers: $(VENV)/.dev  ## imports point down
 format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/python tools/options.py
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

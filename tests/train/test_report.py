@@ -61,7 +61,8 @@ def test_one_prompt_has_no_interval():
 
 
 def test_a_running_mean_by_hand():
-    assert running_mean([1, 2, 3, 4, 5, 6]) == [1, 1.5, 2, 2.5, 3, 4]
+    # Of 1, 2, 3; 1 to 4; 1, 2, 3, 4, 9; 2, 3, 4, 9, 11; 3, 4, 9, 11; 4, 9, 11.
+    assert running_mean([1, 2, 3, 4, 9, 11]) == [2, 2.5, 3.8, 5.8, 6.75, 8]
 
 
 @pytest.fixture

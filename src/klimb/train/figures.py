@@ -26,7 +26,7 @@ _STYLE = {
     "xtick.color": _INK,
     "ytick.color": _INK,
 }
-_WINDOW = 5  # steps of the running mean
+_WINDOW = 5  # steps of the running mean, odd
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
             axes.plot(steps, values, ".", color=_LINE, alpha=0.45, markersize=5)
             axes.plot(steps, running_mean(values), color=_LINE, linewidth=2)
             axes.set_xlabel("updates")
+            axes.xaxis.get_major_locator().set_params(integer=True)
 
         return draw
 
@@ -75,7 +76,7 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
     def against_kl(axes: Any) -> None:
         kl, rewards = (running_mean([row[key] for row in metrics]) for key in ("kl", "reward"))
         axes.plot(kl, rewards, color=_LINE, linewidth=1.2, alpha=0.6)
-        axes.scatter(kl, rewards, c=steps, cmap="viridis", s=22, zorder=3)
+        axes.scatter(kl, rewards, c=steps, cmap=_colours(), s=22, zorder=3)
         axes.set_xlabel("KL from the reference, nats a completion")
         axes.set_ylabel("reward")
 
@@ -101,7 +102,7 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
         ),
         _figure(
             "Reward against distance",
-            f"What each nat of distance bought, means of {_WINDOW} steps, from dark (first) to light (last).",
+            f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
             against_kl,
         ),
         _figure(
@@ -118,8 +119,16 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Average each value with up to `_WINDOW` − 1 before it."""
-    return [statistics.fmean(values[max(0, end - _WINDOW) : end]) for end in range(1, len(values) + 1)]
+    """Average each value with its neighbours, `_WINDOW` of them away from the ends."""
+    reach = _WINDOW // 2
+    return [statistics.fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+
+
+def _colours() -> Any:
+    """From the line's colour to the accent: both can be read on a light page and on a dark one."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("steps", [_LINE, _ACCENT])
 
 
 def _figure(title: str, caption: str, draw: Callable[[Any], None]) -> Figure:
@@ -129,7 +138,7 @@ def _figure(title: str, caption: str, draw: Callable[[Any], None]) -> Figure:
 
     # The salt keeps the ids of several pictures on one page apart, and the same from run to run.
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):  # pyright: ignore[reportArgumentType]
-        canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
+        canvas = Canvas(figsize=(4.4, 2.8), layout="constrained")
         canvas.patch.set_alpha(0)
         axes = canvas.add_subplot()
         axes.patch.set_alpha(0)

@@ -1,0 +1,17 @@
+"""A reward of one's own: short words, and a full stop at the end.
+
+klimb train --model MODEL --prompts examples/openers.jsonl --reward examples/brevity.py:plain_words --out runs/plain
+"""
+
+
+def plain_words(completions: list[str], **columns: object) -> list[float | None]:
+    """Prefer short words; have no opinion on an empty completion."""
+    scores: list[float | None] = []
+    for completion in completions:
+        words = completion.split()
+        if not words:
+            scores.append(None)
+            continue
+        letters_per_word = sum(map(len, words)) / len(words)
+        scores.append(4.5 - letters_per_word + completion.rstrip().endswith("."))
+    return scores

@@ -1,0 +1,82 @@
+"""What the README and the docs say is true of the code."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from klimb.cli import main
+from klimb.train.config import TrainConfig, read_options
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def train_commands():
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().startswith("klimb train"):
+                    yield pytest.param(line.strip(), id=f"{page.name}: {line.strip()[:40]}")
+
+
+@pytest.mark.parametrize("command", train_commands())
+def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path, monkeypatch):
+    """On a tiny model, for one short step, in a folder with the examples and the files that the docs show."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        for block in blocks(page, "toml"):
+            name = block.splitlines()[0].removeprefix("# ")
+            Path(name).write_text(block)
+    arguments = shlex.split(command)[1:]
+    quick = {"--model": str(model_folder), "--num-steps": "1", "--max-new-tokens": "3"}
+    quick |= {"--num-trainable-layers": "1"} if "--num-trainable-layers" in arguments else {}
+    for flag in quick:
+        if flag in arguments:
+            del arguments[arguments.index(flag) : arguments.index(flag) + 2]
+    assert main([*arguments, *[part for pair in quick.items() for part in pair]]) == 0
+    (report,) = tmp_path.glob("runs/*/report.html")
+    assert report.is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_options_in_the_docs_is_one(page, tmp_path):
+    for block in blocks(page, "toml"):
+        (tmp_path / "run.toml").write_text(block)
+        options = read_options(tmp_path / "run.toml")
+        assert TrainConfig(**(options | {"reward": tuple(tomllib.loads(block)["reward"])}))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_the_page_of_options_is_made_from_the_configuration():
+    spec = importlib.util.spec_from_file_location("options", ROOT / "tools" / "options.py")
+    assert spec is not None
+    assert spec.loader is not None
+    options = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(options)
+    assert options.PAGE.read_text() == options.render(), "run make format"
+
+
+def test_the_example_reward_by_hand():
+    spec = importlib.util.spec_from_file_location("brevity", ROOT / "examples" / "brevity.py")
+    assert spec is not None
+    assert spec.loader is not None
+    brevity = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(brevity)
+    # "to be." has words of 2 and 3 characters: 4.5 − 2.5 + 1; "unlikely" is one of 8: 4.5 − 8.
+    assert brevity.plain_words(["to be.", "unlikely", " "]) == [3.0, -3.5, None]

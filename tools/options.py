@@ -1,0 +1,47 @@
+"""Write docs/options.md from the configuration's dataclass, so that the two cannot differ.
+
+Run by `make format`; the tests compare.
+"""
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+from klimb.train.config import TrainConfig
+
+PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+
+
+def render() -> str:
+    """Make the page."""
+    lines = [
+        "# Options of a run",
+        "",
+        "Each is a flag of `klimb train` (`--num-steps 20`), a key of a file given by `--config run.toml`",
+        "(`num_steps = 20`), and a field of `klimb.train.config.TrainConfig`. The command line goes before the file.",
+        "",
+        "| option | default | what it is |",
+        "|---|---|---|",
+    ]
+    texts = _docstrings()
+    for field in dataclasses.fields(TrainConfig):
+        default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
+        lines.append(f"| `{field.name}` | {default} | {texts[field.name]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _docstrings() -> dict[str, str]:
+    """The string under each field."""
+    (tree,) = ast.parse(inspect.getsource(TrainConfig)).body
+    assert isinstance(tree, ast.ClassDef)
+    texts: dict[str, str] = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            texts[statement.target.id] = " ".join(str(following.value.value).split())
+    return texts
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
