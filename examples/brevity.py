@@ -4,13 +4,13 @@ klimb train --model MODEL --prompts examples/openers.jsonl --reward examples/bre
 """
 
 
-def plain_words(completions: list[str], **columns: object) -> list[float | None]:
-    """Prefer short words; have no opinion on an empty completion."""
-    scores: list[float | None] = []
+def plain_words(completions: list[str], **columns: object) -> list[float]:
+    """Prefer short words; an empty completion has failed."""
+    scores = []
     for completion in completions:
         words = completion.split()
         if not words:
-            scores.append(None)
+            scores.append(-5.0)
             continue
         letters_per_word = sum(map(len, words)) / len(words)
         scores.append(4.5 - letters_per_word + completion.rstrip().endswith("."))

@@ -93,13 +93,16 @@ def test_report_makes_the_page_again(model_folder, prompts_file, tmp_path, capsy
     assert report.read_bytes() == first
 
 
-def test_options_come_from_a_file_and_the_command_line_goes_first(model_folder, prompts_file, tmp_path):
+@pytest.mark.parametrize("named", [["--config", "run.toml"], ["--config=run.toml"]])
+def test_options_come_from_a_file_and_the_command_line_goes_first(
+    named, model_folder, prompts_file, tmp_path
+):
     (tmp_path / "run.toml").write_text(
         f'model = "{model_folder}"\nprompts = "{prompts_file}"\nreward = ["vader"]\nout = "runs/from-file"\n'
         "prompts_per_step = 2\nnum_steps = 3\nmax_new_tokens = 3\nlr = 5e-4\nadam_betas = [0.8, 0.9]\n"
         "trust_remote_code = false\nreward_weights = [2.0]\n"
     )
-    assert main(["train", "--config", "run.toml", "--num-steps", "1", "--out=runs/y"]) == 0
+    assert main(["train", *named, "--num-steps", "1", "--out=runs/y"]) == 0
     options = json.loads((tmp_path / "runs/y/config.json").read_text())
     assert (options["num_steps"], options["lr"], options["adam_betas"]) == (1, 5e-4, [0.8, 0.9])
     assert options["reward_weights"] == [2.0]
@@ -137,6 +140,24 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_base_install_says_what_is_missing(prompts_file):
+    code = (
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise ModuleNotFoundError('hidden', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from klimb.cli import main\n"
+        f"sys.exit(main({train_arguments('m', prompts_file, '--out', 'o')!r}))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert (
+        finished.stderr == "klimb: this needs the train extra, which has torch: pip install 'klimb[train]'\n"
+    )
+
+
 def test_debug_shows_the_traceback(prompts_file):
     with pytest.raises(FileNotFoundError):
         main([*train_arguments("./nowhere", prompts_file, "--out", "runs/x"), "--debug"])
@@ -152,7 +173,8 @@ def test_a_failing_reward_says_where_the_weights_are(model_folder, prompts_file,
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "klimb: reward judge.py:f: expected 8 numbers, one a completion, got 1" in error
-    assert "the weights after 1 updates are in runs/x/checkpoints/step-000001" in error
+    assert "1 updates were made; what was written stays in runs/x" in error
+    assert (tmp_path / "runs/x/checkpoints/step-000001/state.json").is_file()
 
 
 def test_python_dash_m_klimb_is_the_command():

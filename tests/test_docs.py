@@ -69,4 +69,4 @@ def test_the_example_reward_by_hand():
     brevity = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(brevity)
     # "to be." has words of 2 and 3 characters: 4.5 − 2.5 + 1; "unlikely" is one of 8: 4.5 − 8.
-    assert brevity.plain_words(["to be.", "unlikely", " "]) == [3.0, -3.5, None]
+    assert brevity.plain_words(["to be.", "unlikely", " "]) == [3.0, -3.5, -5.0]

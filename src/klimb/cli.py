@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from klimb.errors import ConfigError, KlimbError
+from klimb.errors import ConfigError, KlimbError, MissingExtraError
 from klimb.train.config import TrainConfig, read_options
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
@@ -97,11 +97,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=_with_file_options(arguments),
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
-        _run(verb)
+        try:
+            _run(verb)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"this needs the train extra, which has {error.name}: pip install 'klimb[train]'"
+            ) from error
     except KlimbError as error:
         if is_debugging:
             raise
         print("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        return _ARGUMENTS_OR_DATA
+    except OSError as error:  # a full disk, a folder that may not be written
+        if is_debugging:
+            raise
+        print(f"klimb: {error}", file=sys.stderr)  # noqa: T201
         return _ARGUMENTS_OR_DATA
     except KeyboardInterrupt:
         if is_debugging:
@@ -135,19 +145,26 @@ def _run(verb: Train | Update | Report | Demo) -> None:
 
 def _with_file_options(arguments: list[str]) -> list[str]:
     """Replace `--config FILE` by the options in the file that the command line does not give itself."""
-    if arguments[:1] != ["train"] or "--config" not in arguments:
+    if arguments[:1] != ["train"]:
         return arguments
-    place = arguments.index("--config")
-    if place + 1 == len(arguments):
+    split = [part for argument in arguments for part in _split_config(argument)]
+    if "--config" not in split:
+        return arguments
+    place = split.index("--config")
+    if place + 1 == len(split):
         raise ConfigError("--config: expected a TOML file after it")
-    rest = arguments[1:place] + arguments[place + 2 :]
+    file, rest = Path(split[place + 1]), split[1:place] + split[place + 2 :]
     given = {argument.split("=")[0].replace("_", "-") for argument in rest if argument.startswith("--")}
     from_file: list[str] = []
-    for name, value in read_options(Path(arguments[place + 1])).items():
+    for name, value in read_options(file).items():
         flag = "--" + name.replace("_", "-")
         if not given & {flag, flag.replace("--", "--no-", 1)}:
             from_file += _as_arguments(flag, value)
     return ["train", *from_file, *rest]
+
+
+def _split_config(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def _as_arguments(flag: str, value: Any) -> list[str]:

@@ -30,6 +30,10 @@ class ModelNotFoundError(KlimbError, FileNotFoundError):
     """No model at the given folder, file or hub name."""
 
 
+class DivergedError(KlimbError, ArithmeticError):
+    """The weights have gone where predictions or gradients are no longer finite numbers."""
+
+
 class RunFolderError(KlimbError, OSError):
     """A run folder exists already, is missing, or lacks a part."""
 

@@ -33,6 +33,25 @@ def write_file(path: Path, content: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file and sync it to the disk."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        _sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, synced to the disk; one that exists is left as it is."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync_folder(folder.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; on success it becomes `path`, on failure it is removed.
@@ -40,7 +59,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Every file is synced to the disk before the rename, so a folder under the final name is
     complete whatever the moment of a crash. An existing `path` is an error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,5 +60,5 @@ def _read(step: Path) -> dict[str, np.ndarray]:
             )
         try:
             return {name: archive[name] for name in ARRAYS}
-        except (ValueError, zipfile.BadZipFile, OSError) as error:
+        except (ValueError, zipfile.BadZipFile, zlib.error, OSError) as error:
             raise DataError(f"{step}: an array in it cannot be read: {error}") from error

@@ -35,7 +35,8 @@ def test_the_openers_are_neutral():
     from klimb.reward.vader import vader
 
     scores = vader(openers("train_openers.jsonl") + openers("held_out_openers.jsonl"))
-    assert abs(sum(scores)) / len(scores) < 0.05
+    assert max(map(abs, scores)) < 0.5
+    assert sum(map(abs, scores)) / len(scores) < 0.05
 
 
 def test_the_demo_runs_on_any_model(model_folder, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Loading, the reference, adapters, the chat template, and saving."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -63,7 +65,7 @@ def test_the_reference_shares_what_is_frozen(model_folder):
     reference = policy.reference._model
     assert reference.model.embed_tokens.weight is policy.model.model.embed_tokens.weight
     assert reference.model.layers[1].mlp.up_proj.weight is not policy.model.model.layers[1].mlp.up_proj.weight
-    assert not any(p.requires_grad for p in reference.parameters() if p is not policy.model)
+    assert not any(p.requires_grad for p in reference.parameters())
 
 
 def test_more_layers_than_there_are_is_refused(model_folder):
@@ -156,6 +158,27 @@ def test_a_folder_without_a_model_and_a_file_of_another_kind_are_refused(tmp_pat
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="got another kind of file"):
         Policy.load(tmp_path / "model.bin")
+
+
+def test_weights_that_are_cut_off_and_devices_that_are_not_there_are_refused(model_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(FileNotFoundError, match="broken: cannot load a causal language model"):
+        Policy.load(broken)
+    for device in ("nonsense", "cuda:7"):
+        with pytest.raises(KlimbError, match=f"device: cannot use '{device}'"):
+            Policy.load(model_folder, device=device)
+
+
+def test_pickled_weights_are_never_read(model_folder, tmp_path):
+    pickled = tmp_path / "pickled"
+    shutil.copytree(model_folder, pickled)
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="cannot load a causal language model"):
+        Policy.load(pickled)
 
 
 def test_a_broken_gguf_file_is_refused_and_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from klimb.errors import DivergedError
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 
@@ -102,7 +103,7 @@ def test_frequencies_match_the_models_probabilities(make_model, bare_tokenizer):
 
 def test_the_batch_does_not_change_what_is_drawn(make_model, bare_tokenizer):
     whole = sample(make_policy(make_model, bare_tokenizer, dtype=torch.float64))
-    for micro_batch_size in (1, 4, 8):
+    for micro_batch_size in (1, 3, 4, 8):
         split = sample(
             make_policy(make_model, bare_tokenizer, dtype=torch.float64, micro_batch_size=micro_batch_size)
         )
@@ -152,6 +153,14 @@ def test_dropout_is_off_although_the_configuration_has_it(make_model, bare_token
     policy = Policy(model, bare_tokenizer)
     completions = sample(policy)
     torch.testing.assert_close(policy.log_probs(completions), policy.log_probs(completions), rtol=0, atol=0)
+
+
+def test_predictions_that_are_not_numbers_are_refused(make_model, bare_tokenizer):
+    policy = make_policy(make_model, bare_tokenizer)
+    with torch.no_grad():
+        next(iter(policy.trainable().values())).fill_(float("nan"))
+    with pytest.raises(DivergedError, match="not numbers"):
+        sample(policy)
 
 
 def test_a_subset_scores_as_it_did_in_the_whole(make_model, bare_tokenizer):

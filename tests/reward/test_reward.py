@@ -64,6 +64,23 @@ def test_a_function_of_a_module_in_the_current_folder_is_found(reward_file):
     assert judge(["module_of_rewards:f"]).total == [1.0, 1.0]
 
 
+def test_a_file_finds_its_neighbours(reward_file, tmp_path, monkeypatch):
+    reward_file("BONUS = 7.0\n", "neighbour_of_judge.py")
+    file = reward_file(
+        "import neighbour_of_judge as n\ndef f(completions):\n    return [n.BONUS] * len(completions)\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert judge([f"../{file}:f"]).total == [7.0, 7.0]
+
+
+def test_a_generator_and_a_function_without_a_signature_are_taken(reward_file):
+    file = reward_file("def f(completions):\n    for c in completions:\n        yield len(c)\n")
+    assert judge([f"{file}:f"]).total == [4.0, 3.0]
+    with pytest.raises(KlimbError, match="reward builtins:max raised TypeError"):
+        judge(["builtins:max"])
+
+
 def test_chat_completions_come_as_messages(reward_file):
     file = reward_file("def f(completions, **_):\n    return [len(c[0]['content']) for c in completions]\n")
     assert judge([f"{file}:f"], Batch([CHAT], ["four"])).total == [4.0]
@@ -88,6 +105,7 @@ def test_several_rewards_are_weighted_and_added(reward_file):
         ("return [1.0, 'x']", "expected a number or None, got 'x' for completion 1"),
         ("return 1.0", "expected a list of 2 numbers, one a completion, got float"),
         ("return None", "expected a list of 2 numbers, one a completion, got NoneType"),
+        ("yield 1 / 0", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
         ("return [None, 1.0]", "every reward returned None for completion 0"),
         ("return [1 / 0]", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
     ],
@@ -135,6 +153,7 @@ def classifier_folder(tokenizer, tmp_path):
                 intermediate_size=24,
                 num_hidden_layers=1,
                 num_attention_heads=2,
+                max_position_embeddings=64,
                 num_labels=num_labels,
                 pad_token_id=tokenizer.eos_token_id,
                 bos_token_id=None,
@@ -163,6 +182,12 @@ def test_a_classifier_with_several_outputs_is_refused(classifier_folder):
     folder, _ = classifier_folder(2)
     with pytest.raises(KlimbError, match="expected a model with 1 output, a score, got 2 labels"):
         load_rewards([str(folder)])
+
+
+def test_a_text_longer_than_the_classifier_reads_is_refused(classifier_folder):
+    folder, _ = classifier_folder(1)
+    with pytest.raises(KlimbError, match="have 65 tokens and it reads at most 64"):
+        judge([str(folder)], Batch(["a" * 60], ["b" * 5]))
 
 
 def test_a_reward_model_that_is_not_there_is_said():

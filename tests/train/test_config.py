@@ -1,12 +1,14 @@
 """The options of a run."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from klimb import KlimbError
+from klimb.core.advantages import BASELINES
 from klimb.train.config import TrainConfig, read_options
-from klimb.train.objective import declare
+from klimb.train.objective import _BASELINES, declare
 
 
 def config(**changes):
@@ -64,6 +66,8 @@ def test_a_configuration_survives_json():
         ({"micro_batch_size": 0}, "micro_batch_size: expected at least 1"),
         ({"beta": -1.0}, "beta: expected a finite number of at least 0"),
         ({"lr": float("nan")}, "lr: expected a finite number of at least 0"),
+        ({"seed": 2**64}, r"seed: expected a number below 2\^64"),
+        ({"reward_weights": (float("nan"),)}, "reward_weights: expected finite numbers"),
         ({"seed": -1}, "seed: expected a finite number of at least 0"),
         ({"temperature": 0.0}, "temperature: expected a finite number above 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm: expected a finite number above 0"),
@@ -111,6 +115,23 @@ def test_the_declared_objective_names_what_was_chosen(baseline, optimiser):
     assert "0.0003" in text
     assert ("AdamW" in text) == (optimiser == "adamw")
     assert "a_i = " in text
+
+
+def test_every_baseline_has_its_name_in_the_options_and_its_words():
+    named = get_args(get_type_hints(TrainConfig)["baseline"])
+    assert set(named) == set(BASELINES) == set(_BASELINES)
+
+
+def test_the_declared_update_has_clipping_warm_up_and_decay():
+    formulas = declare(
+        config(optimiser="sgd", lr=0.1, warmup_steps=4, weight_decay=0.5, max_grad_norm=2.0)
+    ).formulas
+    assert formulas[-3:] == [
+        "g ← g · min(1, 2 / ‖g‖)",
+        "lr = 0.1 · min(1, step / 4)",
+        "w ← w + lr · g − lr · 0.5 · w",
+    ]
+    assert declare(config(optimiser="sgd", lr=0.1, max_grad_norm=None)).formulas[-1] == "w ← w + 0.1 · g"
 
 
 def test_the_declared_objective_states_weights_and_what_is_trained():

@@ -78,7 +78,7 @@ def test_a_malformed_line_is_named(line, message, tmp_path):
     [
         ("p.txt", b"x", r"expected a \.jsonl, \.csv or \.parquet file"),
         ("p.jsonl", b"", "has no prompts"),
-        ("p.jsonl", b'{"prompt": "\xff"}', "not UTF-8 text"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', ":2: not UTF-8 text: byte 12 of the line"),
         ("p.csv", b"prompt,b\nx\n", ":2: expected 2 fields"),
         ("p.csv", b"prompt\nx,y\n", ":2: expected 1 fields"),
         ("p.csv", b'prompt\n"x', "not CSV"),
@@ -94,6 +94,21 @@ def test_a_file_that_cannot_be_read_is_named(name, content, message, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(KlimbError, match=r"none\.jsonl: no such file"):
         read_prompts(tmp_path / "none.jsonl")
+
+
+def test_jsonl_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "p.jsonl").write_text('\ufeff{"prompt": "a"}\n', encoding="utf-8")
+    assert read_prompts(tmp_path / "p.jsonl")[0].prompt == "a"
+
+
+def test_every_row_has_the_columns_of_the_whole_file(write_jsonl):
+    rows = read_prompts(write_jsonl([{"prompt": "x", "a": 1}, {"prompt": "y", "b": 2}]))
+    assert [row.columns for row in rows] == [{"a": 1, "b": None}, {"a": None, "b": 2}]
+
+
+def test_the_prompts_may_stand_in_a_column_named_prompts(write_jsonl):
+    (row,) = read_prompts(write_jsonl([{"prompts": "x"}]), "prompts")
+    assert row.columns == {}
 
 
 def test_an_epoch_takes_every_prompt_once():

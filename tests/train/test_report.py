@@ -132,6 +132,26 @@ def test_the_report_of_an_unfinished_run_has_its_curves(folder):
     assert "side by side" not in text
 
 
+def test_judging_that_was_cut_short_counts_as_unfinished(folder):
+    folder.append("evaluations", EVALUATIONS[:6])
+    assert "the run is not finished" in write_report(folder).read_text()
+
+
+def test_a_last_line_that_was_cut_off_is_passed_over(folder):
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "rew')
+    assert [row["step"] for row in folder.read("metrics")] == [0, 1]
+
+
+def test_options_that_cannot_be_read_are_named(folder):
+    (folder.path / "config.json").write_text('{"lr": 1}')
+    with pytest.raises(KlimbError, match=r"config\.json: not the options of this klimb"):
+        write_report(folder)
+    (folder.path / "config.json").write_text("{")
+    with pytest.raises(KlimbError, match=r"config\.json: not JSON"):
+        write_report(folder)
+
+
 def test_a_report_is_made_again_to_the_same_bytes(folder):
     folder.append("evaluations", EVALUATIONS)
     first = write_report(folder).read_bytes()

@@ -203,10 +203,34 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
     with pytest.raises(KlimbError, match="raised ValueError: no more") as caught:
         run(config)
     checkpoint = config.out / "checkpoints" / "step-000003"
-    assert caught.value.__notes__ == [f"the weights after 3 updates are in {checkpoint}"]
+    assert caught.value.__notes__ == [f"3 updates were made; what was written stays in {config.out}"]
     assert (checkpoint / "state.json").is_file()
     assert len(read_lines(config.out / "metrics.jsonl")) == 3
     assert len(read_lines(config.out / "completions.jsonl")) == 3 * 6
+
+
+def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config):
+    config = make_config(lr=1e38, optimiser="sgd", max_grad_norm=None, checkpoint_every=1)
+    with pytest.raises(KlimbError, match=r"not numbers|not finite") as caught:
+        run(config)
+    assert "updates were made" in caught.value.__notes__[0]
+
+
+def test_a_prompt_that_is_trained_on_is_not_held_out(make_config, write_jsonl):
+    held_out = write_jsonl([{"prompt": "unseen"}, {"prompt": "three"}], "held_out.jsonl")
+    with pytest.raises(
+        KlimbError, match=r"held_out\.jsonl:2: the prompt is not held out: .*prompts\.jsonl:3"
+    ):
+        run(make_config(eval_prompts=held_out))
+
+
+def test_the_result_is_saved_before_it_is_judged(make_config, tmp_path):
+    # The first call judges before training, five steps follow, and the seventh call fails.
+    body = "    if calls == 7:\n        raise ValueError('no more')\n    return [float(len(c)) for c in completions]\n"
+    config = make_config(reward=failing_reward(tmp_path, body))
+    with pytest.raises(KlimbError, match="no more"):
+        run(config)
+    assert load_policy(make_config(model=str(config.out / "model")))
 
 
 @pytest.mark.parametrize("content", ["folder", "file"])
@@ -249,6 +273,7 @@ def test_a_prompt_that_just_fits_the_context_is_taken(make_config, write_jsonl):
     ("changes", "message"),
     [
         ({"reward": ("nonsense",)}, "reward nonsense: unknown"),
+        ({"reward": ("builtins:max",)}, "reward builtins:max raised TypeError"),
         ({"prompts": Path("nowhere.jsonl")}, "nowhere.jsonl: no such file"),
         ({"eval_prompts": Path("nowhere.jsonl")}, "nowhere.jsonl: no such file"),
         ({"prompts_per_step": 7}, "prompts_per_step: expected at most the 6 prompts"),

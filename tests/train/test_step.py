@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from klimb import rlhf_weight_update
+from klimb.errors import DivergedError
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.reward.function import FunctionReward
@@ -152,6 +153,9 @@ def test_at_step_0_the_divergence_is_exactly_zero(make_policy):
         policy, REWARD, Ascent(policy, config()), ROWS, Draw(0, 0, [0, 1, 2]), config()
     )
     assert judged.kl == [0.0] * 9
+    # The reference's own pass, which later steps take, agrees as far as float64 goes.
+    own_pass = make_policy().reference.score(judged.completions)
+    torch.testing.assert_close(own_pass, judged.completions.log_probs, rtol=0, atol=1e-12)
     assert metrics.sampler_gap_max < 1e-12  # float64
 
 
@@ -173,6 +177,23 @@ def test_a_long_gradient_is_scaled_down_to_its_limit(make_policy):
     assert metrics.grad_norm > 0.1
     moved = np.linalg.norm(flatten(policy.trainable().values()) - weights)
     assert moved == pytest.approx(LR * 0.1, rel=1e-4)  # torch adds 1e-6 to the length that it divides by
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(make_policy):
+    policy = make_policy()
+    weights = flatten(policy.trainable().values())
+    ascent = Ascent(policy, config())
+    draw = Draw(0, 0, [0, 1, 2])
+    prompts = [policy.encode(row.prompt) for row in ROWS]
+    completions = policy.sample(prompts, 3, max_new_tokens=LONGEST, draw=draw)
+
+    def broken(log_probs, _advantages, _num_samples):
+        return log_probs.sum() * float("inf")
+
+    with pytest.raises(DivergedError, match=r"the gradient is not finite .* after 0 updates"):
+        ascent.ascend(broken, completions, torch.ones(9, dtype=torch.float64))
+    np.testing.assert_array_equal(flatten(policy.trainable().values()), weights)
+    assert policy.num_updates == 0
 
 
 def test_columns_reach_the_reward_once_for_each_completion(make_policy):

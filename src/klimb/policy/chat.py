@@ -1,17 +1,12 @@
 """From a prompt, text or chat messages, to token ids."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from klimb.errors import DataError
-
-Message: TypeAlias = dict[str, Any]
-"""One turn of a chat: `role` and `content`."""
-
-Prompt: TypeAlias = str | list[Message]
-"""Plain text to be continued, or chat messages to be answered through the chat template."""
+from klimb.text import Text
 
 
-def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+def encode(tokenizer: Any, prompt: Text) -> list[int]:
     """Tokenise a prompt as the model expects it.
 
     Plain text is taken as it is, with the special tokens that the tokenizer puts before a text.

@@ -75,18 +75,23 @@ class Completions:
         return [self.rows(start, min(start + step, len(self))) for start in range(0, len(self), step)]
 
 
-def concatenate(parts: list[Completions]) -> Completions:
-    """Join completions of different prompts into one batch."""
+def join(prompts: list[list[int]], parts: list[Completions], prompt_of: Int[Tensor, " N"]) -> Completions:
+    """Put parts of a batch, drawn one after the other, back together.
+
+    Args:
+        prompts: The batch's prompts.
+        parts: Its completions, in order.
+        prompt_of: For each completion of the batch the index of its prompt, (N,).
+    """
     longest = max(part.ids.shape[1] for part in parts)
 
     def joined(name: str) -> Tensor:
         tensors = [getattr(part, name) for part in parts]
         return torch.cat([torch.nn.functional.pad(t, (0, longest - t.shape[1])) for t in tensors])
 
-    offsets = [sum(len(part.prompts) for part in parts[:index]) for index in range(len(parts))]
     return Completions(
-        prompts=[prompt for part in parts for prompt in part.prompts],
-        prompt_of=torch.cat([part.prompt_of + offset for part, offset in zip(parts, offsets, strict=True)]),
+        prompts=prompts,
+        prompt_of=prompt_of,
         ids=joined("ids"),
         lengths=torch.cat([part.lengths for part in parts]),
         finish_reasons=[reason for part in parts for reason in part.finish_reasons],

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
 
-from klimb.errors import MissingExtraError, ModelNotFoundError
+from klimb.errors import ConfigError, ModelNotFoundError
 from klimb.files import cache_folder, whole_folder
 
 
@@ -34,21 +37,26 @@ def load_model(
         The model and the tokenizer.
 
     Raises:
-        ModelNotFoundError: Nothing loadable at `source`.
+        ModelNotFoundError: Nothing loadable at `source`; weights other than safetensors are not read.
+        ConfigError: There is no such device.
     """
     place = _resolve(source)
-    auto_model, auto_tokenizer = _transformers()
     with without_progress_bars():
         try:
-            tokenizer = auto_tokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-            model = auto_model.from_pretrained(place, dtype=dtype, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelNotFoundError(
                 f"{source}: cannot load a causal language model from it: {error}"
             ) from error
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    try:
+        return model.to(device).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without that device
+        raise ConfigError(f"device: cannot use {device!r}: {error}") from error
 
 
 def convert_gguf(file: Path) -> Path:
@@ -68,13 +76,10 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
     if folder.exists():
         return folder
-    auto_model, auto_tokenizer = _transformers()
-    from transformers import GgufConfig
-
     with without_progress_bars():
         try:
-            tokenizer = auto_tokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = auto_model.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 dtype=torch.float32,
@@ -82,11 +87,15 @@ def convert_gguf(file: Path) -> Path:
             )
         except Exception as error:  # transformers' and gguf's readers raise whatever the bytes lead to
             raise ModelNotFoundError(f"{file}: cannot be read as a GGUF model: {error}") from error
-        with whole_folder(folder) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-            origin = {"converted_from": file.name, "sha256": digest}
-            (unfinished / "klimb.json").write_text(json.dumps(origin, indent=2) + "\n")
+        try:
+            with whole_folder(folder) as unfinished:
+                model.save_pretrained(unfinished)
+                tokenizer.save_pretrained(unfinished)
+                origin = {"converted_from": file.name, "sha256": digest}
+                (unfinished / "klimb.json").write_text(json.dumps(origin, indent=2) + "\n")
+        except OSError:
+            if not folder.exists():  # else another process has just converted the same file
+                raise
     return folder
 
 
@@ -112,21 +121,9 @@ def _resolve(source: str | Path) -> str:
     return text
 
 
-def _transformers() -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(
-            "loading a model needs the train extra: pip install 'klimb[train]'"
-        ) from error
-    return AutoModelForCausalLM, AutoTokenizer
-
-
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Silence transformers' own bars, which would break into ours."""
-    from transformers.utils import logging
-
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

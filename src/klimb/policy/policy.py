@@ -14,11 +14,12 @@ from torch import Tensor
 
 from klimb.errors import ConfigError
 from klimb.policy import chat, sampling
-from klimb.policy.completions import Completions, concatenate
+from klimb.policy.completions import Completions, join
 from klimb.policy.counted import Stream, uniform_rows
 from klimb.policy.distribution import Distribution
 from klimb.policy.load import load_model, without_progress_bars
 from klimb.policy.trainable import Lora, add_lora, frozen_copy, train_last_layers
+from klimb.text import Text
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Policy:
         tokenizer: Its tokenizer.
         distribution: The distribution that tokens are drawn from and scored under.
         micro_batch_size: Completions that go through the model at once; None for all. It
-            changes memory, not results.
+            changes memory, and results only by rounding.
         end_ids: Every token id that ends a completion.
         num_updates: How often the weights have been moved.
         reference: The policy as it was at the start.
@@ -106,15 +107,15 @@ class Policy:
         return cls(model, tokenizer, distribution=distribution, micro_batch_size=micro_batch_size)
 
     @property
-    def context_length(self) -> int:
-        """Most tokens that prompt and completion may have together."""
-        return self.model.config.get_text_config().max_position_embeddings
+    def context_length(self) -> int | None:
+        """Most tokens that prompt and completion may have together, where the model sets a limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters that are moved, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def encode(self, prompt: chat.Prompt) -> list[int]:
+    def encode(self, prompt: Text) -> list[int]:
         """Tokenise a prompt: plain text as it is, messages through the chat template."""
         return chat.encode(self.tokenizer, prompt)
 
@@ -140,28 +141,28 @@ class Policy:
         Returns:
             The N = B·G completions, ordered by prompt.
         """
-        at_once = max(
-            (self.micro_batch_size or len(prompts) * completions_per_prompt) // completions_per_prompt, 1
-        )
-        parts = []
-        for start in range(0, len(prompts), at_once):
-            uniforms = uniform_rows(
+        uniforms = torch.from_numpy(
+            uniform_rows(
                 seed=draw.seed,
                 step=draw.step,
-                prompts=draw.prompts[start : start + at_once],
+                prompts=draw.prompts,
                 completions_per_prompt=completions_per_prompt,
                 count=max_new_tokens,
                 stream=draw.stream,
             )
+        ).to(self.model.device)
+        prompt_of = torch.arange(len(prompts), device=self.model.device).repeat_interleave(
+            completions_per_prompt
+        )
+        parts = []
+        for rows in torch.arange(len(prompt_of)).split(self.micro_batch_size or len(prompt_of)):
+            used, local_prompt_of = torch.unique(prompt_of[rows], return_inverse=True)
+            local_prompts = [prompts[index] for index in used.tolist()]
             part = sampling.draw(
-                self.model,
-                prompts[start : start + at_once],
-                torch.from_numpy(uniforms).to(self.model.device),
-                self.distribution,
-                self.end_ids,
+                self.model, local_prompts, local_prompt_of, uniforms[rows], self.distribution, self.end_ids
             )
             parts.append(part)
-        return concatenate(parts)
+        return join(prompts, parts, prompt_of)
 
     def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Score each token of given completions, differentiably in the trainable parameters."""

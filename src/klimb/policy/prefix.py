@@ -1,6 +1,6 @@
 """Prompts read once and shared by their completions.
 
-Axes: B prompts, P tokens of the longest prompt, N completions, V vocabulary.
+Axes: B prompts, L tokens of the longest prompt, N completions, T their tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 
 @dataclass
@@ -16,21 +17,16 @@ class Prefix:
     """The keys and values of prompts, to be continued by completions.
 
     Attributes:
-        cache: The model's cache; one row a prompt, or one a completion after `share`.
-        mask: True on prompt tokens, False on the padding before them, (rows, P).
-        logits: What the model predicts after the prompt, (rows, V).
+        cache: The model's cache, one row a completion; `extend` adds to it.
+        mask: True on prompt tokens, False on the padding before them, (N, L).
+        logits: What the model predicts after the prompt, (N, V).
     """
 
     cache: Any
-    mask: Bool[Tensor, "rows P"]
-    logits: Float[Tensor, "rows V"]
+    mask: Bool[Tensor, "N L"]
+    logits: Float[Tensor, "N V"]
 
-    def share(self, prompt_of: Int[Tensor, " N"]) -> "Prefix":
-        """Give every completion its prompt's row. Gradients of the copies add up."""
-        self.cache.batch_select_indices(prompt_of)
-        return Prefix(self.cache, self.mask[prompt_of], self.logits[prompt_of])
-
-    def extend(self, model: Any, ids: Int[Tensor, "rows T"], offset: int = 0) -> Float[Tensor, "rows T V"]:
+    def extend(self, model: Any, ids: Int[Tensor, "N T"], offset: int = 0) -> Float[Tensor, "N T V"]:
         """Run completion tokens on, `offset` of which are in the cache already.
 
         Returns the logits after each of them.
@@ -48,10 +44,12 @@ class Prefix:
         ).logits
 
 
-def prefill(model: Any, prompts: list[list[int]]) -> Prefix:
-    """Run each prompt once, padded on the left so that completions begin in one column."""
-    from transformers import DynamicCache
+def prefill(model: Any, prompts: list[list[int]], prompt_of: Int[Tensor, " N"]) -> Prefix:
+    """Run each prompt once and give every completion its prompt's row.
 
+    Prompts are padded on the left, so that completions begin in one column. Gradients of the
+    rows that share a prompt add up.
+    """
     longest = max(len(prompt) for prompt in prompts)
     device = model.device
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
@@ -69,4 +67,5 @@ def prefill(model: Any, prompts: list[list[int]]) -> Prefix:
         use_cache=True,
         logits_to_keep=1,
     )
-    return Prefix(cache, mask, output.logits[:, -1])
+    cache.batch_select_indices(prompt_of)
+    return Prefix(cache, mask[prompt_of], output.logits[prompt_of, -1])

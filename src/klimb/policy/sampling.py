@@ -6,9 +6,10 @@ Axes: B prompts, N completions, T tokens.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from klimb.errors import DivergedError
 from klimb.policy.completions import Completions
 from klimb.policy.distribution import Distribution, inverse_cdf
 from klimb.policy.prefix import prefill
@@ -18,6 +19,7 @@ from klimb.policy.prefix import prefill
 def draw(
     model: Any,
     prompts: list[list[int]],
+    prompt_of: Int[Tensor, " N"],
     uniforms: Float[Tensor, "N T"],
     distribution: Distribution,
     end_ids: list[int],
@@ -27,18 +29,21 @@ def draw(
     Args:
         model: A causal language model in evaluation mode.
         prompts: Token ids of B prompts.
-        uniforms: One number a token and completion, float64; the N = B·G rows are ordered by
-            prompt, and T is the most tokens that a completion may have.
+        prompt_of: For each completion the index of its prompt, (N,).
+        uniforms: One number a token and completion, (N, T), float64; T is the most tokens that
+            a completion may have.
         distribution: What tokens are drawn from.
         end_ids: Token ids of which any ends a completion, as its last token.
 
     Returns:
         The N completions.
+
+    Raises:
+        DivergedError: The model's predictions are not numbers.
     """
     num_completions, max_tokens = uniforms.shape
     device = model.device
-    prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(num_completions // len(prompts))
-    prefix = prefill(model, prompts).share(prompt_of)
+    prefix = prefill(model, prompts, prompt_of)
     ends = torch.tensor(end_ids, dtype=torch.long, device=device)
 
     logits = prefix.logits
@@ -49,6 +54,10 @@ def draw(
     lengths = torch.zeros(num_completions, dtype=torch.long, device=device)
     for position in range(max_tokens):
         candidates = distribution.log_probs(logits)
+        if bool(candidates[:, 0].isnan().any()):  # one NaN among a row's logits makes all its log-probs NaN
+            raise DivergedError(
+                "the model's predictions are not numbers (NaN); a lower --lr may keep them so"
+            )
         token = inverse_cdf(candidates, uniforms[:, position])
         ids.append(token)
         log_probs.append(candidates.gather(1, token[:, None])[:, 0].masked_fill(has_ended, 0.0))
@@ -73,7 +82,7 @@ def draw(
 def score(model: Any, completions: Completions, distribution: Distribution) -> Float[Tensor, "N T"]:
     """Find the log-prob of every token of given completions, each prompt read once.
 
-    The vocabulary is projected at the completions' positions alone. Gradients flow to the
+    The vocabulary is projected after each prompt and at completion positions alone. Gradients flow to the
     model's parameters, through the shared prompts too, unless they are switched off around it.
 
     Args:
@@ -84,7 +93,7 @@ def score(model: Any, completions: Completions, distribution: Distribution) -> F
     Returns:
         Log-probs, (N, T), in nats; 0 beyond a completion's length.
     """
-    prefix = prefill(model, completions.prompts).share(completions.prompt_of)
+    prefix = prefill(model, completions.prompts, completions.prompt_of)
     ids = completions.ids
     parts = [distribution.token_log_probs(prefix.logits[:, None], ids[:, :1])]
     if ids.shape[1] > 1:

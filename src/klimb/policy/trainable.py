@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from klimb.errors import ConfigError, MissingExtraError
+from klimb.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ def train_last_layers(model: Any, num_layers: int) -> None:
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     """Wrap the model in a peft adapter whose first values depend on `seed` alone."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("LoRA needs the train extra: pip install 'klimb[train]'") from error
+    from peft import LoraConfig, get_peft_model  # takes a second to import
 
     config = LoraConfig(
         task_type="CAUSAL_LM",

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ class FunctionReward:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self._function = function
-        parameters = inspect.signature(function).parameters.values()
-        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except ValueError:  # written in C, without a signature to read
+            parameters = []
+        self._takes_all = not parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         self._names = {p.name for p in parameters}
 
     def __call__(self, batch: Batch) -> Any:
@@ -30,7 +33,10 @@ class FunctionReward:
         columns = dict(batch.columns) | {"prompts": batch.prompts, "completions": batch.completions}
         taken = {key: value for key, value in columns.items() if self._takes_all or key in self._names}
         try:
-            return self._function(**taken)
+            values = self._function(**taken)
+            return (
+                list(values) if isinstance(values, Iterator) else values
+            )  # a generator runs here, not later
         except Exception as error:  # whatever a user's function raises is reported with its name
             raise RewardError(
                 f"reward {self.name} raised {type(error).__name__}: {error} ({_place(error)})"
@@ -64,6 +70,7 @@ def _load_file(spec: str, file: Path) -> Any:
     module_spec = importlib.util.spec_from_file_location(f"klimb_reward_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
         raise RewardError(f"reward {spec}: {file} cannot be loaded as Python")
+    _make_importable(file.resolve().parent)  # as `python file.py` does
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
@@ -74,14 +81,18 @@ def _load_file(spec: str, file: Path) -> Any:
 
 
 def _load_module(spec: str, name: str) -> Any:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _make_importable(Path.cwd())
     try:
         return importlib.import_module(name)
     except Exception as error:  # the module is the user's program
         raise RewardError(
             f"reward {spec}: importing {name} raised {type(error).__name__}: {error}"
         ) from error
+
+
+def _make_importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def _place(error: BaseException) -> str:

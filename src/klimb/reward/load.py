@@ -12,7 +12,11 @@ BUILT_IN = {"vader": "klimb.reward.vader:vader"}
 
 
 def load_rewards(
-    specs: Sequence[str], weights: Sequence[float] | None = None, *, trust_remote_code: bool = False
+    specs: Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> WeightedSum:
     """Load rewards and add them up.
 
@@ -20,6 +24,7 @@ def load_rewards(
         specs: Each the name of a built-in reward, `module:function`, `file.py:function`, or a
             sequence-classification model: a folder or a name on the Hugging Face hub.
         weights: One number a reward; 1 for each where None.
+        device: Where a reward model goes; the first GPU if there is one, else the CPU, where None.
         trust_remote_code: Whether Python code that comes with a reward model may run.
 
     Raises:
@@ -35,10 +40,10 @@ def load_rewards(
         raise ConfigError(
             f"reward_weights: expected {len(specs)} weights, one for each reward, got {len(weights)}"
         )
-    return WeightedSum([_load(spec, trust_remote_code) for spec in specs], weights)
+    return WeightedSum([_load(spec, device, trust_remote_code) for spec in specs], weights)
 
 
-def _load(spec: str, trust_remote_code: bool) -> Reward:
+def _load(spec: str, device: str | None, trust_remote_code: bool) -> Reward:
     if spec in BUILT_IN:
         return FunctionReward(spec, load_function(BUILT_IN[spec]))
     if ":" in spec:
@@ -48,7 +53,7 @@ def _load(spec: str, trust_remote_code: bool) -> Reward:
     ):
         from klimb.reward.classifier import ClassifierReward
 
-        return ClassifierReward(spec, trust_remote_code=trust_remote_code)
+        return ClassifierReward(spec, device=device, trust_remote_code=trust_remote_code)
     raise RewardError(
         f"reward {spec}: unknown; expected a built-in ({', '.join(BUILT_IN)}), module:function, "
         "file.py:function, or a sequence-classification model (folder or hub name)"

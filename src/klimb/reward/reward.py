@@ -6,13 +6,10 @@ Axes: N completions.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from klimb.errors import RewardError
-
-Message: TypeAlias = dict[str, Any]
-Text: TypeAlias = str | list[Message]
-"""Plain text, or chat messages, as in TRL's data formats."""
+from klimb.text import Text
 
 
 @dataclass(frozen=True)

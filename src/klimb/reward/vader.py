@@ -3,8 +3,7 @@
 from functools import cache
 from typing import Any
 
-from klimb.errors import MissingExtraError
-from klimb.reward.reward import Text
+from klimb.text import Text
 
 
 def vader(completions: list[Text], **_: Any) -> list[float]:
@@ -29,12 +28,8 @@ def vader(completions: list[Text], **_: Any) -> list[float]:
 
 @cache
 def _analyser() -> Any:
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError as error:
-        raise MissingExtraError(
-            "the reward vader needs the train extra: pip install 'klimb[train]'"
-        ) from error
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
     return SentimentIntensityAnalyzer()
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from klimb.errors import DivergedError
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
 from klimb.train.config import TrainConfig
@@ -65,6 +66,9 @@ class Ascent:
 
         The gradient is summed over micro-batches, each already divided by the whole batch's
         size, so it does not depend on how the batch is split.
+
+        Raises:
+            DivergedError: The gradient is not finite; the weights are not moved.
         """
         policy, num_samples = self._policy, len(completions)
         self.optimiser.zero_grad(set_to_none=True)
@@ -80,6 +84,11 @@ class Ascent:
 
         limit = float("inf") if self._max_grad_norm is None else self._max_grad_norm
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        if not bool(torch.isfinite(grad_norm)):
+            raise DivergedError(
+                f"the gradient is not finite (length {float(grad_norm)}) after {policy.num_updates} updates; "
+                "the weights were left as they are; a lower --lr may keep it so"
+            )
         lr = self._lr * min(1.0, (policy.num_updates + 1) / max(self._warmup_steps, 1))
         for group in self.optimiser.param_groups:
             group["lr"] = lr

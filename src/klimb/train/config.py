@@ -33,7 +33,7 @@ class TrainConfig:
     """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
 
     eval_prompts: Path | None = None
-    """Prompts to judge by, before and after, never trained on; by default some of the training prompts."""
+    """Prompts to judge by, before and after, none of them a training prompt; by default the first 32 of those."""
 
     eval_completions_per_prompt: int = 4
     """Completions drawn for each prompt that is judged by."""
@@ -66,7 +66,7 @@ class TrainConfig:
     """Of the distribution that is sampled, scored and trained; 1 is the model's own."""
 
     micro_batch_size: int | None = None
-    """Completions that go through the model at once; all by default. Changes memory, not the gradient."""
+    """Completions that go through the model at once; all by default. Changes memory, and results only by rounding."""
 
     objective: Literal["reinforce"] = "reinforce"
     """What is ascended: reinforce is the plain policy gradient."""
@@ -78,7 +78,7 @@ class TrainConfig:
     """KL coefficient: reward units that one nat away from the reference costs."""
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """How the gradient moves the weights; sgd is the definition's own step."""
+    """How the gradient moves the weights; sgd, without clipping, is the definition's own step."""
 
     lr: float = 1e-5
     """Learning rate, after warm-up. About 1e-5 suits all weights of a model, 1e-4 an adapter."""
@@ -120,6 +120,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}: expected a finite number above 0, got {value}")
+        if self.seed >= 2**64:
+            raise ConfigError(f"seed: expected a number below 2^64, got {self.seed}")
+        if self.reward_weights is not None and not all(map(math.isfinite, self.reward_weights)):
+            raise ConfigError(f"reward_weights: expected finite numbers, got {self.reward_weights}")
         if not all(0 <= decay < 1 for decay in self.adam_betas):
             raise ConfigError(f"adam_betas: expected two numbers from 0 up to below 1, got {self.adam_betas}")
         self._check_combinations()

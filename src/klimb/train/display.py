@@ -15,7 +15,7 @@ from klimb.train.step import Judged
 from klimb.train.summary import Summary, show_prompt
 
 _SAMPLE_EVERY = 5  # steps between samples shown
-_LONGEST_SAMPLE = 200  # characters
+_LONGEST_SAMPLE = 140  # characters of a prompt, or of a completion
 _NUM_EXAMPLES = 3
 
 
@@ -88,7 +88,7 @@ class Display:
     def _sample(self, judged: Judged) -> None:
         prompt = show_prompt(judged.rows[0].prompt)
         sample = Text("    e.g. ", style="dim")
-        sample.append(_one_line(f"{prompt[-_LONGEST_SAMPLE:]} →{judged.texts[0]}"), style="italic")
+        sample.append(f"{_one_line(prompt)} → {_one_line(judged.texts[0])}", style="italic")
         sample.append(f"  ({judged.rewards.total[0]:+.2f})")
         self.console.print(sample)
 

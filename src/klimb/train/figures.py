@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure as Canvas
+
 from klimb.train.summary import Summary
 
 _INK = "#010203"  # stands for the page's own text colour; replaced in the SVG
@@ -126,16 +131,10 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 def _colours() -> Any:
     """From the line's colour to the accent: both can be read on a light page and on a dark one."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     return LinearSegmentedColormap.from_list("steps", [_LINE, _ACCENT])
 
 
 def _figure(title: str, caption: str, draw: Callable[[Any], None]) -> Figure:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
-
     # The salt keeps the ids of several pictures on one page apart, and the same from run to run.
     with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):  # pyright: ignore[reportArgumentType]
         canvas = Canvas(figsize=(4.4, 2.8), layout="constrained")

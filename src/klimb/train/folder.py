@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from klimb.errors import RunFolderError
-from klimb.files import whole_folder, write_file
+from klimb.files import append_text, make_folder, whole_folder, write_file
 from klimb.policy.policy import Policy
 from klimb.train.ascent import Ascent
 
@@ -37,7 +36,7 @@ class RunFolder:
         """
         cls.require_free(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             write_file(path / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
             raise RunFolderError(f"{path}: cannot make the run's folder: {error.strerror}") from error
@@ -65,13 +64,12 @@ class RunFolder:
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Add lines to `metrics.jsonl`, `completions.jsonl` or `evaluations.jsonl`, synced to the disk."""
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        append_text(self.path / f"{name}.jsonl", lines)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Read the lines of one of the files that `append` writes.
+
+        A last line without its end was cut off by a crash; it is passed over.
 
         Raises:
             RunFolderError: The file is missing, or a line of it is not JSON.
@@ -82,6 +80,8 @@ class RunFolder:
         rows = []
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
+                if not line.endswith("\n"):
+                    break
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError as error:
@@ -89,8 +89,16 @@ class RunFolder:
         return rows
 
     def read_config(self) -> dict[str, Any]:
-        """Read what was asked for."""
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        """Read what was asked for.
+
+        Raises:
+            RunFolderError: The file is not JSON.
+        """
+        file = self.path / "config.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(f"{file}: not JSON: {error}") from error
 
     def save_model(self, policy: Policy) -> None:
         """Write the fine-tuned model as a folder that transformers opens."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from klimb.core.advantages import GROUP_EPSILON
 from klimb.train.config import TrainConfig
 
 
@@ -30,7 +31,7 @@ _BASELINES = {
     ),
     "group_normalised": (
         "each prompt's rewards centred and divided by their standard deviation, so the gradient is biased",
-        "a_i = (r̃_i − mean of r̃ over the prompt) / (std of r̃ over the prompt + 1e-4)",
+        f"a_i = (r̃_i − mean of r̃ over the prompt) / (std of r̃ over the prompt + {GROUP_EPSILON:g})",
     ),
 }
 
@@ -60,9 +61,19 @@ def declare(config: TrainConfig) -> Declaration:
         f"r̃_i = r_i − {config.beta:g} · k_i",
         baseline_formula,
         f"g = 1/{batch} · Σ_i a_i ∇ log π(y_i)",
-        f"w ← w + {config.lr:g} · g" if config.optimiser == "sgd" else f"w ← w + AdamW(g), lr {config.lr:g}",
+        *_update_formulas(config),
     ]
     return Declaration(words, formulas)
+
+
+def _update_formulas(config: TrainConfig) -> list[str]:
+    lr = "lr" if config.warmup_steps else f"{config.lr:g}"
+    decay = f" − {lr} · {config.weight_decay:g} · w" if config.weight_decay else ""
+    formulas = [] if config.max_grad_norm is None else [f"g ← g · min(1, {config.max_grad_norm:g} / ‖g‖)"]
+    if config.warmup_steps:
+        formulas.append(f"lr = {config.lr:g} · min(1, step / {config.warmup_steps})")
+    formulas.append(f"w ← w + {lr} · {'g' if config.optimiser == 'sgd' else 'AdamW(g)'}{decay}")
+    return formulas
 
 
 def _update_words(config: TrainConfig) -> str:
@@ -77,4 +88,6 @@ def _update_words(config: TrainConfig) -> str:
         parts.append(f"reached linearly over {config.warmup_steps} steps")
     if config.max_grad_norm is not None:
         parts.append(f"the gradient scaled down to length {config.max_grad_norm:g} where it is longer")
+    if config.weight_decay:
+        parts.append(f"the weights decayed by {config.weight_decay:g} times that rate")
     return ", ".join(parts) + "."

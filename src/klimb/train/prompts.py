@@ -3,13 +3,13 @@
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from klimb.errors import ConfigError, DataError, MissingExtraError
-from klimb.policy.chat import Prompt
+from klimb.errors import ConfigError, DataError
 from klimb.policy.counted import permutation
+from klimb.text import Text
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,12 @@ class PromptRow:
 
     Attributes:
         prompt: Plain text, or chat messages.
-        columns: The row's other columns, for the reward.
+        columns: The row's other columns, for the reward; every row has those of the whole file,
+            None where its line does not.
         place: File and line, for messages.
     """
 
-    prompt: Prompt
+    prompt: Text
     columns: dict[str, Any]
     place: str
 
@@ -49,13 +50,11 @@ def read_prompts(file: Path, column: str = "prompt") -> list[PromptRow]:
         )
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    try:
-        rows = [_row(place, values, column) for place, values in reader(file)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text: byte {error.start} cannot be read") from error
+    rows = [_row(place, values, column) for place, values in reader(file)]
     if not rows:
         raise DataError(f"{file}: has no prompts")
-    return rows
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    return [replace(row, columns={name: row.columns.get(name) for name in names}) for row in rows]
 
 
 def indices_of_step(step: int, num_prompts: int, prompts_per_step: int, seed: int) -> list[int]:
@@ -75,11 +74,8 @@ def indices_of_step(step: int, num_prompts: int, prompts_per_step: int, seed: in
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{file}:{number}"
+    for place, line in _text_lines(file):
+        if line.strip():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
@@ -91,29 +87,35 @@ def _read_jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, values
 
 
+def _text_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Lines with their places, decoded one by one so that a broken one can be named."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{file}:{number}"
+            try:
+                yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{place}: not UTF-8 text: byte {error.start} of the line cannot be read"
+                ) from error
+
+
 def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for values in reader:
-                place = f"{file}:{reader.line_num}"
-                if None in values or None in values.values():
-                    raise DataError(
-                        f"{place}: expected {len(reader.fieldnames or [])} fields, as in the header"
-                    )
-                yield place, values
-        except csv.Error as error:
-            raise DataError(f"{file}:{reader.line_num}: not CSV: {error}") from error
+    reader = csv.DictReader((line for _, line in _text_lines(file)), strict=True)
+    try:
+        for values in reader:
+            place = f"{file}:{reader.line_num}"
+            if None in values or None in values.values():
+                raise DataError(f"{place}: expected {len(reader.fieldnames or [])} fields, as in the header")
+            yield place, values
+    except csv.Error as error:
+        raise DataError(f"{file}:{reader.line_num}: not CSV: {error}") from error
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading Parquet needs the train extra: pip install 'klimb[train]'"
-        ) from error
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
@@ -132,7 +134,7 @@ def _row(place: str, values: dict[str, Any], column: str) -> PromptRow:
     if problem:
         raise DataError(f"{place}: {column}: {problem}")
     for name in ("prompts", "completions"):
-        if name in values:
+        if name in values and name != column:
             raise DataError(
                 f"{place}: a column may not be named {name!r}, which is what a reward is called with"
             )

@@ -3,12 +3,15 @@
 from importlib import resources
 from pathlib import Path
 
-from klimb.errors import MissingExtraError, RunFolderError
+import jinja2
+
+from klimb.errors import ConfigError, RunFolderError
 from klimb.files import write_file
 from klimb.train.config import TrainConfig
+from klimb.train.figures import draw_figures
 from klimb.train.folder import RunFolder
 from klimb.train.objective import declare
-from klimb.train.summary import Summary, summarise
+from klimb.train.summary import Summary, is_complete, summarise
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -16,16 +19,14 @@ def write_report(folder: RunFolder) -> Path:
 
     Raises:
         RunFolderError: The folder lacks what the report is made from.
-        MissingExtraError: The packages that draw it are not installed.
     """
+    options = folder.read_config()
     try:
-        import jinja2
-
-        from klimb.train.figures import draw_figures
-    except ImportError as error:
-        raise MissingExtraError("the report needs the train extra: pip install 'klimb[train]'") from error
-
-    config = TrainConfig.from_dict(folder.read_config())
+        config = TrainConfig.from_dict(options)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise RunFolderError(
+            f"{folder.path / 'config.json'}: not the options of this klimb: {error}"
+        ) from error
     metrics = folder.read("metrics")
     if not metrics:
         raise RunFolderError(f"{folder.path / 'metrics.jsonl'}: empty; the run took no step")
@@ -34,7 +35,7 @@ def write_report(folder: RunFolder) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(template).render(
         config=config,
-        options=folder.read_config(),
+        options=options,
         declaration=declare(config),
         figures=draw_figures(metrics, summary),
         summary=summary,
@@ -50,6 +51,6 @@ def write_report(folder: RunFolder) -> Path:
 
 def _summary(folder: RunFolder, config: TrainConfig) -> Summary | None:
     evaluations = folder.read("evaluations")
-    if not any(row["when"] == "after" for row in evaluations):
+    if not is_complete(evaluations):
         return None
     return summarise(evaluations, are_held_out=config.eval_prompts is not None)

@@ -1,5 +1,6 @@
 """A run from configuration to fine-tuned model and report."""
 
+import json
 import resource
 import statistics
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from klimb.errors import DataError, KlimbError
+from klimb.errors import DataError, DivergedError, KlimbError
 from klimb.policy.counted import Stream
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
@@ -26,7 +27,7 @@ from klimb.train.step import Judged, sample_and_judge, take_step
 from klimb.train.summary import Summary, summarise
 
 _MOST_TRAINING_PROMPTS_JUDGED = 32  # where no held-out prompts are given
-_EVALUATION_BATCH = 64  # completions drawn at once for judging, where no micro-batch is chosen
+_EVALUATION_BATCH = 64  # completions drawn at once for judging, or fewer by the micro-batch size
 
 
 @dataclass(frozen=True)
@@ -53,46 +54,50 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
     Raises:
         KlimbError: Something is wrong with an option, a file, a reward or the model; the
             message says what, where, and what to do. After the first update a checkpoint of
-            the last one is left in the run's folder.
+            the last one is left in the run's folder, unless the weights have diverged.
     """
     display = display or Display()
-    reward = load_rewards(config.reward, config.reward_weights, trust_remote_code=config.trust_remote_code)
+    RunFolder.require_free(config.out)
     rows = read_prompts(config.prompts, config.prompt_column)
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
-    RunFolder.require_free(config.out)
-
+    reward = load_rewards(
+        config.reward, config.reward_weights, device=config.device, trust_remote_code=config.trust_remote_code
+    )
     display.loading(config.model)
     policy = load_policy(config)
     _check_lengths(policy, [*rows, *judged_rows], config.max_new_tokens)
-    folder = RunFolder.create(config.out, config.to_dict())
     display.started(config, declare(config), _facts(config, policy, rows))
 
+    # Judged before anything is written: a reward that fails at once leaves no folder behind.
+    before = _evaluate("before", policy, reward, judged_rows, config, display)
+    folder = RunFolder.create(config.out, config.to_dict())
+    folder.append("evaluations", before)
     ascent = Ascent(policy, config)
-    _evaluate("before", policy, reward, judged_rows, config, folder, display)
     try:
         for step in range(config.num_steps):
             indices = indices_of_step(step, len(rows), config.prompts_per_step, config.seed)
             judged, ascended = take_step(
                 policy, reward, ascent, [rows[i] for i in indices], Draw(config.seed, step, indices), config
             )
-            metrics = _metrics(step, judged, ascended)
+            metrics = _metrics(step, judged, ascended, policy.model.device)
             folder.append("metrics", [metrics])
             folder.append("completions", _completion_rows(judged, step=step))
             display.stepped(metrics, judged)
             if policy.num_updates % config.checkpoint_every == 0:
                 folder.save_checkpoint(policy, ascent)
+        display.stopped()
+        folder.save_checkpoint(policy, ascent)
+        folder.save_model(policy)
+        folder.append("evaluations", _evaluate("after", policy, reward, judged_rows, config, display))
     except KlimbError as error:
-        if policy.num_updates:
-            checkpoint = folder.save_checkpoint(policy, ascent)
-            error.add_note(f"the weights after {policy.num_updates} updates are in {checkpoint}")
+        if policy.num_updates and not isinstance(error, DivergedError):
+            folder.save_checkpoint(policy, ascent)
+        error.add_note(f"{policy.num_updates} updates were made; what was written stays in {config.out}")
         raise
     finally:
         display.stopped()
 
-    folder.save_checkpoint(policy, ascent)
-    _evaluate("after", policy, reward, judged_rows, config, folder, display)
-    folder.save_model(policy)
     summary = summarise(folder.read("evaluations"), are_held_out=config.eval_prompts is not None)
     write_report(folder)
     display.finished(folder, summary)
@@ -117,9 +122,14 @@ def load_policy(config: TrainConfig) -> Policy:
 
 
 def _rows_to_judge(config: TrainConfig, rows: list[PromptRow]) -> list[PromptRow]:
-    if config.eval_prompts is not None:
-        return read_prompts(config.eval_prompts, config.prompt_column)
-    return rows[:_MOST_TRAINING_PROMPTS_JUDGED]
+    if config.eval_prompts is None:
+        return rows[:_MOST_TRAINING_PROMPTS_JUDGED]
+    held_out = read_prompts(config.eval_prompts, config.prompt_column)
+    places = {json.dumps(row.prompt): row.place for row in rows}
+    for row in held_out:
+        if place := places.get(json.dumps(row.prompt)):
+            raise DataError(f"{row.place}: the prompt is not held out: it is trained on, {place}; remove one")
+    return held_out
 
 
 def _check_lengths(policy: Policy, rows: list[PromptRow], max_new_tokens: int) -> None:
@@ -130,7 +140,7 @@ def _check_lengths(policy: Policy, rows: list[PromptRow], max_new_tokens: int) -
             raise DataError(f"{row.place}: {error}") from error
         if num_tokens == 0:
             raise DataError(f"{row.place}: the prompt has no tokens")
-        if num_tokens + max_new_tokens > policy.context_length:
+        if policy.context_length is not None and num_tokens + max_new_tokens > policy.context_length:
             raise DataError(
                 f"{row.place}: the prompt has {num_tokens} tokens; with max_new_tokens {max_new_tokens} it does not "
                 f"fit the model's context of {policy.context_length}: shorten it, or lower --max-new-tokens"
@@ -155,13 +165,13 @@ def _evaluate(
     reward: WeightedSum,
     rows: list[PromptRow],
     config: TrainConfig,
-    folder: RunFolder,
     display: Display,
-) -> None:
+) -> list[dict[str, Any]]:
     """Judge the policy; before and after draw with the same random numbers, which pairs them."""
     display.evaluating(when, len(rows))
     group = config.eval_completions_per_prompt
-    at_once = max((config.micro_batch_size or _EVALUATION_BATCH) // group, 1)
+    at_once = max(_EVALUATION_BATCH // group, 1)
+    evaluations = []
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
         indices = list(range(start, start + len(part)))
@@ -173,7 +183,8 @@ def _evaluate(
             max_new_tokens=config.max_new_tokens,
             draw=Draw(config.seed, 0, indices, Stream.EVALUATE),
         )
-        folder.append("evaluations", _completion_rows(judged, when=when, first_index=start))
+        evaluations += _completion_rows(judged, when=when, first_index=start)
+    return evaluations
 
 
 def _completion_rows(judged: Judged, *, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:
@@ -194,7 +205,7 @@ def _completion_rows(judged: Judged, *, first_index: int = 0, **columns: Any) ->
     ]
 
 
-def _metrics(step: int, judged: Judged, ascended: AscentMetrics) -> dict[str, Any]:
+def _metrics(step: int, judged: Judged, ascended: AscentMetrics, device: torch.device) -> dict[str, Any]:
     """What a step shows of itself; all but the last three describe the policy before its update."""
     rewards, completions = judged.rewards, judged.completions
     opinions = {
@@ -215,12 +226,12 @@ def _metrics(step: int, judged: Judged, ascended: AscentMetrics) -> dict[str, An
         "sampler_gap_max": ascended.sampler_gap_max,
         "seconds": judged.seconds,
         "completions_per_second": len(completions) / sum(judged.seconds.values()),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": _peak_memory(device),
     }
 
 
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

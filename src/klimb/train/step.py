@@ -45,16 +45,17 @@ class Judged:
 
 
 class Stopwatch:
-    """Seconds from mark to mark, by name."""
+    """Seconds from mark to mark, by name; work queued on the device counts where it was queued."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def mark(self, name: str) -> None:
         """Book the time since the last mark under a name."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
@@ -70,13 +71,13 @@ def sample_and_judge(
     draw: Draw,
 ) -> Judged:
     """Draw completions, score them, and measure how far they are from the reference."""
-    watch = Stopwatch()
+    watch = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt) for row in rows]
     completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
     texts = policy.decode(completions)
     watch.mark("sampling")
     owners = [rows[int(index)] for index in completions.prompt_of]
-    columns = {name: [row.columns.get(name) for row in owners] for name in rows[0].columns}
+    columns = {name: [row.columns[name] for row in owners] for name in rows[0].columns}
     rewards = reward(Batch([row.prompt for row in owners], texts, columns))
     watch.mark("reward")
     kl = k1(completions.log_probs, policy.reference.log_probs(completions))
@@ -94,7 +95,7 @@ def take_step(
 ) -> tuple[Judged, AscentMetrics]:
     """Move the policy's weights once.
 
-    With the objective `reinforce`, no baseline and plain SGD this computes
+    With the objective `reinforce`, no baseline, plain SGD, no clipping and no decay this computes
     `klimb.rlhf_weight_update` on the flattened parameters.
     """
     judged = sample_and_judge(
@@ -105,7 +106,7 @@ def take_step(
         max_new_tokens=config.max_new_tokens,
         draw=draw,
     )
-    watch = Stopwatch()
+    watch = Stopwatch(policy.model.device)
     log_probs = judged.completions.log_probs
     rewards, kl = log_probs.new_tensor(judged.rewards.total), log_probs.new_tensor(judged.kl)
     adjusted = adjusted_rewards(rewards, kl, config.beta).reshape(len(rows), config.completions_per_prompt)

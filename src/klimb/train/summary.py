@@ -11,13 +11,14 @@ _NORMAL_QUANTILE = 1.96  # of the 95 % interval
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with the half-width of its 95 % interval, over prompts."""
+    """A mean with the half-width of its 95 % interval, over prompts; NaN where there is one prompt."""
 
     mean: float
     half_width: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half_width:.3f}"
+        interval = "" if math.isnan(self.half_width) else f" ± {self.half_width:.3f}"
+        return f"{self.mean:.3f}{interval}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class Summary:
     length_before: float
     length_after: float
     examples: list[Example]
+
+
+def is_complete(evaluations: Sequence[dict[str, Any]]) -> bool:
+    """Whether every completion judged before has its counterpart after."""
+    before, after = (
+        [row["prompt_index"] for row in evaluations if row["when"] == when] for when in ("before", "after")
+    )
+    return bool(before) and before == after
 
 
 def summarise(evaluations: Sequence[dict[str, Any]], are_held_out: bool) -> Summary:
