@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,8 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
     if folder.exists():
         return folder
-    with without_progress_bars():
+    # The reader draws its bar on standard error whatever transformers is told.
+    with without_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
         try:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(

@@ -29,7 +29,12 @@ class Display:
 
     def loading(self, model: str) -> None:
         """The model is about to be loaded."""
-        self.console.print(f"Loading {escape(model)} …")
+        hint = (
+            " (a GGUF file is converted the first time, which takes a moment)"
+            if model.endswith(".gguf")
+            else ""
+        )
+        self.console.print(f"Loading {escape(model)}{hint} …")
 
     def started(self, config: TrainConfig, declaration: Declaration, facts: dict[str, str]) -> None:
         """The run is about to begin."""
