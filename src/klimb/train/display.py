@@ -84,7 +84,7 @@ class Display:
         self.console.print()
         self.console.print(_table(summary))
         for example in summary.examples[:_NUM_EXAMPLES]:
-            self.console.print(Text(f"\n{example.prompt} …", style="bold"))
+            self.console.print(Text(f"\n{_one_line(example.prompt)} …", style="bold"))
             self.console.print(Text(f"  before {example.reward_before:+.2f}  {_one_line(example.before)}"))
             self.console.print(Text(f"  after  {example.reward_after:+.2f}  {_one_line(example.after)}"))
         self.console.print(f"\n[bold]Model[/]   {escape(str(folder.model))}")
@@ -125,5 +125,6 @@ def _table(summary: Summary) -> Table:
 
 
 def _one_line(text: str) -> str:
-    flat = " ".join(text.split())
+    """Put a text on one line, without characters that would steer the terminal."""
+    flat = "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
     return flat if len(flat) <= _LONGEST_SAMPLE else flat[:_LONGEST_SAMPLE] + "…"
