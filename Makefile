@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: help demo test test-slow check lint types layers format clean
@@ -43,12 +44,12 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "klimb needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	@echo "klimb: installing klimb[train]; a minute or two, once"
 	@$(PIP_INSTALL) '.[train]'
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	@echo "klimb: installing klimb[train,dev]; a minute or two, once"
 	@$(PIP_INSTALL) '.[train,dev]'
 	@touch $@ $(VENV)/.train

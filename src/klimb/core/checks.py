@@ -1,6 +1,7 @@
 """Checks at the boundary of `klimb.core`: libraries, dtypes, shapes, finiteness."""
 
 import math
+from functools import cache
 from typing import Any
 
 import array_api_compat
@@ -10,9 +11,10 @@ from klimb.core.types import Array, ArrayLike
 from klimb.errors import ArgumentError
 
 _compat: Any = array_api_compat  # its functions are typed by the libraries that happen to be installed
+_COMMON = (np.dtype(np.float64), np.dtype(np.float32))
 
 
-def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
+def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tuple[Any, list[Array]]:
     """Bring named arguments to one array library and one floating dtype.
 
     Arrays decide the library, the device and the dtype: the result's dtype is the
@@ -21,6 +23,8 @@ def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     (float64 in NumPy). Arrays that already agree are passed on uncopied.
 
     Args:
+        keep: Names of arguments that keep a floating dtype of their own: large ones, which
+            would be copied.
         arguments: The values under the names that errors should use.
 
     Returns:
@@ -30,6 +34,9 @@ def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
         ArgumentError: The arguments come from different libraries, or one of them is
             not made of real numbers.
     """
+    values = list(arguments.values())
+    if _agree(values):
+        return _numpy(), values
     given = {name: a for name, a in arguments.items() if _compat.is_array_api_obj(a)}
     xp = _common_namespace(given)
     device = _compat.device(next(iter(given.values()))) if given else None
@@ -37,18 +44,23 @@ def floating_arrays(**arguments: ArrayLike) -> tuple[Any, list[Array]]:
     arrays: dict[str, Array] = {}
     for name, value in arguments.items():
         array = given[name] if name in given else _from_sequence(xp, name, value, device)
-        if not (xp.isdtype(array.dtype, ("bool", "integral", "real floating"))):
+        if not (xp.isdtype(array.dtype, ("bool", "integral")) or _is_floating(xp, array)):
             raise ArgumentError(f"{name}: expected real numbers, got dtype {array.dtype}")
         arrays[name] = array
 
-    floating = {a.dtype for a in given.values() if xp.isdtype(a.dtype, "real floating")}
+    floating = {a.dtype for a in given.values() if _is_floating(xp, a)}
     default = xp.__array_namespace_info__().default_dtypes()["real floating"]
     dtype = xp.result_type(*floating) if floating else default
-    return xp, [xp.astype(array, dtype, copy=False) for array in arrays.values()]
+    return xp, [
+        array if name in keep and _is_floating(xp, array) else xp.astype(array, dtype, copy=False)
+        for name, array in arrays.items()
+    ]
 
 
 def require_shape(name: str, array: Array, expected: tuple[int | str, ...]) -> None:
     """Raise unless `array` has the expected shape; letters stand for any size of at least 0."""
+    if array.shape == expected:
+        return
     shape = tuple(array.shape)
     fits = len(shape) == len(expected) and all(
         isinstance(want, str) or want == have for want, have in zip(expected, shape, strict=True)
@@ -64,13 +76,55 @@ def require_samples(name: str, array: Array) -> None:
 
 
 def require_finite(name: str, xp: Any, array: Array) -> None:
-    """Raise if any element is NaN or infinite, naming the first one's place."""
-    finite = xp.isfinite(array)
-    if bool(xp.all(finite)):
+    """Raise if any element is NaN or infinite, naming the first one's place.
+
+    Values of lazy arrays (JAX's, Dask's) are not looked at.
+    """
+    if all_finite(xp, array):
         return
-    place = tuple(int(axis[0]) for axis in xp.nonzero(~finite))
-    index = ", ".join(str(i) for i in place)
-    raise ArgumentError(f"{name}: expected finite numbers, got {float(array[place])} at [{index}]")
+    rows = [array] if array.ndim < 2 else (array[index, ...] for index in range(array.shape[0]))
+    for index, row in enumerate(rows):
+        finite = xp.isfinite(row)
+        if bool(xp.all(finite)):
+            continue
+        place = tuple(int(axis[0]) for axis in xp.nonzero(~finite)) if row.ndim else ()
+        whole = place if array.ndim < 2 else (index, *place)
+        shown = ", ".join(map(str, whole))
+        raise ArgumentError(f"{name}: expected finite numbers, got {float(row[place])} at [{shown}]")
+
+
+def require_finite_result(xp: Any, result: Array, **arguments: Array) -> None:
+    """Raise if a result is not finite, naming the argument that made it so.
+
+    An infinity or NaN among the arguments of sums and products always shows in the result, so
+    one look at the result stands for one at each argument.
+    """
+    if all_finite(xp, result):
+        return
+    for name, array in arguments.items():
+        require_finite(name, xp, array)
+    raise ArgumentError(
+        f"the result is too large for {result.dtype}, although {', '.join(arguments)} are finite: "
+        "scale them down, or pass a wider dtype"
+    )
+
+
+def quietly() -> np.errstate:
+    """Silence NumPy's warnings around arithmetic whose result is checked: the error says more."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def all_finite(xp: Any, array: Array) -> bool:
+    """Whether no element is NaN or infinite; True for lazy arrays, whose values are not looked at."""
+    if type(array) is np.ndarray:
+        # A finite sum of squares has none but finite terms: quicker than a mask, and silent.
+        if array.ndim == 1 and array.dtype in _COMMON and math.isfinite(array.dot(array)):
+            return True
+    elif _compat.is_lazy_array(array):
+        return True
+    if array.ndim == 2:  # row by row, since the mask of a large matrix would be large
+        return all(bool(xp.all(xp.isfinite(array[index, ...]))) for index in range(array.shape[0]))
+    return bool(xp.all(xp.isfinite(array)))
 
 
 def nonnegative_number(name: str, value: Any) -> float:
@@ -84,10 +138,38 @@ def nonnegative_number(name: str, value: Any) -> float:
     return number
 
 
+@cache
+def _numpy() -> Any:
+    # Asked for at the call: importing array_api_compat.numpy would take 40 ms of `import klimb`.
+    return _compat.array_namespace(np.empty(0))
+
+
+def _agree(values: list[Any]) -> bool:
+    """Whether there is nothing to bring together: the frequent case, which should cost little."""
+    dtype = getattr(values[0], "dtype", None)
+    if dtype not in _COMMON:
+        return False
+    for value in values:  # noqa: SIM110  all() of a generator takes twice the time
+        if type(value) is not np.ndarray or value.dtype is not dtype:
+            return False
+    return True
+
+
+def _is_floating(xp: Any, array: Array) -> bool:
+    # NumPy knows bfloat16 only through ml_dtypes, and not as one of its own kinds.
+    return bool(xp.isdtype(array.dtype, "real floating")) or str(array.dtype) == "bfloat16"
+
+
+def is_numpy(array: Array) -> bool:
+    """Whether this is a NumPy array, whose columns can be written a block at a time."""
+    return isinstance(array, np.ndarray)
+
+
 def _common_namespace(given: dict[str, Array]) -> Any:
+    if not given:
+        return _numpy()
     try:
-        # Asked for at the call: importing array_api_compat.numpy would take 40 ms of `import klimb`.
-        return _compat.array_namespace(*(given.values() or [np.empty(0)]))
+        return _compat.array_namespace(*given.values())
     except TypeError as error:
         kinds = ", ".join(f"{name} is a {type(a).__module__}.{type(a).__name__}" for name, a in given.items())
         raise ArgumentError(f"expected arrays of one library, got several: {kinds}") from error

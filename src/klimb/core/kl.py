@@ -40,7 +40,7 @@ def k1(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Float[Array, ".
         >>> k1([-1.0, -2.0], [-1.5, -1.5])
         array([ 0.5, -0.5])
     """
-    _, difference = _log_ratio(policy_log_probs, ref_log_probs)
+    _, difference = _checked_log_ratio(policy_log_probs, ref_log_probs)
     return difference
 
 
@@ -69,7 +69,7 @@ def k2(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Float[Array, ".
         >>> k2([-1.0, -2.0], [-1.5, -1.5])
         array([0.125, 0.125])
     """
-    _, difference = _log_ratio(policy_log_probs, ref_log_probs)
+    _, difference = _checked_log_ratio(policy_log_probs, ref_log_probs)
     return difference * difference / 2
 
 
@@ -98,7 +98,7 @@ def k3(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Float[Array, ".
         >>> k3([0.0], [0.0])
         array([0.])
     """
-    xp, difference = _log_ratio(policy_log_probs, ref_log_probs)
+    xp, difference = _checked_log_ratio(policy_log_probs, ref_log_probs)
     # expm1 keeps the digits that exp(−d) − 1 would cancel where π is near π_ref.
     return xp.expm1(-difference) + difference
 
@@ -146,11 +146,17 @@ def exact_kl(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Float[Arr
     return xp.sum(xp.where(possible, xp.exp(policy), zero) * difference, axis=-1)
 
 
-def _log_ratio(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> tuple[Any, Array]:
+def log_ratio(policy_log_probs: Array, ref_log_probs: Array) -> Array:
+    """Return d = log π − log π_ref of arrays that have been checked: what every estimator is made of."""
+    return policy_log_probs - ref_log_probs
+
+
+def _checked_log_ratio(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> tuple[Any, Array]:
     xp, (policy, reference) = checks.floating_arrays(
         policy_log_probs=policy_log_probs, ref_log_probs=ref_log_probs
     )
     checks.require_shape("ref_log_probs", reference, tuple(policy.shape))
-    checks.require_finite("policy_log_probs", xp, policy)
-    checks.require_finite("ref_log_probs", xp, reference)
-    return xp, policy - reference
+    with checks.quietly():
+        difference = log_ratio(policy, reference)
+        checks.require_finite_result(xp, difference, policy_log_probs=policy, ref_log_probs=reference)
+    return xp, difference

@@ -3,11 +3,16 @@
 Axes: N samples, P parameters.
 """
 
+from typing import Any
+
 from jaxtyping import Float
 
 from klimb.core import checks
-from klimb.core.kl import k1
+from klimb.core.kl import log_ratio
 from klimb.core.types import Array, ArrayLike
+from klimb.kernels import weighted_sum
+
+_COLUMN_BLOCK = 1 << 21  # parameters whose gradient is held at once: at most 16 MB in float64
 
 
 def rlhf_weight_update(
@@ -64,7 +69,8 @@ def rlhf_weight_update(
         ... )
         array([1.05, 0.95])
     """
-    _, (weights, rewards, policy_log_probs, ref_log_probs, log_prob_grads) = checks.floating_arrays(
+    xp, (weights, rewards, policy_log_probs, ref_log_probs, log_prob_grads) = checks.floating_arrays(
+        keep=("log_prob_grads",),
         weights=weights,
         rewards=rewards,
         policy_log_probs=policy_log_probs,
@@ -78,10 +84,16 @@ def rlhf_weight_update(
     checks.require_shape("policy_log_probs", policy_log_probs, (num_samples,))
     checks.require_shape("ref_log_probs", ref_log_probs, (num_samples,))
     checks.require_shape("log_prob_grads", log_prob_grads, (num_samples, num_parameters))
+    beta, lr = checks.nonnegative_number("beta", beta), checks.nonnegative_number("lr", lr)
 
-    kl = k1(policy_log_probs, ref_log_probs)
-    gradient = policy_gradient(adjusted_rewards(rewards, kl, beta), log_prob_grads)
-    return gradient_ascent(weights, gradient, lr)
+    arrays = {"rewards": rewards, "policy_log_probs": policy_log_probs, "ref_log_probs": ref_log_probs}
+    with checks.quietly():
+        advantages = _adjusted(rewards, log_ratio(policy_log_probs, ref_log_probs), beta)
+        updated = _update(xp, weights, advantages, log_prob_grads, lr)
+        if num_parameters == 0:  # no parameter in which they would show
+            checks.require_finite_result(xp, advantages, **arrays)
+        checks.require_finite_result(xp, updated, weights=weights, **arrays, log_prob_grads=log_prob_grads)
+    return updated
 
 
 def adjusted_rewards(rewards: ArrayLike, kl: ArrayLike, beta: float) -> Float[Array, "..."]:
@@ -109,9 +121,10 @@ def adjusted_rewards(rewards: ArrayLike, kl: ArrayLike, beta: float) -> Float[Ar
     """
     xp, (rewards, kl) = checks.floating_arrays(rewards=rewards, kl=kl)
     checks.require_shape("kl", kl, tuple(rewards.shape))
-    checks.require_finite("rewards", xp, rewards)
-    checks.require_finite("kl", xp, kl)
-    return rewards - checks.nonnegative_number("beta", beta) * kl
+    with checks.quietly():
+        adjusted = _adjusted(rewards, kl, checks.nonnegative_number("beta", beta))
+        checks.require_finite_result(xp, adjusted, rewards=rewards, kl=kl)
+    return adjusted
 
 
 def policy_gradient(advantages: ArrayLike, log_prob_grads: ArrayLike) -> Float[Array, " P"]:
@@ -138,15 +151,17 @@ def policy_gradient(advantages: ArrayLike, log_prob_grads: ArrayLike) -> Float[A
         array([0.5, 1.5])
     """
     xp, (advantages, log_prob_grads) = checks.floating_arrays(
-        advantages=advantages, log_prob_grads=log_prob_grads
+        keep=("log_prob_grads",), advantages=advantages, log_prob_grads=log_prob_grads
     )
     checks.require_shape("advantages", advantages, ("N",))
     checks.require_samples("advantages", advantages)
     num_samples = advantages.shape[0]
     checks.require_shape("log_prob_grads", log_prob_grads, (num_samples, "P"))
     checks.require_finite("advantages", xp, advantages)
-    checks.require_finite("log_prob_grads", xp, log_prob_grads)
-    return xp.matmul(advantages, log_prob_grads) / num_samples
+    with checks.quietly():
+        gradient = _gradient(xp, advantages, log_prob_grads)
+        checks.require_finite_result(xp, gradient, log_prob_grads=log_prob_grads)
+    return gradient
 
 
 def gradient_ascent(weights: ArrayLike, gradient: ArrayLike, lr: float) -> Float[Array, " P"]:
@@ -175,6 +190,34 @@ def gradient_ascent(weights: ArrayLike, gradient: ArrayLike, lr: float) -> Float
     xp, (weights, gradient) = checks.floating_arrays(weights=weights, gradient=gradient)
     checks.require_shape("weights", weights, ("P",))
     checks.require_shape("gradient", gradient, tuple(weights.shape))
-    checks.require_finite("weights", xp, weights)
-    checks.require_finite("gradient", xp, gradient)
-    return weights + checks.nonnegative_number("lr", lr) * gradient
+    with checks.quietly():
+        ascended = _ascended(weights, gradient, checks.nonnegative_number("lr", lr))
+        checks.require_finite_result(xp, ascended, weights=weights, gradient=gradient)
+    return ascended
+
+
+def _adjusted(rewards: Array, kl: Array, beta: float) -> Array:
+    return rewards - beta * kl
+
+
+def _gradient(xp: Any, advantages: Array, log_prob_grads: Array) -> Array:
+    mean = weighted_sum(xp, advantages, log_prob_grads) / advantages.shape[0]
+    return mean if mean.dtype == advantages.dtype else xp.astype(mean, advantages.dtype)
+
+
+def _ascended(weights: Array, gradient: Array, lr: float) -> Array:
+    return weights + lr * gradient
+
+
+def _update(xp: Any, weights: Array, advantages: Array, log_prob_grads: Array, lr: float) -> Array:
+    """Gradient and ascent, a block of columns at a time where whole temporaries would be large."""
+    num_parameters = weights.shape[0]
+    if num_parameters <= _COLUMN_BLOCK or not checks.is_numpy(weights):
+        return _ascended(weights, _gradient(xp, advantages, log_prob_grads), lr)
+    updated = xp.empty_like(weights)
+    for first in range(0, num_parameters, _COLUMN_BLOCK):
+        columns = slice(first, first + _COLUMN_BLOCK)
+        updated[columns] = _ascended(
+            weights[columns], _gradient(xp, advantages, log_prob_grads[:, columns]), lr
+        )
+    return updated

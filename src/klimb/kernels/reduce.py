@@ -1,0 +1,157 @@
+"""out_p = Σ_i a_i G_ip, with G read once.
+
+Axes: N samples, P parameters.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from klimb.kernels.library import compiled, in_threads, num_threads
+
+_compat: Any = array_api_compat
+
+_STORED = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+_SMALL_BYTES = 1 << 18  # a matrix up to this size is faster through the library's own product
+_COMMON = (np.dtype(np.float64), np.dtype(np.float32))
+_FEW_COLUMNS = 4096  # up to so many the rows are split over threads, else the columns
+_CHUNK_BYTES = 1 << 26  # of a matrix with few columns, summed on its own
+_ROW_BLOCK = 1024  # rows at a time where there is no compiled kernel
+
+
+@dataclass(frozen=True)
+class _Strided:
+    """Memory of an array, NumPy's or PyTorch's."""
+
+    pointer: int
+    dtype: str
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: Any) -> "_Strided":
+        dtype = str(array.dtype).removeprefix("torch.")
+        if isinstance(array, np.ndarray):
+            return cls(array.ctypes.data, dtype, array.shape, array.strides)
+        steps = tuple(step * array.element_size() for step in array.stride())
+        return cls(array.data_ptr(), dtype, tuple(array.shape), steps)
+
+
+def weighted_sum(xp: Any, weights: Any, matrix: Any) -> Any:
+    """Add the rows of a matrix, each times its weight.
+
+    out_p = Σ_i a_i G_ip
+
+    NumPy arrays and PyTorch tensors on the CPU that carry no gradient go through the compiled
+    kernel: products and short sums in float32 (float64 where an argument is float64), those
+    sums added in float64, whatever the matrix's dtype and layout. The result does not depend on
+    the number of threads. Other arrays go through their library's matrix product.
+
+    Args:
+        xp: The arrays' array-API namespace.
+        weights: a, (N,).
+        matrix: G, (N, P), N ≥ 1, of the same library as `weights`, perhaps of another dtype.
+
+    Returns:
+        The sums, (P,): float64 where an argument is float64, else float32 from the kernel, or the
+        promoted dtype from the library.
+    """
+    if type(matrix) is np.ndarray and matrix.nbytes <= _SMALL_BYTES and matrix.dtype in _COMMON:
+        return weights @ matrix
+    if isinstance(matrix, np.ndarray) and isinstance(weights, np.ndarray):
+        if str(matrix.dtype) in _STORED and matrix.dtype.isnative:
+            return _on_cpu(xp, weights, matrix)
+    elif compiled() is not None and _is_plain_tensor(weights) and _is_plain_tensor(matrix):
+        return _on_cpu(xp, weights, matrix)
+    dtype = xp.result_type(weights.dtype, matrix.dtype)
+    return xp.matmul(xp.astype(weights, dtype, copy=False), xp.astype(matrix, dtype, copy=False))
+
+
+def _is_plain_tensor(array: Any) -> bool:
+    """Whether this is a PyTorch tensor whose memory can be read here and whose gradient nobody wants."""
+    return (
+        _compat.is_torch_array(array)
+        and array.device.type == "cpu"
+        and not array.requires_grad
+        and str(array.dtype).removeprefix("torch.") in _STORED
+    )
+
+
+def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
+    in_double = "float64" in (
+        str(weights.dtype).removeprefix("torch."),
+        str(matrix.dtype).removeprefix("torch."),
+    )
+    compute = xp.float64 if in_double else xp.float32
+    weights = xp.asarray(xp.astype(weights, compute, copy=False), copy=None)
+    function = compiled()
+    if function is None or 0 in matrix.shape:
+        return _in_blocks(weights, matrix, compute)
+    weights = (
+        weights if _Strided.of(weights).steps == (8 if in_double else 4,) else xp.asarray(weights, copy=True)
+    )
+    a, rows = _Strided.of(weights), _Strided.of(matrix)
+    num_rows, num_columns = rows.shape
+    row_step, column_step = rows.steps
+    stored, item = _STORED[rows.dtype], 8 if in_double else 4
+    if num_columns > _FEW_COLUMNS or row_step < column_step:
+        out = xp.empty(num_columns, dtype=compute)
+        target = _Strided.of(out).pointer
+        # Pieces are whole cache lines, and several a thread, so that a slow one does not hold up the rest.
+        piece = (
+            max(-(-num_columns // (4 * num_threads()) // 64) * 64, 64) if num_columns > 64 else num_columns
+        )
+
+        def columns(index: int) -> None:
+            first = index * piece
+            count = min(piece, num_columns - first)
+            data = rows.pointer + first * column_step
+            function(
+                stored,
+                in_double,
+                a.pointer,
+                data,
+                num_rows,
+                count,
+                row_step,
+                column_step,
+                in_double,
+                target + first * item,
+            )
+
+        in_threads(columns, -(-num_columns // piece))
+        return out
+
+    chunk = max(_CHUNK_BYTES // (num_columns * matrix.itemsize), 1)
+    partial = np.empty((-(-num_rows // chunk), num_columns))
+
+    def chunk_of_rows(index: int) -> None:
+        first = index * chunk
+        count = min(chunk, num_rows - first)
+        data, own = rows.pointer + first * row_step, a.pointer + first * item
+        function(
+            stored,
+            in_double,
+            own,
+            data,
+            count,
+            num_columns,
+            row_step,
+            column_step,
+            1,
+            partial[index].ctypes.data,
+        )
+
+    in_threads(chunk_of_rows, len(partial))
+    return xp.astype(xp.asarray(np.add.reduce(partial, axis=0)), compute)
+
+
+def _in_blocks(weights: Any, matrix: Any, compute: Any) -> Any:
+    """The same without the compiled kernel: NumPy's product of one block of rows after the other."""
+    total = np.zeros(matrix.shape[1])
+    for first in range(0, matrix.shape[0], _ROW_BLOCK):
+        rows = slice(first, first + _ROW_BLOCK)
+        total += weights[rows] @ matrix[rows].astype(compute, copy=False)
+    return total.astype(compute)

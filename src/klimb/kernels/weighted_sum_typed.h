@@ -1,0 +1,171 @@
+/* The sums in one type, COMPUTE: float or double. Included once for each by weighted_sum.c. */
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TYPED(name) JOIN(name, COMPUTE)
+
+/* Bring `count` elements, `step` bytes apart, into a contiguous buffer. */
+CLONES static void TYPED(bring)(enum stored type, const char *from, int64_t step, int64_t count, COMPUTE *to) {
+    int64_t j = 0;
+    if (type == FLOAT32 && step == 4) {
+        for (; j < count; j++) to[j] = (COMPUTE)float32_at(from + 4 * j);
+    } else if (type == BFLOAT16 && step == 2) {
+        for (; j < count; j++) to[j] = (COMPUTE)bfloat16_at(from + 2 * j);
+    } else {
+        if (type == FLOAT16 && step == 2 && sizeof(COMPUTE) == sizeof(float))
+            j = bring_halves(from, count, (float *)to);
+        for (; j < count; j++) {
+            const char *at = from + j * step;
+            switch (type) {
+                case FLOAT16: to[j] = (COMPUTE)float16_at(at); break;
+                case BFLOAT16: to[j] = (COMPUTE)bfloat16_at(at); break;
+                case FLOAT32: to[j] = (COMPUTE)float32_at(at); break;
+                case FLOAT64: to[j] = (COMPUTE)float64_at(at); break;
+            }
+        }
+    }
+}
+
+/* sums[j] += w[0] rows[0][j] + … for up to four rows; `ahead` bytes on, what comes next is fetched. */
+CLONES static void TYPED(add_rows)(const COMPUTE *w, const COMPUTE *const *rows, int64_t num_rows, int64_t count,
+                                   int64_t ahead, COMPUTE *restrict sums) {
+    if (num_rows < 4) {
+        for (int64_t k = 0; k < num_rows; k++)
+            for (int64_t j = 0; j < count; j++) sums[j] += w[k] * rows[k][j];
+        return;
+    }
+    const COMPUTE *restrict r0 = rows[0], *restrict r1 = rows[1], *restrict r2 = rows[2], *restrict r3 = rows[3];
+    const COMPUTE w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+    const int64_t line = 64 / sizeof(COMPUTE);
+    int64_t first = 0;
+    for (; first + line <= count; first += line) {
+        __builtin_prefetch((const char *)(r0 + first) + ahead);
+        __builtin_prefetch((const char *)(r1 + first) + ahead);
+        __builtin_prefetch((const char *)(r2 + first) + ahead);
+        __builtin_prefetch((const char *)(r3 + first) + ahead);
+        for (int64_t j = first; j < first + line; j++)
+            sums[j] = (((sums[j] + w0 * r0[j]) + w1 * r1[j]) + w2 * r2[j]) + w3 * r3[j];
+    }
+    for (int64_t j = first; j < count; j++)
+        sums[j] = (((sums[j] + w0 * r0[j]) + w1 * r1[j]) + w2 * r2[j]) + w3 * r3[j];
+}
+
+/* Contiguous rows pass by a tile of partial sums that stays in the cache. */
+static void TYPED(wide)(const struct matrix *m, const COMPUTE *w, double *totals) {
+    static _Thread_local COMPUTE sums[TILE], buffer[4][PIECE];
+    const int is_half = sizeof(COMPUTE) == sizeof(float) && m->column_step == 2 && HAS_AVX512;
+    const int is_direct = m->type == TYPED(STORED) && m->column_step == (int64_t)sizeof(COMPUTE);
+    const int64_t piece = is_direct || is_half ? TILE : PIECE;
+    for (int64_t block = 0; block < m->num_rows; block += FLUSH_ROWS) {
+        const int64_t end = least(block + FLUSH_ROWS, m->num_rows);
+        memset(sums, 0, m->num_columns * sizeof(COMPUTE));
+        for (int64_t i = block; i < end; i += 4) {
+            const int64_t num_rows = least(end - i, 4);
+            for (int64_t first = 0; first < m->num_columns; first += piece) {
+                const int64_t count = least(m->num_columns - first, piece);
+                const char *corner = m->data + i * m->row_step + first * m->column_step;
+                if (is_half) {
+                    add_half_rows(m->type, (const float *)w + i, corner, m->row_step, num_rows, count, (float *)sums);
+                    continue;
+                }
+                const COMPUTE *rows[4];
+                for (int64_t k = 0; k < num_rows; k++) {
+                    const char *at = corner + k * m->row_step;
+                    if (!is_direct) TYPED(bring)(m->type, at, m->column_step, count, buffer[k]);
+                    rows[k] = is_direct ? (const COMPUTE *)at : buffer[k];
+                }
+                TYPED(add_rows)(w + i, rows, num_rows, count, is_direct ? 4 * m->row_step : 0, sums + first);
+            }
+        }
+        for (int64_t j = 0; j < m->num_columns; j++) totals[j] += sums[j];
+    }
+}
+
+/* A few columns of a block of rows, their sums in registers. */
+#define STRIPE(NAME, WIDTH)                                                                                  \
+    CLONES static void TYPED(NAME)(const COMPUTE *w, const char *at, int64_t row_step, int64_t num_rows,     \
+                                   double *totals) {                                                         \
+        COMPUTE sums[WIDTH] = {0};                                                                           \
+        for (int64_t i = 0; i < num_rows; i++, at += row_step) {                                             \
+            const COMPUTE *row = (const COMPUTE *)at, weight = w[i];                                         \
+            for (int j = 0; j < (WIDTH); j += 64 / (int)sizeof(COMPUTE))                                       \
+                __builtin_prefetch((const char *)(row + j) + FETCH_AHEAD);                                   \
+            for (int j = 0; j < WIDTH; j++) sums[j] += weight * row[j];                                      \
+        }                                                                                                    \
+        for (int j = 0; j < WIDTH; j++) totals[j] += sums[j];                                                \
+    }
+STRIPE(stripe_wide, (int)(STRIPE_BYTES / sizeof(COMPUTE)))
+STRIPE(stripe_16, 16)
+STRIPE(stripe_1, 1)
+
+/* Few columns: a block of rows is in the cache while stripe after stripe of it is summed. */
+static void TYPED(narrow)(const struct matrix *m, const COMPUTE *w, double *totals) {
+    enum { STRIPE_COLUMNS = STRIPE_BYTES / sizeof(COMPUTE) };
+    for (int64_t block = 0; block < m->num_rows; block += FLUSH_ROWS) {
+        const int64_t num_rows = least(m->num_rows - block, FLUSH_ROWS);
+        const char *at = m->data + block * m->row_step;
+        int64_t j = 0;
+        for (; j + STRIPE_COLUMNS <= m->num_columns; j += STRIPE_COLUMNS, at += STRIPE_BYTES)
+            TYPED(stripe_wide)(w + block, at, m->row_step, num_rows, totals + j);
+        for (; j + 16 <= m->num_columns; j += 16, at += 16 * sizeof(COMPUTE))
+            TYPED(stripe_16)(w + block, at, m->row_step, num_rows, totals + j);
+        for (; j < m->num_columns; j++, at += sizeof(COMPUTE))
+            TYPED(stripe_1)(w + block, at, m->row_step, num_rows, totals + j);
+    }
+}
+
+/* Contiguous columns: a dot product for each, over a block of weights that stays in the cache. */
+CLONES static double TYPED(dot)(const COMPUTE *restrict x, const COMPUTE *restrict y, int64_t count) {
+    enum { LANES = 256 / sizeof(COMPUTE) };
+    COMPUTE sums[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int64_t j = 0; j < LANES; j += 64 / (int64_t)sizeof(COMPUTE))
+            __builtin_prefetch((const char *)(y + i + j) + FETCH_AHEAD);
+        for (int64_t j = 0; j < LANES; j++) sums[j] += x[i + j] * y[i + j];
+    }
+    COMPUTE rest = 0;
+    for (; i < count; i++) rest += x[i] * y[i];
+    for (int64_t half = LANES / 2; half > 0; half /= 2)
+        for (int64_t j = 0; j < half; j++) sums[j] += sums[j + half];
+    return (double)sums[0] + (double)rest;
+}
+
+static void TYPED(tall)(const struct matrix *m, const COMPUTE *w, double *totals) {
+    static _Thread_local COMPUTE buffer[PIECE];
+    const int is_half = sizeof(COMPUTE) == sizeof(float) && SIZES[m->type] == 2 && HAS_AVX512;
+    const int is_direct = m->type == TYPED(STORED);
+    const int64_t piece = is_direct || is_half ? DOT_ROWS : PIECE;
+    int64_t j = 0;
+    if (is_direct && sizeof(COMPUTE) == sizeof(float) && m->num_rows <= SHORT_ROWS && HAS_AVX512)
+        for (; j + 16 <= m->num_columns; j += 16)
+            dot_short_columns(m->data + j * m->column_step, m->column_step, m->num_rows, (const float *)w, totals + j);
+    for (int64_t block = 0; block < m->num_rows; block += DOT_ROWS)
+        for (int64_t column = j; column < m->num_columns; column++)
+            for (int64_t i = block; i < least(block + DOT_ROWS, m->num_rows); i += piece) {
+                const int64_t count = least(least(block + DOT_ROWS, m->num_rows) - i, piece);
+                const char *at = m->data + column * m->column_step + i * m->row_step;
+                if (is_half) {
+                    totals[column] += dot_halves(m->type, (const float *)w + i, at, count);
+                    continue;
+                }
+                if (!is_direct) TYPED(bring)(m->type, at, m->row_step, count, buffer);
+                totals[column] += TYPED(dot)(w + i, is_direct ? (const COMPUTE *)at : buffer, count);
+            }
+}
+
+/* Add the weighted sum of at most TILE columns to their totals. */
+static void TYPED(add_tile)(const struct matrix *m, const COMPUTE *w, double *totals) {
+    const int64_t size = SIZES[m->type];
+    if (m->row_step == size && m->column_step != size)
+        TYPED(tall)(m, w, totals);
+    else if (m->type == TYPED(STORED) && m->column_step == size && m->num_columns <= NARROW)
+        TYPED(narrow)(m, w, totals);
+    else
+        TYPED(wide)(m, w, totals);
+}
+
+#undef STRIPE
+#undef TYPED
+#undef JOIN
+#undef JOIN_
