@@ -1,9 +1,12 @@
-"""Tiny models made on the spot, and no network."""
+"""Tiny models made on the spot, no network, and several host devices for JAX."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_X64"] = "1"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import json
 from types import SimpleNamespace

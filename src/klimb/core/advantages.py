@@ -158,6 +158,41 @@ def group_normalised(rewards: ArrayLike, epsilon: float = GROUP_EPSILON) -> Floa
     return xp.where(equal, xp.zeros_like(rewards), centred / xp.where(equal, xp.ones_like(scale), scale))
 
 
+def whiten(rewards: ArrayLike, *, keep_mean: bool = False, epsilon: float = 1e-8) -> Float[Array, "..."]:
+    """Bring rewards to a variance of 1, and to a mean of 0 unless it is kept.
+
+    r ← (r − mean r) / √(var r + ε) (+ mean r)
+
+    The variance is the biased one, over all elements. As with `group_normalised`, the gradient is
+    then no longer that of the mean reward.
+
+    Args:
+        rewards: Rewards, any shape.
+        keep_mean: Whether the mean is added back.
+        epsilon: ε ≥ 0, in squared reward units; 0 where rewards may not all be equal.
+
+    Returns:
+        The whitened rewards, in the shape of `rewards`.
+
+    Raises:
+        ArgumentError: No element, a value that is not a finite real number, or a negative `epsilon`.
+
+    Reference:
+        Ziegler et al. (2019), appendix of its published code, `whiten`.
+
+    Example:
+        >>> whiten([1.0, 3.0], epsilon=0.0)
+        array([-1.,  1.])
+    """
+    xp, (rewards,) = checks.floating_arrays(rewards=rewards)
+    if 0 in rewards.shape:
+        raise ArgumentError(f"rewards: expected at least one sample, got shape {tuple(rewards.shape)}")
+    checks.require_finite("rewards", xp, rewards)
+    mean = xp.mean(rewards)
+    whitened = (rewards - mean) / xp.sqrt(xp.var(rewards) + checks.nonnegative_number("epsilon", epsilon))
+    return whitened + mean if keep_mean else whitened
+
+
 BASELINES: dict[str, Baseline] = {
     "none": no_baseline,
     "batch_mean": batch_mean,

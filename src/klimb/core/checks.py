@@ -12,6 +12,7 @@ from klimb.errors import ArgumentError
 
 _compat: Any = array_api_compat  # its functions are typed by the libraries that happen to be installed
 _COMMON = (np.dtype(np.float64), np.dtype(np.float32))
+_LITTLE = 4096  # elements
 
 
 def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tuple[Any, list[Array]]:
@@ -44,7 +45,7 @@ def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tu
     arrays: dict[str, Array] = {}
     for name, value in arguments.items():
         array = given[name] if name in given else _from_sequence(xp, name, value, device)
-        if not (xp.isdtype(array.dtype, ("bool", "integral")) or _is_floating(xp, array)):
+        if not (_is_floating(xp, array) or xp.isdtype(array.dtype, ("bool", "integral"))):
             raise ArgumentError(f"{name}: expected real numbers, got dtype {array.dtype}")
         arrays[name] = array
 
@@ -117,11 +118,16 @@ def quietly() -> np.errstate:
 def all_finite(xp: Any, array: Array) -> bool:
     """Whether no element is NaN or infinite; True for lazy arrays, whose values are not looked at."""
     if type(array) is np.ndarray:
-        # A finite sum of squares has none but finite terms: quicker than a mask, and silent.
-        if array.ndim == 1 and array.dtype in _COMMON and math.isfinite(array.dot(array)):
-            return True
+        # A finite sum of finite terms is finite; one that is not is looked at again below. BLAS's dot is the
+        # quickest for little; for much it would wake threads, which go on spinning beside our own.
+        if array.ndim == 1 and array.dtype in _COMMON:
+            total = array.dot(array) if array.size <= _LITTLE else np.add.reduce(array)
+            if math.isfinite(total):
+                return True
     elif _compat.is_lazy_array(array):
         return True
+    elif _is_plain_tensor(array):
+        return all_finite(_numpy(), array.numpy())  # NumPy looks without waking PyTorch's threads
     if array.ndim == 2:  # row by row, since the mask of a large matrix would be large
         return all(bool(xp.all(xp.isfinite(array[index, ...]))) for index in range(array.shape[0]))
     return bool(xp.all(xp.isfinite(array)))
@@ -146,9 +152,9 @@ def _numpy() -> Any:
 
 def _agree(values: list[Any]) -> bool:
     """Whether there is nothing to bring together: the frequent case, which should cost little."""
-    dtype = getattr(values[0], "dtype", None)
-    if dtype not in _COMMON:
+    if type(values[0]) is not np.ndarray or values[0].dtype not in _COMMON:
         return False
+    dtype = values[0].dtype
     for value in values:  # noqa: SIM110  all() of a generator takes twice the time
         if type(value) is not np.ndarray or value.dtype is not dtype:
             return False
@@ -157,7 +163,17 @@ def _agree(values: list[Any]) -> bool:
 
 def _is_floating(xp: Any, array: Array) -> bool:
     # NumPy knows bfloat16 only through ml_dtypes, and not as one of its own kinds.
-    return bool(xp.isdtype(array.dtype, "real floating")) or str(array.dtype) == "bfloat16"
+    return str(array.dtype) == "bfloat16" or bool(xp.isdtype(array.dtype, "real floating"))
+
+
+def _is_plain_tensor(array: Array) -> bool:
+    """Whether this is a PyTorch tensor that NumPy can look at."""
+    return (
+        _compat.is_torch_array(array)
+        and array.device.type == "cpu"
+        and not array.requires_grad
+        and str(array.dtype) != "torch.bfloat16"
+    )
 
 
 def is_numpy(array: Array) -> bool:

@@ -146,6 +146,42 @@ def exact_kl(policy_log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Float[Arr
     return xp.sum(xp.where(possible, xp.exp(policy), zero) * difference, axis=-1)
 
 
+def adaptive_beta(
+    beta: float, kl: float, *, target: float, horizon: float, num_samples: int, clip: float = 0.2
+) -> float:
+    """Move the KL coefficient so that the divergence stays near a target.
+
+    e = clip(KL/target − 1, ±clip),   β ← β (1 + e · n/horizon)
+
+    Args:
+        beta: The coefficient β ≥ 0, reward units a nat.
+        kl: Mean KL estimate of the last samples, in nats a sample.
+        target: The divergence wanted, > 0, in nats a sample.
+        horizon: Samples over which the coefficient may change by about its own size, > 0.
+        num_samples: n, samples since the last change.
+        clip: Largest relative error that counts, ≥ 0.
+
+    Returns:
+        The new coefficient.
+
+    Raises:
+        ArgumentError: A number is negative, or `target` or `horizon` is 0.
+
+    Reference:
+        Ziegler et al. (2019), section 2.2, whose K_β is 1/horizon.
+
+    Example:
+        >>> round(adaptive_beta(0.15, kl=12.0, target=6.0, horizon=10_000, num_samples=256), 6)
+        0.150768
+    """
+    beta, clip = checks.nonnegative_number("beta", beta), checks.nonnegative_number("clip", clip)
+    for name, value in (("target", target), ("horizon", horizon)):
+        if checks.nonnegative_number(name, value) == 0:
+            raise ArgumentError(f"{name}: expected a number above 0, got {value}")
+    error = max(-clip, min(clip, kl / target - 1))
+    return beta * (1 + error * num_samples / horizon)
+
+
 def log_ratio(policy_log_probs: Array, ref_log_probs: Array) -> Array:
     """Return d = log π − log π_ref of arrays that have been checked: what every estimator is made of."""
     return policy_log_probs - ref_log_probs

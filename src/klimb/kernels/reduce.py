@@ -99,10 +99,8 @@ def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
     if num_columns > _FEW_COLUMNS or row_step < column_step:
         out = xp.empty(num_columns, dtype=compute)
         target = _Strided.of(out).pointer
-        # Pieces are whole cache lines, and several a thread, so that a slow one does not hold up the rest.
-        piece = (
-            max(-(-num_columns // (4 * num_threads()) // 64) * 64, 64) if num_columns > 64 else num_columns
-        )
+        # One piece a thread, of whole cache lines: the longer a stretch of memory, the faster it is read.
+        piece = max(-(-num_columns // num_threads() // 64) * 64, 64)
 
         def columns(index: int) -> None:
             first = index * piece

@@ -30,9 +30,10 @@ enum {
     PIECE = 1024,         /* elements brought into the buffer at a time */
     NARROW = 512,         /* columns up to which sums go through registers */
     STRIPE_BYTES = 512,   /* of a row, summed in eight 512-bit registers */
-    DOT_ROWS = 65536,     /* rows whose weights stay in the cache while column after column is summed */
+    DOT_ROWS = 16384,     /* rows whose weights stay in the cache while column after column is summed */
     SHORT_ROWS = 1024,    /* rows up to which the columns' dot products are taken sixteen at a time */
-    FETCH_AHEAD = 4096,   /* bytes */
+    FETCH_AHEAD = 4096,   /* bytes of a column */
+    ROWS_AHEAD = 16,      /* of a stripe */
 };
 
 enum stored { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };

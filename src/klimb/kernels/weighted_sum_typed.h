@@ -89,7 +89,7 @@ static void TYPED(wide)(const struct matrix *m, const COMPUTE *w, double *totals
         for (int64_t i = 0; i < num_rows; i++, at += row_step) {                                             \
             const COMPUTE *row = (const COMPUTE *)at, weight = w[i];                                         \
             for (int j = 0; j < (WIDTH); j += 64 / (int)sizeof(COMPUTE))                                       \
-                __builtin_prefetch((const char *)(row + j) + FETCH_AHEAD);                                   \
+                __builtin_prefetch((const char *)(row + j) + ROWS_AHEAD * row_step);                                   \
             for (int j = 0; j < WIDTH; j++) sums[j] += weight * row[j];                                      \
         }                                                                                                    \
         for (int j = 0; j < WIDTH; j++) totals[j] += sums[j];                                                \
@@ -114,18 +114,44 @@ static void TYPED(narrow)(const struct matrix *m, const COMPUTE *w, double *tota
     }
 }
 
+/* Four contiguous columns at once, so that the weights are loaded once for the four. */
+CLONES static void TYPED(dot_four)(const COMPUTE *restrict w, const char *columns, int64_t step, int64_t count,
+                                   double *totals) {
+    enum { LANES = 128 / sizeof(COMPUTE) };
+    const COMPUTE *restrict c0 = (const COMPUTE *)columns, *restrict c1 = (const COMPUTE *)(columns + step);
+    const COMPUTE *restrict c2 = (const COMPUTE *)(columns + 2 * step), *restrict c3 = (const COMPUTE *)(columns + 3 * step);
+    COMPUTE s0[LANES] = {0}, s1[LANES] = {0}, s2[LANES] = {0}, s3[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int64_t j = 0; j < LANES; j += 64 / (int64_t)sizeof(COMPUTE)) {
+            __builtin_prefetch((const char *)(c0 + i + j) + FETCH_AHEAD);
+            __builtin_prefetch((const char *)(c1 + i + j) + FETCH_AHEAD);
+            __builtin_prefetch((const char *)(c2 + i + j) + FETCH_AHEAD);
+            __builtin_prefetch((const char *)(c3 + i + j) + FETCH_AHEAD);
+        }
+        for (int64_t j = 0; j < LANES; j++) s0[j] += w[i + j] * c0[i + j];
+        for (int64_t j = 0; j < LANES; j++) s1[j] += w[i + j] * c1[i + j];
+        for (int64_t j = 0; j < LANES; j++) s2[j] += w[i + j] * c2[i + j];
+        for (int64_t j = 0; j < LANES; j++) s3[j] += w[i + j] * c3[i + j];
+    }
+    for (; i < count; i++) s0[0] += w[i] * c0[i], s1[0] += w[i] * c1[i], s2[0] += w[i] * c2[i], s3[0] += w[i] * c3[i];
+    for (int64_t half = LANES / 2; half > 0; half /= 2)
+        for (int64_t j = 0; j < half; j++)
+            s0[j] += s0[j + half], s1[j] += s1[j + half], s2[j] += s2[j + half], s3[j] += s3[j + half];
+    totals[0] += s0[0], totals[1] += s1[0], totals[2] += s2[0], totals[3] += s3[0];
+}
+
 /* Contiguous columns: a dot product for each, over a block of weights that stays in the cache. */
-CLONES static double TYPED(dot)(const COMPUTE *restrict x, const COMPUTE *restrict y, int64_t count) {
+CLONES static double TYPED(dot)(const COMPUTE *restrict w, const COMPUTE *restrict column, int64_t count) {
     enum { LANES = 256 / sizeof(COMPUTE) };
-    COMPUTE sums[LANES] = {0};
+    COMPUTE sums[LANES] = {0}, rest = 0;
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         for (int64_t j = 0; j < LANES; j += 64 / (int64_t)sizeof(COMPUTE))
-            __builtin_prefetch((const char *)(y + i + j) + FETCH_AHEAD);
-        for (int64_t j = 0; j < LANES; j++) sums[j] += x[i + j] * y[i + j];
+            __builtin_prefetch((const char *)(column + i + j) + FETCH_AHEAD);
+        for (int64_t j = 0; j < LANES; j++) sums[j] += w[i + j] * column[i + j];
     }
-    COMPUTE rest = 0;
-    for (; i < count; i++) rest += x[i] * y[i];
+    for (; i < count; i++) rest += w[i] * column[i];
     for (int64_t half = LANES / 2; half > 0; half /= 2)
         for (int64_t j = 0; j < half; j++) sums[j] += sums[j + half];
     return (double)sums[0] + (double)rest;
@@ -140,8 +166,13 @@ static void TYPED(tall)(const struct matrix *m, const COMPUTE *w, double *totals
     if (is_direct && sizeof(COMPUTE) == sizeof(float) && m->num_rows <= SHORT_ROWS && HAS_AVX512)
         for (; j + 16 <= m->num_columns; j += 16)
             dot_short_columns(m->data + j * m->column_step, m->column_step, m->num_rows, (const float *)w, totals + j);
-    for (int64_t block = 0; block < m->num_rows; block += DOT_ROWS)
-        for (int64_t column = j; column < m->num_columns; column++)
+    for (int64_t block = 0; block < m->num_rows; block += DOT_ROWS) {
+        int64_t column = j;
+        if (is_direct && m->num_rows > DOT_ROWS) /* shorter ones are one stretch of memory, best read in order */
+            for (; column + 4 <= m->num_columns; column += 4)
+                TYPED(dot_four)(w + block, m->data + column * m->column_step + block * m->row_step, m->column_step,
+                                least(DOT_ROWS, m->num_rows - block), totals + column);
+        for (; column < m->num_columns; column++)
             for (int64_t i = block; i < least(block + DOT_ROWS, m->num_rows); i += piece) {
                 const int64_t count = least(least(block + DOT_ROWS, m->num_rows) - i, piece);
                 const char *at = m->data + column * m->column_step + i * m->row_step;
@@ -152,6 +183,7 @@ static void TYPED(tall)(const struct matrix *m, const COMPUTE *w, double *totals
                 if (!is_direct) TYPED(bring)(m->type, at, m->row_step, count, buffer);
                 totals[column] += TYPED(dot)(w + i, is_direct ? (const COMPUTE *)at : buffer, count);
             }
+    }
 }
 
 /* Add the weighted sum of at most TILE columns to their totals. */
@@ -159,7 +191,7 @@ static void TYPED(add_tile)(const struct matrix *m, const COMPUTE *w, double *to
     const int64_t size = SIZES[m->type];
     if (m->row_step == size && m->column_step != size)
         TYPED(tall)(m, w, totals);
-    else if (m->type == TYPED(STORED) && m->column_step == size && m->num_columns <= NARROW)
+    else if (m->type == TYPED(STORED) && m->column_step == size && m->num_columns <= NARROW && m->row_step == size * m->num_columns)
         TYPED(narrow)(m, w, totals);
     else
         TYPED(wide)(m, w, totals);
