@@ -51,6 +51,9 @@ class Update:
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """The .npy file to write the new weights to."""
 
+    log_prob_grads: Path | None = None
+    """Gradients of their own, a .npy or .safetensors file that may be larger than memory."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -130,7 +133,7 @@ def _run(verb: Train | Update | Report | Demo) -> None:
         case Update():
             from klimb.update import update_file
 
-            weights = update_file(verb.step, verb.beta, verb.lr, verb.output)
+            weights = update_file(verb.step, verb.beta, verb.lr, verb.output, verb.log_prob_grads)
             print(f"{verb.output}: {weights.shape[0]} weights, {weights.dtype}")  # noqa: T201
         case Report():
             from klimb.train.folder import RunFolder

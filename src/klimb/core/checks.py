@@ -38,24 +38,26 @@ def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tu
     values = list(arguments.values())
     if _agree(values):
         return _numpy(), values
-    given = {name: a for name, a in arguments.items() if _compat.is_array_api_obj(a)}
+    given = {name: _base(name, a) for name, a in arguments.items() if _compat.is_array_api_obj(a)}
     xp = _common_namespace(given)
     device = _compat.device(next(iter(given.values()))) if given else None
 
     arrays: dict[str, Array] = {}
     for name, value in arguments.items():
         array = given[name] if name in given else _from_sequence(xp, name, value, device)
-        if not (_is_floating(xp, array) or xp.isdtype(array.dtype, ("bool", "integral"))):
+        if not (_is_floating(xp, array) or _is_kind(xp, array, ("bool", "integral"))):
             raise ArgumentError(f"{name}: expected real numbers, got dtype {array.dtype}")
         arrays[name] = array
 
     floating = {a.dtype for a in given.values() if _is_floating(xp, a)}
     default = xp.__array_namespace_info__().default_dtypes()["real floating"]
     dtype = xp.result_type(*floating) if floating else default
-    return xp, [
-        array if name in keep and _is_floating(xp, array) else xp.astype(array, dtype, copy=False)
-        for name, array in arrays.items()
-    ]
+    with quietly():  # an integer may be too large for a half type; it becomes infinite, and is refused later
+        cast = [
+            array if name in keep and _is_floating(xp, array) else xp.astype(array, dtype, copy=False)
+            for name, array in arrays.items()
+        ]
+    return xp, cast
 
 
 def require_shape(name: str, array: Array, expected: tuple[int | str, ...]) -> None:
@@ -161,9 +163,26 @@ def _agree(values: list[Any]) -> bool:
     return True
 
 
+def _base(name: str, array: Array) -> Array:
+    """A subclass of NumPy's array as the array that it is, since np.matrix and others compute otherwise."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise ArgumentError(
+            f"{name}: expected an array, got a masked one; fill in or leave out what is masked"
+        )
+    is_subclass = is_numpy(array) and type(array) is not np.ndarray
+    return np.asarray(array) if is_subclass else array
+
+
+def _is_kind(xp: Any, array: Array, kind: str | tuple[str, ...]) -> bool:
+    try:
+        return bool(xp.isdtype(array.dtype, kind))
+    except TypeError:  # a dtype from outside the library
+        return False
+
+
 def _is_floating(xp: Any, array: Array) -> bool:
     # NumPy knows bfloat16 only through ml_dtypes, and not as one of its own kinds.
-    return str(array.dtype) == "bfloat16" or bool(xp.isdtype(array.dtype, "real floating"))
+    return str(array.dtype) == "bfloat16" or _is_kind(xp, array, "real floating")
 
 
 def _is_plain_tensor(array: Array) -> bool:
