@@ -1,6 +1,7 @@
 """The reduction: right in every dtype and layout, exact in its additions, the same in any number of threads."""
 
 import math
+import tracemalloc
 
 import array_api_compat.numpy as xp
 import array_api_compat.torch as torch_xp
@@ -165,6 +166,17 @@ def test_columns_in_blocks_give_the_same_bits(monkeypatch):
     whole = rlhf_weight_update(*arrays, 0.1, 0.1)
     monkeypatch.setattr("klimb.core.update._COLUMN_BLOCK", 1 << 10)
     np.testing.assert_allclose(rlhf_weight_update(*arrays, 0.1, 0.1), whole, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(4, 6_000_000), (200_000, 100)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_step_takes_less_than_64_mb_beyond_its_result(shape, dtype):
+    arguments = [np.zeros(size, dtype) for size in (shape[1], *[shape[0]] * 3, shape)]
+    tracemalloc.start()
+    updated = rlhf_weight_update(*arguments, 0.1, 0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - updated.nbytes < 64 << 20
 
 
 def test_tensors_that_carry_gradients_take_pytorchs_own_product():

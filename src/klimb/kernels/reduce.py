@@ -18,6 +18,7 @@ _SMALL_BYTES = 1 << 18  # a matrix up to this size is faster through the library
 _COMMON = (np.dtype(np.float64), np.dtype(np.float32))
 _FEW_COLUMNS = 4096  # up to so many the rows are split over threads, else the columns
 _CHUNK_BYTES = 1 << 26  # of a matrix with few columns, summed on its own
+_MOST_CHUNKS = 1024  # whose sums, in float64, take at most 32 MB
 _ROW_BLOCK = 1024  # rows at a time where there is no compiled kernel
 
 
@@ -122,7 +123,7 @@ def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
         in_threads(columns, -(-num_columns // piece))
         return out
 
-    chunk = max(_CHUNK_BYTES // (num_columns * matrix.itemsize), 1)
+    chunk = max(_CHUNK_BYTES // (num_columns * matrix.itemsize), -(-num_rows // _MOST_CHUNKS), 1)
     partial = np.empty((-(-num_rows // chunk), num_columns))
 
     def chunk_of_rows(index: int) -> None:
