@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -59,7 +59,7 @@ def update_file(
     return updated
 
 
-def _shown(blocks: Iterable[np.ndarray], num_rows: int, screen: TextIO) -> Iterator[np.ndarray]:
+def _shown(blocks: Iterable[np.ndarray], num_rows: int, screen: Any) -> Iterator[np.ndarray]:
     """Pass blocks on and show, in a terminal, how far they have come."""
     done, drawn, start = 0, 0.0, time.monotonic()
     for block in blocks:

@@ -12,8 +12,9 @@ import klimb
 NAMES = ("weights", "rewards", "policy_log_probs", "ref_log_probs", "log_prob_grads")
 DTYPES = ["f2", "f4", "f8", ">f4", ">f8", "i1", "i8", "u4", "?"]
 LAYOUTS = ["C", "Fortran", "strided", "reversed", "read-only", "list", "broadcast", "matrix", "memory view"]
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 0]
 CORRUPTIONS = [
-    *[None] * 6,
+    *[None] * 24,
     *["nan", "inf", "shorter", "longer", "an axis more", "an axis less", "empty"],
     *["object", "text", "complex", "structured", "masked", "dates", "ragged", "nothing", "a set", "bytes"],
 ]
@@ -82,14 +83,16 @@ def corrupt(array, corruption):
 @st.composite
 def calls(draw):
     """Arguments of a call, as given and as plain float64."""
-    num_samples, num_parameters = draw(st.integers(0, 5)), draw(st.integers(0, 5))
+    num_samples, num_parameters = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
     shapes = [(num_parameters,), *[(num_samples,)] * 3, (num_samples, num_parameters)]
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     victim, corruption = draw(st.sampled_from(NAMES)), draw(st.sampled_from(CORRUPTIONS))
     given_arrays, plain = {}, {}
     for name, shape in zip(NAMES, shapes, strict=True):
         with np.errstate(invalid="ignore"):
-            array = (4 * rng.normal(size=shape)).astype(draw(st.sampled_from(DTYPES)))
+            dtype = draw(st.sampled_from(DTYPES))
+            numbers = 4 * rng.normal(size=shape)
+            array = (np.abs(numbers) if dtype[0] == "u" else numbers).astype(dtype)
         if name == victim and corruption is not None:
             given_arrays[name] = corrupt(array, corruption)
         else:
@@ -98,7 +101,7 @@ def calls(draw):
             np.asarray(given_arrays[name], dtype=np.float64) if is_numeric(given_arrays[name]) else None
         )
     given_arrays["beta"], given_arrays["lr"] = (
-        draw(st.sampled_from([0, 0.5, 1, -1.0, float("nan")])) for _ in "12"
+        draw(st.sampled_from([0, 0.5, 1] * 6 + [-1.0, float("nan")])) for _ in "12"
     )
     return given_arrays, plain
 

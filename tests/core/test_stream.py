@@ -1,5 +1,6 @@
 """Gradients in row blocks, from loops and files, in constant memory."""
 
+import io
 import itertools
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import safetensors.numpy
 
 import klimb
 from klimb import KlimbError, row_blocks, streamed_weight_update
+from klimb.cli import main
+from klimb.update import _shown
 
 
 @pytest.fixture
@@ -45,6 +48,46 @@ def test_float32_stays_float32(arguments):
     )
     assert streamed.dtype == np.float32
     np.testing.assert_allclose(streamed, klimb.rlhf_weight_update(**single), rtol=1e-5)
+
+
+def test_a_memory_map_is_an_array_like_any_other(arguments, tmp_path):
+    np.save(tmp_path / "grads.npy", arguments["log_prob_grads"])
+    mapped = np.load(tmp_path / "grads.npy", mmap_mode="r")
+    np.testing.assert_array_equal(
+        klimb.rlhf_weight_update(**(arguments | {"log_prob_grads": mapped})),
+        klimb.rlhf_weight_update(**arguments),
+    )
+
+
+def test_update_takes_gradients_from_a_file_of_their_own(arguments, tmp_path, capsys):
+    small = {name: arguments[name] for name in ("weights", "rewards", "policy_log_probs", "ref_log_probs")}
+    np.savez(tmp_path / "step.npz", **small)
+    safetensors.numpy.save_file({"log_prob_grads": arguments["log_prob_grads"]}, tmp_path / "g.safetensors")
+    command = [
+        "update",
+        str(tmp_path / "step.npz"),
+        "--beta",
+        "0.3",
+        "--lr",
+        "0.1",
+        "-o",
+        str(tmp_path / "w.npy"),
+    ]
+    assert main([*command, "--log-prob-grads", str(tmp_path / "g.safetensors")]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "w.npy"), klimb.rlhf_weight_update(**arguments), rtol=1e-13)
+    assert "7 weights, float64" in capsys.readouterr().out
+
+
+def test_the_progress_of_a_stream_is_shown_in_a_terminal_only():
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    blocks = [np.zeros((2, 3)), np.zeros((1, 3))]
+    screen, plain = Screen(), io.StringIO()
+    assert len(list(_shown(blocks, 3, screen))) == len(list(_shown(blocks, 3, plain))) == 2
+    assert "3/3 samples, 0 s left" in screen.getvalue()
+    assert plain.getvalue() == ""
 
 
 @pytest.mark.parametrize(
