@@ -53,20 +53,19 @@ def test_every_link_to_a_file_leads_somewhere(page):
             assert (page.parent / link).exists(), link
 
 
+def load(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_page_of_options_is_made_from_the_configuration():
-    spec = importlib.util.spec_from_file_location("options", ROOT / "tools" / "options.py")
-    assert spec is not None
-    assert spec.loader is not None
-    options = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(options)
+    options = load(ROOT / "tools" / "options.py")
     assert options.PAGE.read_text() == options.render(), "run make format"
 
 
 def test_the_example_reward_by_hand():
-    spec = importlib.util.spec_from_file_location("brevity", ROOT / "examples" / "brevity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    brevity = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(brevity)
+    brevity = load(ROOT / "examples" / "brevity.py")
     # "to be." has words of 2 and 3 characters: 4.5 − 2.5 + 1; "unlikely" is one of 8: 4.5 − 8.
     assert brevity.plain_words(["to be.", "unlikely", " "]) == [3.0, -3.5, -5.0]
