@@ -9,10 +9,12 @@ import numpy as np
 
 from klimb.core.types import Array, ArrayLike
 from klimb.errors import ArgumentError
+from klimb.kernels.library import in_threads, num_threads
 
 _compat: Any = array_api_compat  # its functions are typed by the libraries that happen to be installed
 _COMMON = (np.dtype(np.float64), np.dtype(np.float32))
 _LITTLE = 4096  # elements
+_MUCH = 1 << 20  # elements, from where on threads pay
 
 
 def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tuple[Any, list[Array]]:
@@ -123,7 +125,7 @@ def all_finite(xp: Any, array: Array) -> bool:
         # A finite sum of finite terms is finite; one that is not is looked at again below. BLAS's dot is the
         # quickest for little; for much it would wake threads, which go on spinning beside our own.
         if array.ndim == 1 and array.dtype in _COMMON:
-            total = array.dot(array) if array.size <= _LITTLE else np.add.reduce(array)
+            total = array.dot(array) if array.size <= _LITTLE else _sum(array)
             if math.isfinite(total):
                 return True
     elif _compat.is_lazy_array(array):
@@ -133,6 +135,20 @@ def all_finite(xp: Any, array: Array) -> bool:
     if array.ndim == 2:  # row by row, since the mask of a large matrix would be large
         return all(bool(xp.all(xp.isfinite(array[index, ...]))) for index in range(array.shape[0]))
     return bool(xp.all(xp.isfinite(array)))
+
+
+def _sum(array: np.ndarray) -> float:
+    if array.size <= _MUCH:
+        return float(np.add.reduce(array))
+    parts = np.array_split(array, num_threads())
+    sums = np.empty(len(parts))
+
+    def add_part(index: int) -> None:
+        with quietly():  # this thread does not know of its caller's
+            sums[index] = np.add.reduce(parts[index])
+
+    in_threads(add_part, len(parts))
+    return float(np.add.reduce(sums))
 
 
 def nonnegative_number(name: str, value: Any) -> float:

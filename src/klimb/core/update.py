@@ -201,8 +201,7 @@ def _adjusted(rewards: Array, kl: Array, beta: float) -> Array:
 
 
 def _gradient(xp: Any, advantages: Array, log_prob_grads: Array) -> Array:
-    mean = weighted_sum(xp, advantages, log_prob_grads)
-    mean /= advantages.shape[0]  # in place where the library can: it may be large, and it is ours
+    mean = weighted_sum(xp, advantages, log_prob_grads, advantages.shape[0])
     return mean if mean.dtype == advantages.dtype else xp.astype(mean, advantages.dtype)
 
 

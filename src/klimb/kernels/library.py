@@ -21,7 +21,16 @@ def compiled() -> Callable[..., None] | None:
     except OSError:  # built for another machine
         return None
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = [ctypes.c_int, ctypes.c_int, pointer, pointer, *[count] * 4, ctypes.c_int, pointer]
+    function.argtypes = [
+        ctypes.c_int,
+        ctypes.c_int,
+        pointer,
+        pointer,
+        *[count] * 4,
+        ctypes.c_double,
+        ctypes.c_int,
+        pointer,
+    ]
     function.restype = None
     return function
 

@@ -1,4 +1,4 @@
-"""out_p = Σ_i a_i G_ip, with G read once.
+"""out_p = Σ_i a_i G_ip / d, with G read once.
 
 Axes: N samples, P parameters.
 """
@@ -40,34 +40,41 @@ class _Strided:
         return cls(array.data_ptr(), dtype, tuple(array.shape), steps)
 
 
-def weighted_sum(xp: Any, weights: Any, matrix: Any) -> Any:
-    """Add the rows of a matrix, each times its weight.
+def weighted_sum(xp: Any, weights: Any, matrix: Any, divisor: float = 1) -> Any:
+    """Add the rows of a matrix, each times its weight, and divide the sums.
 
-    out_p = Σ_i a_i G_ip
+    out_p = Σ_i a_i G_ip / d
 
     NumPy arrays and PyTorch tensors on the CPU that carry no gradient go through the compiled
     kernel: products and short sums in float32 (float64 where an argument is float64), those
-    sums added in float64, whatever the matrix's dtype and layout. The result does not depend on
+    sums added and divided in float64, whatever the matrix's dtype and layout. The result does not depend on
     the number of threads. Other arrays go through their library's matrix product.
 
     Args:
         xp: The arrays' array-API namespace.
         weights: a, (N,).
         matrix: G, (N, P), N ≥ 1, of the same library as `weights`, perhaps of another dtype.
+        divisor: d, as N for the mean.
 
     Returns:
-        The sums, (P,): float64 where an argument is float64, else float32 from the kernel, or the
+        The divided sums, (P,): float64 where an argument is float64, else float32 from the kernel, or the
         promoted dtype from the library.
     """
     if type(matrix) is np.ndarray and matrix.nbytes <= _SMALL_BYTES and matrix.dtype in _COMMON:
-        return weights @ matrix
+        return _divided(weights @ matrix, divisor)
     if isinstance(matrix, np.ndarray) and isinstance(weights, np.ndarray):
         if str(matrix.dtype) in _STORED and matrix.dtype.isnative:
-            return _on_cpu(xp, weights, matrix)
+            return _on_cpu(xp, weights, matrix, divisor)
     elif compiled() is not None and _is_plain_tensor(weights) and _is_plain_tensor(matrix):
-        return _on_cpu(xp, weights, matrix)
+        return _on_cpu(xp, weights, matrix, divisor)
     dtype = xp.result_type(weights.dtype, matrix.dtype)
-    return xp.matmul(xp.astype(weights, dtype, copy=False), xp.astype(matrix, dtype, copy=False))
+    sums = xp.matmul(xp.astype(weights, dtype, copy=False), xp.astype(matrix, dtype, copy=False))
+    return _divided(sums, divisor)
+
+
+def _divided(sums: Any, divisor: float) -> Any:
+    sums /= divisor  # in place where the library can: it may be large, and it is ours
+    return sums
 
 
 def _is_plain_tensor(array: Any) -> bool:
@@ -80,7 +87,7 @@ def _is_plain_tensor(array: Any) -> bool:
     )
 
 
-def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
+def _on_cpu(xp: Any, weights: Any, matrix: Any, divisor: float) -> Any:
     in_double = "float64" in (
         str(weights.dtype).removeprefix("torch."),
         str(matrix.dtype).removeprefix("torch."),
@@ -89,7 +96,7 @@ def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
     weights = xp.asarray(xp.astype(weights, compute, copy=False), copy=None)
     function = compiled()
     if function is None or 0 in matrix.shape:
-        return _in_blocks(weights, matrix, compute)
+        return _divided(_in_blocks(weights, matrix, compute), divisor)
     weights = (
         weights if _Strided.of(weights).steps == (8 if in_double else 4,) else xp.asarray(weights, copy=True)
     )
@@ -116,6 +123,7 @@ def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
                 count,
                 row_step,
                 column_step,
+                divisor,
                 in_double,
                 target + first * item,
             )
@@ -140,11 +148,12 @@ def _on_cpu(xp: Any, weights: Any, matrix: Any) -> Any:
             row_step,
             column_step,
             1,
+            1,
             partial[index].ctypes.data,
         )
 
     in_threads(chunk_of_rows, len(partial))
-    return xp.astype(xp.asarray(np.add.reduce(partial, axis=0)), compute)
+    return xp.astype(xp.asarray(_divided(np.add.reduce(partial, axis=0), divisor)), compute)
 
 
 def _in_blocks(weights: Any, matrix: Any, compute: Any) -> Any:

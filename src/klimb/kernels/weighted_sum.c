@@ -1,4 +1,4 @@
-/* out[j] = Σ_i weights[i] · matrix[i][j]: the matrix is read once, at the memory's speed.
+/* out[j] = Σ_i weights[i] · matrix[i][j] / divisor: the matrix is read once, at the memory's speed.
  *
  * float32 and the half types are multiplied and summed in float32 over FLUSH_ROWS rows at a time, or
  * over the lanes of a dot product, and those sums are added in float64; float64 is summed in float64.
@@ -33,7 +33,8 @@ enum {
     DOT_ROWS = 16384,     /* rows whose weights stay in the cache while column after column is summed */
     SHORT_ROWS = 1024,    /* rows up to which the columns' dot products are taken sixteen at a time */
     FETCH_AHEAD = 4096,   /* bytes of a column */
-    ROWS_AHEAD = 16,      /* of a stripe */
+    ROW_AHEAD = 2048,     /* bytes of a row */
+    ROWS_AHEAD = 8,       /* of a stripe */
 };
 
 enum stored { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 };
@@ -104,7 +105,7 @@ AVX512 static void add_half_rows(enum stored type, const float *w, const char *r
         __m512 sum = _mm512_maskz_loadu_ps(mask, sums + j);
         for (int64_t k = 0; k < num_rows; k++) {
             const char *at = rows + k * step + 2 * j;
-            if ((j & 16) == 0) __builtin_prefetch(at + num_rows * step);
+            if ((j & 16) == 0) __builtin_prefetch(at + ROW_AHEAD);
             sum = _mm512_fmadd_ps(_mm512_set1_ps(w[k]), sixteen_halves(type, at, mask), sum);
         }
         _mm512_mask_storeu_ps(sums + j, mask, sum);
@@ -203,10 +204,12 @@ static int64_t bring_halves(const char *from, int64_t count, float *to) {
 /* Sum a matrix of `type`.
  *
  * `in_double` says what the weights are, contiguous, and the products are formed in: float32 or
- * float64. `out` is contiguous float64 where `out_double`, else float32.
+ * float64. The sums are divided in float64; `out` is contiguous float64 where `out_double`, else
+ * float32.
  */
 void klimb_weighted_sum(int type, int in_double, const void *weights, const void *data, int64_t num_rows,
-                        int64_t num_columns, int64_t row_step, int64_t column_step, int out_double, void *out) {
+                        int64_t num_columns, int64_t row_step, int64_t column_step, double divisor, int out_double,
+                        void *out) {
     static _Thread_local double totals[TILE];
     for (int64_t first = 0; first < num_columns; first += TILE) {
         const int64_t width = least(num_columns - first, TILE);
@@ -218,8 +221,8 @@ void klimb_weighted_sum(int type, int in_double, const void *weights, const void
         else
             add_tile_float(&tile, weights, totals);
         if (out_double)
-            memcpy((double *)out + first, totals, width * sizeof(double));
+            for (int64_t j = 0; j < width; j++) ((double *)out)[first + j] = totals[j] / divisor;
         else
-            for (int64_t j = 0; j < width; j++) ((float *)out)[first + j] = (float)totals[j];
+            for (int64_t j = 0; j < width; j++) ((float *)out)[first + j] = (float)(totals[j] / divisor);
     }
 }

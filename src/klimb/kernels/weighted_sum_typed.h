@@ -56,6 +56,9 @@ static void TYPED(wide)(const struct matrix *m, const COMPUTE *w, double *totals
     const int is_half = sizeof(COMPUTE) == sizeof(float) && m->column_step == 2 && HAS_AVX512;
     const int is_direct = m->type == TYPED(STORED) && m->column_step == (int64_t)sizeof(COMPUTE);
     const int64_t piece = is_direct || is_half ? TILE : PIECE;
+    /* A long row is fetched as it is read, the next four short ones while these are; a buffer is at hand. */
+    const int is_long = m->num_columns * (int64_t)sizeof(COMPUTE) > 4 * ROW_AHEAD;
+    const int64_t ahead = !is_direct ? 0 : is_long ? ROW_AHEAD : 4 * m->row_step;
     for (int64_t block = 0; block < m->num_rows; block += FLUSH_ROWS) {
         const int64_t end = least(block + FLUSH_ROWS, m->num_rows);
         memset(sums, 0, m->num_columns * sizeof(COMPUTE));
@@ -74,7 +77,7 @@ static void TYPED(wide)(const struct matrix *m, const COMPUTE *w, double *totals
                     if (!is_direct) TYPED(bring)(m->type, at, m->column_step, count, buffer[k]);
                     rows[k] = is_direct ? (const COMPUTE *)at : buffer[k];
                 }
-                TYPED(add_rows)(w + i, rows, num_rows, count, is_direct ? 4 * m->row_step : 0, sums + first);
+                TYPED(add_rows)(w + i, rows, num_rows, count, ahead, sums + first);
             }
         }
         for (int64_t j = 0; j < m->num_columns; j++) totals[j] += sums[j];
