@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test test-slow check lint types layers format clean
+.PHONY: help demo test test-slow check lint types layers format vs-trl clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -36,8 +36,18 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/ruff format
 	$(BIN)/python tools/options.py
 
+vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; about two hours
+	$(BIN)/python benchmarks/vs_trl.py
+
+.venv-trl/.done: constraints.txt
+	@echo "klimb: installing TRL in an environment of its own; some minutes, once"
+	@$(PYTHON) -m venv .venv-trl
+	@.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		trl==1.16.0 peft torch
+	@touch $@
+
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache .import_linter_cache build dist
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"

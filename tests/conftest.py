@@ -15,13 +15,27 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 CHAT_TEMPLATE = (
@@ -46,20 +60,13 @@ def tokenizer():
     return tokenizer
 
 
-def _llama(**sizes):
-    return LlamaForCausalLM(
-        LlamaConfig(
-            **sizes, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, attention_dropout=0.3
-        )
-    )
-
-
-def _qwen2(**sizes):
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            **sizes, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, attention_dropout=0.3
-        )
-    )
+SHAPE = {
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attention_dropout": 0.3,
+}
+WINDOW = 5  # tokens: the tests' prompts and completions are longer
 
 
 def _gpt2(*, hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, **special):
@@ -78,7 +85,28 @@ def _gpt2(*, hidden_size, num_hidden_layers, vocab_size, max_position_embeddings
     )
 
 
-FAMILIES = {"llama": _llama, "qwen2": _qwen2, "gpt2": _gpt2}
+def _bloom(*, hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, **special):  # noqa: ARG001  it has no limit
+    return BloomForCausalLM(
+        BloomConfig(
+            hidden_size=hidden_size, n_layer=num_hidden_layers, n_head=4, vocab_size=vocab_size, **special
+        )
+    )
+
+
+FAMILIES = {
+    "llama": lambda **sizes: LlamaForCausalLM(LlamaConfig(**sizes, **SHAPE)),
+    "qwen2": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**sizes, **SHAPE)),
+    "qwen3": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(**sizes, **SHAPE, head_dim=8)),
+    "mistral": lambda **sizes: MistralForCausalLM(MistralConfig(**sizes, **SHAPE, sliding_window=WINDOW)),
+    "gemma": lambda **sizes: GemmaForCausalLM(GemmaConfig(**sizes, **SHAPE, head_dim=8)),
+    "gemma2": lambda **sizes: Gemma2ForCausalLM(
+        Gemma2Config(**sizes, **SHAPE, head_dim=8, sliding_window=WINDOW, attn_implementation="eager")
+    ),
+    "phi": lambda **sizes: PhiForCausalLM(PhiConfig(**sizes, **SHAPE)),
+    "phi3": lambda **sizes: Phi3ForCausalLM(Phi3Config(**sizes, **SHAPE)),
+    "gpt2": _gpt2,
+    "bloom": _bloom,
+}
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,10 @@ class DivergedError(KlimbError, ArithmeticError):
     """The weights have gone where predictions or gradients are no longer finite numbers."""
 
 
+class SamplerGapError(KlimbError, ArithmeticError):
+    """Sampling and training give the same tokens different log-probs."""
+
+
 class RunFolderError(KlimbError, OSError):
     """A run folder exists already, is missing, or lacks a part."""
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from klimb import rlhf_weight_update
-from klimb.errors import DivergedError
+from klimb.core.objectives import reinforce
+from klimb.errors import DivergedError, SamplerGapError
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.reward.function import FunctionReward
@@ -13,7 +14,7 @@ from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent
 from klimb.train.config import TrainConfig
 from klimb.train.prompts import PromptRow
-from klimb.train.step import take_step
+from klimb.train.step import sample_and_judge, take_step
 
 ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]  # unequal lengths: padding
 BETA, LR, TEMPERATURE = 0.3, 0.05, 0.9
@@ -208,3 +209,20 @@ def test_columns_reach_the_reward_once_for_each_completion(make_policy):
     reward = WeightedSum([FunctionReward("record", record)])
     take_step(policy, reward, Ascent(policy, config()), rows, Draw(0, 0, [0, 1, 2]), config())
     assert seen["wanted"] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_move(make_policy):
+    policy = make_policy()
+    judged = sample_and_judge(
+        policy, REWARD, ROWS, completions_per_prompt=3, max_new_tokens=8, draw=Draw(0, 0, [0, 1, 2])
+    )
+    with torch.no_grad():
+        next(iter(policy.trainable().values())).mul_(1.5)
+    weights = flatten(policy.trainable().values())
+    with pytest.raises(SamplerGapError, match=r"differ by .* nats a token.*--max-sampler-gap"):
+        Ascent(policy, config()).ascend(reinforce, judged.completions, torch.ones(9, dtype=torch.float64))
+    assert (flatten(policy.trainable().values()) == weights).all()
+    Ascent(policy, config(max_sampler_gap=10.0)).ascend(
+        reinforce, judged.completions, torch.ones(9, dtype=torch.float64)
+    )
+    assert (flatten(policy.trainable().values()) != weights).any()

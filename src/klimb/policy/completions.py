@@ -3,7 +3,7 @@
 Axes: B prompts, N completions, T tokens of the longest completion.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,6 +11,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FinishReason = Literal["end", "length"]
+
+
+@dataclass(frozen=True)
+class TrunkStates:
+    """What the layers that never move made of a batch, kept from sampling.
+
+    Attributes:
+        prompts: After each prompt token, padded on the right, (B, L, D).
+        tokens: After each completion token but the last, (N, t, D).
+    """
+
+    prompts: Float[Tensor, "B L D"]
+    tokens: Float[Tensor, "N t D"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Completions:
         token_log_probs: Log-prob of each token under the distribution it was drawn from,
             (N, T), in nats; 0 beyond a completion's length.
         token_entropies: Entropy of that distribution, (N, T), in nats; 0 beyond the length.
+        states: What the frozen trunk made of prompts and tokens; None where there is no trunk.
     """
 
     prompts: list[list[int]]
@@ -35,6 +49,7 @@ class Completions:
     finish_reasons: list[FinishReason]
     token_log_probs: Float[Tensor, "N T"]
     token_entropies: Float[Tensor, "N T"]
+    states: TrunkStates | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -54,25 +69,43 @@ class Completions:
         """Entropy of the policy averaged over all tokens drawn, in nats a token."""
         return float(self.token_entropies.sum() / self.lengths.sum())
 
-    def rows(self, start: int, stop: int) -> "Completions":
+    def with_states(self, states: TrunkStates | None) -> "Completions":
+        """The same with the trunk's outputs, or without."""
+        return replace(self, states=states)
+
+    def rows(self, rows: Int[Tensor, " n"]) -> "Completions":
         """Take some completions with just the prompts that they need, cut to their longest."""
-        rows = slice(start, stop)
         used, prompt_of = torch.unique(self.prompt_of[rows], return_inverse=True)
         longest = int(self.lengths[rows].max())
+        states = self.states
+        if states is not None:
+            longest_prompt = max(len(self.prompts[int(index)]) for index in used)
+            states = TrunkStates(states.prompts[used, :longest_prompt], states.tokens[rows, : longest - 1])
         return Completions(
             prompts=[self.prompts[int(index)] for index in used],
             prompt_of=prompt_of,
             ids=self.ids[rows, :longest],
             lengths=self.lengths[rows],
-            finish_reasons=self.finish_reasons[rows],
+            finish_reasons=[self.finish_reasons[int(row)] for row in rows],
             token_log_probs=self.token_log_probs[rows, :longest],
             token_entropies=self.token_entropies[rows, :longest],
+            states=states,
         )
 
-    def micro_batches(self, size: int | None) -> list["Completions"]:
-        """Split into runs of at most `size` completions; all in one where `size` is None."""
-        step = size or len(self)
-        return [self.rows(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+    def micro_batches(self, size: int | None) -> list[Int[Tensor, " n"]]:
+        """Split into runs of at most `size` completions, given by their rows; all in one where `size` is None.
+
+        Sorted by length or kept together by prompt: whichever leaves fewer tokens to run.
+        """
+        in_order = torch.arange(len(self), device=self.ids.device)
+        by_length = torch.argsort(self.lengths, stable=True)
+        splits = [order.split(size or len(self)) for order in (in_order, by_length)]
+        return list(min(splits, key=lambda parts: sum(map(self._num_run, parts))))
+
+    def _num_run(self, rows: Int[Tensor, " n"]) -> int:
+        """How many tokens, with padding, some completions and their prompts take."""
+        prompts = [len(self.prompts[index]) for index in torch.unique(self.prompt_of[rows]).tolist()]
+        return len(prompts) * max(prompts) + len(rows) * int(self.lengths[rows].max())
 
 
 def join(prompts: list[list[int]], parts: list[Completions], prompt_of: Int[Tensor, " N"]) -> Completions:
@@ -83,18 +116,39 @@ def join(prompts: list[list[int]], parts: list[Completions], prompt_of: Int[Tens
         parts: Its completions, in order.
         prompt_of: For each completion of the batch the index of its prompt, (N,).
     """
-    longest = max(part.ids.shape[1] for part in parts)
+    if len(parts) == 1:
+        return parts[0]
 
-    def joined(name: str) -> Tensor:
-        tensors = [getattr(part, name) for part in parts]
-        return torch.cat([torch.nn.functional.pad(t, (0, longest - t.shape[1])) for t in tensors])
+    def joined(tensors: list[Tensor]) -> Tensor:
+        longest = max(tensor.shape[1] for tensor in tensors)
+        return torch.cat([_padded(tensor, longest) for tensor in tensors])
 
+    states = None
+    with_states = [part.states for part in parts if part.states is not None]
+    if with_states:
+        longest = max(map(len, prompts))
+        by_prompt: dict[int, Tensor] = {}
+        start = 0
+        for part, part_states in zip(parts, with_states, strict=True):
+            used = torch.unique(prompt_of[start : start + len(part)]).tolist()
+            by_prompt |= dict(zip(used, part_states.prompts, strict=True))
+            start += len(part)
+        rows = [_padded(by_prompt[index][None], longest) for index in range(len(prompts))]
+        states = TrunkStates(torch.cat(rows), joined([states.tokens for states in with_states]))
     return Completions(
         prompts=prompts,
         prompt_of=prompt_of,
-        ids=joined("ids"),
+        ids=joined([part.ids for part in parts]),
         lengths=torch.cat([part.lengths for part in parts]),
         finish_reasons=[reason for part in parts for reason in part.finish_reasons],
-        token_log_probs=joined("token_log_probs"),
-        token_entropies=joined("token_entropies"),
+        token_log_probs=joined([part.token_log_probs for part in parts]),
+        token_entropies=joined([part.token_entropies for part in parts]),
+        states=states,
+    )
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """Fill up the second axis with zeros."""
+    return torch.cat(
+        [tensor, tensor.new_zeros(tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:])], dim=1
     )

@@ -44,6 +44,18 @@ class Distribution:
         chosen = scaled.gather(-1, ids[..., None])[..., 0]
         return chosen - torch.logsumexp(scaled, dim=-1)
 
+    def token_log_prob_gradients(
+        self, logits: Float[Tensor, "n V"], ids: Int[Tensor, " n"], grad: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n V"]:
+        """Gradients in the logits of Σ_i g_i log π(v_i), for given g: g_i (1[u = v_i] − π_i(u)) / τ."""
+        scale = grad[:, None] / self.temperature
+        gradients = torch.softmax(self._scaled(logits), dim=-1).mul_(-scale)
+        return gradients.scatter_add_(1, ids[:, None], scale.to(gradients.dtype))
+
+    def entropy(self, log_probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
+        """−Σ_v π(v) log π(v) of log-probs, in nats; a token of probability 0 contributes 0, not 0 · −∞."""
+        return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+
     def _scaled(self, logits: Tensor) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return wide if self.temperature == 1.0 else wide / self.temperature

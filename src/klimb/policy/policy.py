@@ -4,6 +4,7 @@ Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from klimb.errors import ConfigError
-from klimb.policy import chat, sampling
+from klimb.policy import chat, plain, sampling
 from klimb.policy.completions import Completions, join
 from klimb.policy.counted import Stream, uniform_rows
 from klimb.policy.distribution import Distribution
+from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import load_model, without_progress_bars
+from klimb.policy.precision import Precision, WorkingCopy
+from klimb.policy.prefix import Engine
 from klimb.policy.trainable import Lora, add_lora, frozen_copy, train_last_layers
+from klimb.policy.trunk import find_trunk
+from klimb.policy.way import choose_way
 from klimb.text import Text
 
 
@@ -43,13 +49,15 @@ class Policy:
     """A causal language model with its tokenizer, its distribution and its frozen reference.
 
     Attributes:
-        model: The transformers (or peft) model, in evaluation mode, so that dropout is off.
+        model: The transformers (or peft) model, in evaluation mode, so that dropout is off: the
+            weights that are moved and saved.
         tokenizer: Its tokenizer.
         distribution: The distribution that tokens are drawn from and scored under.
         micro_batch_size: Completions that go through the model at once; None for all. It
             changes memory, and results only by rounding.
         end_ids: Every token id that ends a completion.
         num_updates: How often the weights have been moved.
+        way: How completions are drawn and scored: with shared prompts, or plainly, and then why.
         reference: The policy as it was at the start.
     """
 
@@ -60,13 +68,18 @@ class Policy:
         *,
         distribution: Distribution | None = None,
         micro_batch_size: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.model = model.eval()
+        use_fast_layers(self.model)
         self.tokenizer = tokenizer
         self.distribution = distribution or Distribution()
         self.micro_batch_size = micro_batch_size
         self.end_ids = _end_ids(model, tokenizer)
         self.num_updates = 0
+        self.way = choose_way(self.model)
+        self._working = WorkingCopy(self.model, precision)
+        self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
         self.reference = Reference(self)
 
     @classmethod
@@ -79,6 +92,7 @@ class Policy:
         lora: Lora | None = None,
         lora_seed: int = 0,
         micro_batch_size: int | None = None,
+        precision: Precision = "float32",
         **load_options: Any,
     ) -> "Policy":
         """Load a policy and freeze its reference.
@@ -91,6 +105,7 @@ class Policy:
                 the adapter off.
             lora_seed: Seed of the adapter's first values.
             micro_batch_size: Completions that go through the model at once; None for all.
+            precision: What the model computes in; the weights that move are float32 in either case.
             load_options: `dtype`, `device`, `trust_remote_code`, as for `load_model`.
 
         Raises:
@@ -104,7 +119,13 @@ class Policy:
             model = add_lora(model, lora, lora_seed)
         elif num_trainable_layers is not None:
             train_last_layers(model, num_trainable_layers)
-        return cls(model, tokenizer, distribution=distribution, micro_batch_size=micro_batch_size)
+        return cls(
+            model,
+            tokenizer,
+            distribution=distribution,
+            micro_batch_size=micro_batch_size,
+            precision=precision,
+        )
 
     @property
     def context_length(self) -> int | None:
@@ -114,6 +135,11 @@ class Policy:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters that are moved, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def moved(self) -> None:
+        """Take note that the weights were moved."""
+        self.num_updates += 1
+        self._working.refresh()
 
     def encode(self, prompt: Text) -> list[int]:
         """Tokenise a prompt: plain text as it is, messages through the chat template."""
@@ -158,15 +184,18 @@ class Policy:
         for rows in torch.arange(len(prompt_of)).split(self.micro_batch_size or len(prompt_of)):
             used, local_prompt_of = torch.unique(prompt_of[rows], return_inverse=True)
             local_prompts = [prompts[index] for index in used.tolist()]
-            part = sampling.draw(
-                self.model, local_prompts, local_prompt_of, uniforms[rows], self.distribution, self.end_ids
-            )
-            parts.append(part)
+            arguments = local_prompts, local_prompt_of, uniforms[rows], self.distribution, self.end_ids
+            if self.way.shares_prompts:
+                parts.append(sampling.draw(self._engine, *arguments))
+            else:
+                parts.append(plain.draw(self._working.model, *arguments))
         return join(prompts, parts, prompt_of)
 
     def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Score each token of given completions, differentiably in the trainable parameters."""
-        return sampling.score(self.model, completions, self.distribution)
+        if self.way.shares_prompts:
+            return sampling.score(self._engine, completions, self.distribution)
+        return plain.score(self._working.model, completions, self.distribution)
 
     def save(self, folder: Path) -> None:
         """Write the whole model, adapters merged, and its tokenizer as a Hugging Face folder."""
@@ -182,9 +211,11 @@ class Reference:
     """The frozen policy that the KL divergence is measured from."""
 
     def __init__(self, policy: Policy) -> None:
+        working = policy._working.model
         self._policy = policy
-        self._has_adapter = hasattr(policy.model, "disable_adapter")
-        self._model = policy.model if self._has_adapter else frozen_copy(policy.model)
+        self._has_adapter = hasattr(working, "disable_adapter")
+        self._model = working if self._has_adapter else frozen_copy(working)
+        self._engine = policy._engine if self._has_adapter else policy._engine.twin(self._model)
 
     def log_probs(self, completions: Completions) -> Float[Tensor, " N"]:
         """Find log π_ref of whole completions that the policy drew, in nats.
@@ -199,15 +230,17 @@ class Reference:
     @torch.no_grad()
     def score(self, completions: Completions) -> Float[Tensor, " N"]:
         """Find log π_ref of any completions by a pass through the reference, in nats."""
-        parts = []
-        for part in completions.micro_batches(self._policy.micro_batch_size):
-            if self._has_adapter:
-                with self._policy.model.disable_adapter():
-                    scores = sampling.score(self._model, part, self._policy.distribution)
-            else:
-                scores = sampling.score(self._model, part, self._policy.distribution)
-            parts.append(scores.sum(dim=1))
-        return torch.cat(parts)
+        distribution = self._policy.distribution
+        total = torch.zeros_like(completions.log_probs)
+        with self._model.disable_adapter() if self._has_adapter else nullcontext():
+            for rows in completions.micro_batches(self._policy.micro_batch_size):
+                part = completions.rows(rows)
+                if self._policy.way.shares_prompts:
+                    scores = sampling.score(self._engine, part, distribution)
+                else:
+                    scores = plain.score(self._model, part, distribution)
+                total[rows] = scores.sum(dim=1).to(total.dtype)
+        return total
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -1,71 +1,137 @@
-"""Prompts read once and shared by their completions.
+"""Prompts read once and continued by their completions.
 
-Axes: B prompts, L tokens of the longest prompt, N completions, T their tokens, V vocabulary.
+Axes: B prompts, L tokens of the longest, N completions, n of them still in the batch, T their new tokens,
+D hidden size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+
+from klimb.policy import attention
+from klimb.policy.lean import LeanDecoder
+from klimb.policy.trunk import Trunk, decoder_layers
+from klimb.policy.vocabulary import Vocabulary
 
 
-@dataclass
-class Prefix:
-    """The keys and values of prompts, to be continued by completions.
+class Engine:
+    """A causal language model in its parts, as sampling and scoring run them.
 
     Attributes:
-        cache: The model's cache, one row a completion; `extend` adds to it.
-        mask: True on prompt tokens, False on the padding before them, (N, L).
-        logits: What the model predicts after the prompt, (N, V).
+        model: The transformers model; within a peft model, the one that it wraps.
+        vocabulary: Its last layer.
+        backbone: All of it but its last layer.
+        trunk: The layers at its bottom that never move.
+        trunk_depth: How many they are.
+
+    Args:
+        model: A transformers or peft model in evaluation mode.
+        trunk_depth: How many layers never move.
     """
 
-    cache: Any
-    mask: Bool[Tensor, "N L"]
-    logits: Float[Tensor, "N V"]
+    def __init__(self, model: Any, trunk_depth: int = 0) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.vocabulary = Vocabulary(self.model)
+        self.backbone = self.model.base_model
+        self.trunk = Trunk(list(decoder_layers(self.model) or [])[:trunk_depth])
+        self.trunk_depth = trunk_depth
 
-    def extend(self, model: Any, ids: Int[Tensor, "N T"], offset: int = 0) -> Float[Tensor, "N T V"]:
-        """Run completion tokens on, `offset` of which are in the cache already.
+    def twin(self, model: Any) -> "Engine":
+        """The same for a copy of the model."""
+        return Engine(model, self.trunk_depth)
 
-        Returns the logits after each of them.
+    def run(
+        self,
+        ids: Int[Tensor, "rows T"],
+        positions: Int[Tensor, "rows T"],
+        shared_prompts: attention.SharedPrompts,
+        states: Float[Tensor, "rows T D"] | None = None,
+    ) -> Float[Tensor, "rows T D"]:
+        """Run tokens through all layers but the last projection.
+
+        Args:
+            ids: The tokens.
+            positions: Their places in their texts.
+            shared_prompts: What they attend to, besides themselves.
+            states: What the trunk made of them, where that is known already.
         """
-        prompt_lengths = self.mask.sum(dim=1, keepdim=True)
-        num_tokens = ids.shape[1]
-        positions = prompt_lengths + torch.arange(offset, offset + num_tokens, device=ids.device)
-        seen = torch.ones(ids.shape[0], offset + num_tokens, dtype=torch.bool, device=ids.device)
-        return model(
-            input_ids=ids,
-            attention_mask=torch.cat([self.mask, seen], dim=1),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
+        with self._attending(), nullcontext() if states is None else self.trunk.replaced(states):
+            return self.backbone(
+                input_ids=ids, position_ids=positions, use_cache=False, shared_prompts=shared_prompts
+            ).last_hidden_state
+
+    @contextmanager
+    def _attending(self) -> Iterator[None]:
+        """Within, the model attends in our way; outside it is as it was."""
+        config = self.backbone.config
+        usual = config._attn_implementation
+        config._attn_implementation = attention.NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
 
 
-def prefill(model: Any, prompts: list[list[int]], prompt_of: Int[Tensor, " N"]) -> Prefix:
-    """Run each prompt once and give every completion its prompt's row.
+class Prefix:
+    """Prompts that were read, to be continued by completions.
 
-    Prompts are padded on the left, so that completions begin in one column. Gradients of the
-    rows that share a prompt add up.
+    Attributes:
+        hidden: The model's last hidden state after each prompt, (B, D).
+
+    Args:
+        engine: The model.
+        prompts: Token ids of the B prompts.
+        prompt_of: For each completion the index of its prompt, (N,).
+        capacity: Most tokens of a completion that `extend` will be given in several parts; 0 where
+            it gets them all at once.
+        states: What the trunk makes of the prompts, padded on the right, where that is known.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    device = model.device
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, longest - len(prompt) :] = True
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding is masked out; its position is unused
-    cache = DynamicCache(config=model.config)
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache.batch_select_indices(prompt_of)
-    return Prefix(cache, mask[prompt_of], output.logits[prompt_of, -1])
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: list[list[int]],
+        prompt_of: Int[Tensor, " N"],
+        *,
+        capacity: int = 0,
+        states: Float[Tensor, "B L D"] | None = None,
+    ) -> None:
+        device = prompt_of.device
+        lengths = [len(prompt) for prompt in prompts]
+        ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        positions = torch.arange(max(lengths), device=device).expand(len(prompts), -1)
+        self._engine = engine
+        self._num_seen = 0
+        self._lengths = torch.tensor(lengths, device=device)
+        self._starts = self._lengths[prompt_of]
+        self._shared = attention.SharedPrompts(self._lengths, prompt_of, capacity)
+        hidden = engine.run(ids.to(device), positions, self._shared, states)
+        is_lean = capacity > 0 and not torch.is_grad_enabled() and LeanDecoder.fits(engine.backbone)
+        self._lean = LeanDecoder(engine.backbone, engine.trunk_depth, len(prompt_of)) if is_lean else None
+        self.hidden = hidden[torch.arange(len(prompts), device=device), self._lengths - 1]
+
+    def extend(
+        self, ids: Int[Tensor, "n T"], states: Float[Tensor, "n T D"] | None = None
+    ) -> Float[Tensor, "n T D"]:
+        """Run the next tokens of every completion and return the hidden states after each of them."""
+        num_new = ids.shape[1]
+        new = torch.arange(self._num_seen, self._num_seen + num_new, device=ids.device)
+        self._num_seen += num_new
+        self._shared.extend(num_new)
+        if self._lean is not None and num_new == 1:
+            hidden, noted = self._lean.step(ids[:, 0], self._starts + new, self._shared)
+            if noted is not None:
+                self._engine.trunk.note(noted[:, None])
+            return hidden[:, None]
+        return self._engine.run(ids, self._starts[:, None] + new, self._shared, states)
+
+    def keep(self, rows: Int[Tensor, " n"]) -> None:
+        """Go on with some of the completions alone."""
+        self._starts = self._starts[rows]
+        self._shared.keep(rows)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from klimb.errors import ConfigError
+from klimb.policy.trunk import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Lora:
 
 def train_last_layers(model: Any, num_layers: int) -> None:
     """Freeze everything but the last `num_layers` decoder layers."""
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
+    if layers is None:
+        raise ConfigError(
+            f"num_trainable_layers: found no list of decoder layers in {type(model).__name__}; use lora_rank"
+        )
     if not 1 <= num_layers <= len(layers):
         raise ConfigError(
             f"num_trainable_layers: expected 1 to {len(layers)}, the layers of this model, got {num_layers}"
@@ -58,13 +63,3 @@ def frozen_copy(model: Any) -> Any:
     """Copy the model as it is now; parameters that are frozen anyway are shared, not copied."""
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, memo=shared).requires_grad_(False).eval()
-
-
-def _decoder_layers(model: Any) -> torch.nn.ModuleList:
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise ConfigError(
-        f"num_trainable_layers: found no list of {num_layers} decoder layers in {type(model).__name__}; use lora_rank"
-    )

@@ -65,6 +65,9 @@ class TrainConfig:
     temperature: float = 1.0
     """Of the distribution that is sampled, scored and trained; 1 is the model's own."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; the weights that move are float32 in either case."""
+
     micro_batch_size: int | None = None
     """Completions that go through the model at once; all by default. Changes memory, and results only by rounding."""
 
@@ -98,6 +101,10 @@ class TrainConfig:
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly to lr."""
 
+    max_sampler_gap: float | None = None
+    """Mean |log-prob in sampling − log-prob in training| of a token, in nats, above which a run stops;
+    None: 0.001 in float32, 0.25 in bfloat16."""
+
     num_steps: int = 100
     """Updates of the weights."""
 
@@ -116,7 +123,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value}")
-        for name in ("temperature", "max_grad_norm", "lora_alpha"):
+        for name in ("temperature", "max_grad_norm", "lora_alpha", "max_sampler_gap"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}: expected a finite number above 0, got {value}")

@@ -116,6 +116,7 @@ def load_policy(config: TrainConfig) -> Policy:
         lora=lora,
         lora_seed=config.seed,
         micro_batch_size=config.micro_batch_size,
+        precision=config.precision,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
@@ -151,12 +152,15 @@ def _facts(config: TrainConfig, policy: Policy, rows: list[PromptRow]) -> dict[s
     num_moved = sum(p.numel() for p in policy.trainable().values())
     num_parameters = sum(p.numel() for p in policy.model.parameters())
     batch = config.prompts_per_step * config.completions_per_prompt
-    return {
+    facts = {
         "model": f"{config.model}, {num_parameters:,} parameters, {num_moved:,} of them trained",
         "batch": f"{config.prompts_per_step} of {len(rows)} prompts × {config.completions_per_prompt} "
         f"completions = {batch} a step, up to {config.max_new_tokens} tokens each",
-        "device": f"{policy.model.device}, {policy.model.dtype}".replace("torch.", ""),
+        "device": f"{policy.model.device}, {config.precision}",
     }
+    if not policy.way.shares_prompts:
+        facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
+    return facts
 
 
 def _evaluate(

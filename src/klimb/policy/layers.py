@@ -1,0 +1,135 @@
+"""Layers of transformers' models that compute the same in less time and keep less for the gradient.
+
+Nothing is copied and no name changes: a module is given another class with another `forward`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+from transformers.pytorch_utils import Conv1D
+
+from klimb.policy.products import product
+
+
+def use_fast_layers(model: Any) -> None:
+    """Give the layers of a model, those known here, their faster classes."""
+    for module in model.modules():
+        fast = _FAST.get(type(module))
+        if fast is not None:
+            module.__class__ = fast
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Norm by the root of the mean square, in at least float32: w x / √(mean x² + ε).
+
+    Differentiable, and keeps no more for it than x.
+    """
+    if torch.is_grad_enabled():
+        return _RmsNorm.apply(x, weight, epsilon)
+    return weight * _normed(x, _inverse_root(x, epsilon)).to(x.dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        root = _inverse_root(x, epsilon)
+        ctx.save_for_backward(x, weight, root)
+        return weight * _normed(x, root).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grad_outputs
+        x, weight, root = ctx.saved_tensors
+        normed = _normed(x, root)
+        to_weight = (
+            (grad * normed).flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        )
+        if not ctx.needs_input_grad[0]:
+            return None, to_weight, None
+        to_normed = _wide(grad * weight)
+        along = torch.linalg.vecdot(to_normed, normed)[..., None] / x.shape[-1]
+        return to_normed.sub_(normed.mul_(along)).mul_(root).to(x.dtype), to_weight, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _inverse_root(x: Tensor, epsilon: float) -> Tensor:
+    wide = _wide(x)
+    return torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + epsilon)
+
+
+def _normed(x: Tensor, root: Tensor) -> Tensor:
+    return _wide(x) * root
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) · up, keeping the two alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grad_outputs
+        gate, up = ctx.saved_tensors
+        to_up = torch.nn.functional.silu(gate).mul_(grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), to_up
+
+
+class _FastLinear(torch.nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the base's name
+        return product(input, self.weight, self.bias)
+
+
+class _FastConv1D(Conv1D):
+    """GPT-2's linear layer, whose weight lies on its side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight.t(), self.bias)
+
+
+class _Norm:
+    """Mixed into the norms of several models, which are one."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class _Mlp:
+    """Mixed into the gated layers of several models, which are one."""
+
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
+    act_fn: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if isinstance(self.act_fn, (torch.nn.SiLU, SiLUActivation)) and torch.is_grad_enabled():
+            return self.down_proj(_Gated.apply(gate, up))
+        return self.down_proj(self.act_fn(gate) * up)
+
+
+def _mixed(mixin: type, *bases: type) -> dict[type, type]:
+    return {base: type(f"Fast{base.__name__}", (mixin, base), {}) for base in bases}
+
+
+_FAST: dict[type, type] = {
+    torch.nn.Linear: _FastLinear,
+    Conv1D: _FastConv1D,
+    **_mixed(_Norm, LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm),
+    **_mixed(_Mlp, LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP),
+}

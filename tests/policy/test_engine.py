@@ -1,0 +1,258 @@
+"""What makes the engine fast changes no result: products, layers, vocabulary, trunk, lean decoding, precision."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from klimb.core.objectives import reinforce
+from klimb.policy import lean, sampling
+from klimb.policy.distribution import Distribution
+from klimb.policy.layers import use_fast_layers
+from klimb.policy.policy import Draw, Policy
+from klimb.policy.products import product
+from klimb.policy.trainable import Lora, add_lora, train_last_layers
+from klimb.policy.trunk import decoder_layers
+from klimb.policy.vocabulary import Vocabulary
+from klimb.train.ascent import Ascent
+from klimb.train.config import TrainConfig
+
+PROMPTS = [[5, 6, 7, 8, 9], [3], [1, 2]]
+
+
+def sample(policy, group=4, max_new_tokens=12):
+    return policy.sample(PROMPTS, group, max_new_tokens=max_new_tokens, draw=Draw(0, 0, [0, 1, 2]))
+
+
+@pytest.mark.parametrize("rows", [(7,), (3, 5), (1,), (0,)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_product_and_its_gradients_are_those_of_a_linear_layer(rows, has_bias):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*rows, 24, generator=generator, requires_grad=True)
+    weight = torch.randn(24, 40, generator=generator).t().requires_grad_()  # on its side, as GPT-2's are
+    bias = torch.randn(40, generator=generator, requires_grad=True) if has_bias else None
+    up = torch.randn(*rows, 40, generator=generator)
+    arguments = [x, weight] if bias is None else [x, weight, bias]
+    ours = product(x, weight, bias)
+    theirs = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    gradients = (
+        torch.autograd.grad((ours * up).sum(), arguments),
+        torch.autograd.grad((theirs * up).sum(), arguments),
+    )
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fast_norm_and_gated_layer_are_those_of_transformers(dtype, make_model):
+    config = make_model("llama").config
+    for module in (LlamaRMSNorm(16, eps=1e-3).to(dtype), LlamaMLP(config).to(dtype)):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+        fast = copy.deepcopy(module)
+        use_fast_layers(fast)
+        assert type(fast) is not type(module)
+        results = []
+        for layer in (module, fast):
+            x = torch.randn(6, 5, 16, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_()
+            out = layer(x)
+            up = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+            results.append([out, *torch.autograd.grad((out * up).sum(), [x, *layer.parameters()])])
+            with torch.no_grad():
+                assert torch.allclose(layer(x), out, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+        tolerance = {"rtol": 0.05, "atol": 0.3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, **tolerance)
+
+
+def test_the_gated_layer_is_used_by_the_models_whose_activation_is_silu(make_model):
+    assert isinstance(make_model("llama").model.layers[0].mlp.act_fn, (torch.nn.SiLU, SiLUActivation))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])  # phi's has a bias, gemma2's is softly capped
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("pieces", [(1 << 24, 1 << 22), (40, 20), (30, 1)])
+def test_the_vocabulary_in_chunks_is_the_whole_one(family, temperature, pieces, make_model, monkeypatch):
+    monkeypatch.setattr("klimb.policy.vocabulary._CHUNK_ELEMENTS", pieces[0])
+    monkeypatch.setattr("klimb.policy.vocabulary._PIECE_ELEMENTS", pieces[1])
+    model = make_model(family, vocab_size=10, dtype=torch.float64)
+    distribution = Distribution(temperature)
+    vocabulary = Vocabulary(model)
+    generator = torch.Generator().manual_seed(0)
+    hidden = (20 * torch.randn(13, 16, generator=generator, dtype=torch.float64)).requires_grad_()
+    ids = torch.randint(10, (13,), generator=generator)
+    up = torch.randn(13, generator=generator, dtype=torch.float64)
+    arguments = [hidden, *model.get_output_embeddings().parameters()]
+    whole = distribution.token_log_probs(vocabulary.logits(hidden), ids)
+    chunked = vocabulary.token_log_probs(hidden, ids, distribution)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((log_probs * up).sum(), arguments) for log_probs in (whole, chunked)]
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_no_more_logits_are_held_than_a_piece_of_them(make_model, monkeypatch):
+    monkeypatch.setattr("klimb.policy.vocabulary._PIECE_ELEMENTS", 50)
+    seen = []
+    usual = Distribution.token_log_probs
+
+    def watched(self, logits, ids):
+        seen.append(logits.numel())
+        return usual(self, logits, ids)
+
+    monkeypatch.setattr(Distribution, "token_log_probs", watched)
+    model = make_model("llama", vocab_size=10)
+    Vocabulary(model).token_log_probs(torch.randn(33, 16), torch.zeros(33, dtype=torch.long), Distribution())
+    assert sum(seen) == 330
+    assert max(seen) <= 50
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gpt2", "phi"])
+def test_the_frozen_trunk_runs_once_and_its_states_change_nothing(family, make_model, bare_tokenizer):
+    model = make_model(family, vocab_size=10, num_layers=3)
+    train_last_layers(model, 1)
+    policy = Policy(model, bare_tokenizer)
+    completions = sample(policy)
+    assert completions.states is not None
+    below: list[str] = []
+    needs_gradient: list[bool] = []
+    handles = []
+    for whose in (model, policy.reference._model):
+        layers = decoder_layers(whose)
+        products = [
+            m for layer in layers[:2] for m in layer.modules() if hasattr(m, "weight") and m.weight.ndim == 2
+        ]
+        handles += [m.register_forward_hook(lambda module, *_: below.append(str(module))) for m in products]
+        handles.append(
+            layers[2].register_forward_pre_hook(
+                lambda _, inputs: needs_gradient.append(inputs[0].requires_grad)
+            )
+        )
+    from_states = policy.log_probs(completions)
+    reference = policy.reference.score(completions)
+    for handle in handles:
+        handle.remove()
+    assert below == [], "the trunk does not run again"
+    assert needs_gradient == [False] * 4, "no gradient below the first layer that moves"
+    without = policy.log_probs(completions.with_states(None))
+    torch.testing.assert_close(from_states, without, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reference, without.sum(dim=1).detach(), rtol=0, atol=1e-4)
+    parameters = list(policy.trainable().values())
+    for ours, expected in zip(
+        torch.autograd.grad(from_states.sum(), parameters),
+        torch.autograd.grad(without.sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_micro_batches_take_their_own_part_of_the_trunks_states(make_model, bare_tokenizer):
+    model = make_model("llama", vocab_size=10, num_layers=3)
+    train_last_layers(model, 1)
+    scores = []
+    for micro_batch_size in (None, 3):
+        policy = Policy(model, bare_tokenizer, micro_batch_size=micro_batch_size)
+        completions = sample(policy)
+        total = torch.zeros(len(completions))
+        for rows in completions.micro_batches(micro_batch_size):
+            part = completions.rows(rows)
+            assert part.states.tokens.shape[:2] == (len(rows), part.ids.shape[1] - 1)
+            total[rows] = policy.log_probs(part).sum(dim=1).detach()
+        scores.append(total)
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("choice", ["whole", "adapter", "last layer"])
+@pytest.mark.parametrize("leave_at", [0.01, 2.0])
+def test_lean_decoding_draws_what_the_models_own_layers_draw(
+    family, choice, leave_at, make_model, bare_tokenizer, monkeypatch
+):
+    model = make_model(family, vocab_size=10)
+    if choice == "adapter":
+        model = add_lora(model, Lora(2, 4.0), 0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(generator=torch.Generator().manual_seed(1))
+    elif choice == "last layer":
+        train_last_layers(model, 1)
+    monkeypatch.setattr(sampling, "_LEAVE_AT", leave_at)
+    policy = Policy(model, bare_tokenizer)
+    assert lean.LeanDecoder.fits(policy._engine.backbone)
+    ours = sample(policy)
+    monkeypatch.setattr(lean.LeanDecoder, "fits", staticmethod(lambda _: False))
+    theirs = sample(policy)
+    assert torch.equal(ours.ids * ours.mask, theirs.ids * theirs.mask)
+    torch.testing.assert_close(ours.token_log_probs, theirs.token_log_probs, rtol=0, atol=1e-5)
+    if choice == "last layer":
+        mask = ours.mask[:, 1:]
+        torch.testing.assert_close(ours.states.tokens[mask], theirs.states.tokens[mask], rtol=1e-4, atol=1e-4)
+
+
+def test_the_ended_leave_the_batch(make_model, bare_tokenizer, monkeypatch):
+    sizes = []
+    usual = Distribution.log_probs
+
+    def watched(self, logits):
+        sizes.append(len(logits))
+        return usual(self, logits)
+
+    monkeypatch.setattr(Distribution, "log_probs", watched)
+    completions = sample(Policy(make_model("llama", vocab_size=10), bare_tokenizer), group=8)
+    assert sizes[0] == 24
+    assert sizes == sorted(sizes, reverse=True)
+    still_open = [int((completions.lengths > place).sum()) for place in range(len(sizes))]
+    for size, num_open in zip(sizes, still_open, strict=True):
+        assert num_open <= size <= max(num_open / 0.75, num_open + 1)
+
+
+def test_micro_batches_are_sorted_by_length_where_that_leaves_less_to_run(make_model, bare_tokenizer):
+    completions = sample(
+        Policy(make_model("llama", vocab_size=10), bare_tokenizer), group=8, max_new_tokens=30
+    )
+    parts = completions.micro_batches(4)
+    assert sorted(torch.cat(parts).tolist()) == list(range(24))
+
+    def padded(splits):
+        return sum(len(rows) * int(completions.lengths[rows].max()) for rows in splits)
+
+    assert padded(parts) < padded(torch.arange(24).split(4))
+
+
+def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model_folder):
+    policy = Policy.load(model_folder, precision="bfloat16")
+    working = policy._working.model
+    assert {p.dtype for p in working.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    completions = policy.sample(
+        [policy.encode(t) for t in ("hello", "a b c")], 3, max_new_tokens=6, draw=Draw(0, 0, [0, 1])
+    )
+    advantages = torch.linspace(-1, 1, 6)
+    config = TrainConfig(model="", prompts=Path(), reward=("r",), out=Path(), lr=1e-2, precision="bfloat16")
+    metrics = Ascent(policy, config).ascend(reinforce, completions, advantages)
+    assert metrics.grad_norm > 0
+    assert any(not torch.equal(p, before[name]) for name, p in policy.trainable().items())
+    for (name, weight), copied in zip(policy.model.named_parameters(), working.parameters(), strict=True):
+        assert torch.equal(copied, weight.to(torch.bfloat16)), name
+        assert copied.grad is None
+
+
+def test_bfloat16_gradients_are_near_those_in_float32(model_folder):
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        policy = Policy.load(model_folder, precision=precision)
+        if precision == "float32":
+            completions = policy.sample(
+                [policy.encode(t) for t in ("hello", "a b c")], 3, max_new_tokens=6, draw=Draw(0, 0, [0, 1])
+            )
+        (policy.log_probs(completions).sum(dim=1) * torch.linspace(-1, 1, 6)).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.trainable().values()]))
+    cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
+    assert float(cosine) > 0.999
