@@ -36,17 +36,17 @@ def log(probs):
     ("uniform", "token"), [(0.0, 0), (0.2499, 0), (0.25, 1), (0.7499, 1), (0.75, 2), (1 - 2**-53, 2)]
 )
 def test_the_inverse_cdf_by_hand(uniform, token):
-    drawn = inverse_cdf(log([0.25, 0.5, 0.25]), torch.tensor([uniform], dtype=torch.float64))
+    drawn = inverse_cdf(torch.tensor([[0.25, 0.5, 0.25]]), torch.tensor([uniform], dtype=torch.float64))
     assert drawn.tolist() == [token]
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 def test_a_token_of_probability_zero_is_never_drawn(uniform):
-    drawn = inverse_cdf(log([0.0, 1.0, 0.0]), torch.tensor([uniform], dtype=torch.float64))
+    drawn = inverse_cdf(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([uniform], dtype=torch.float64))
     assert drawn.tolist() == [1]
 
 
 def test_a_sum_that_rounds_below_one_still_draws_within_the_vocabulary():
     log_probs = torch.log_softmax(torch.zeros(1, 49_152), dim=-1) - 1e-3  # sums to 0.999
-    drawn = inverse_cdf(log_probs, torch.tensor([1 - 2**-53], dtype=torch.float64))
+    drawn = inverse_cdf(log_probs.exp(), torch.tensor([1 - 2**-53], dtype=torch.float64))
     assert drawn.tolist() == [49_151]

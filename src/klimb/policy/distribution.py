@@ -52,29 +52,29 @@ class Distribution:
         gradients = torch.softmax(self._scaled(logits), dim=-1).mul_(-scale)
         return gradients.scatter_add_(1, ids[:, None], scale.to(gradients.dtype))
 
-    def entropy(self, log_probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
-        """−Σ_v π(v) log π(v) of log-probs, in nats; a token of probability 0 contributes 0, not 0 · −∞."""
-        return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+    def entropy(self, log_probs: Float[Tensor, "n V"], probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
+        """−Σ_v π(v) log π(v), in nats; a token of probability 0 contributes 0, not 0 · −∞."""
+        return -torch.linalg.vecdot(probs, log_probs.clamp(min=torch.finfo(log_probs.dtype).min))
 
     def _scaled(self, logits: Tensor) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return wide if self.temperature == 1.0 else wide / self.temperature
 
 
-def inverse_cdf(log_probs: Float[Tensor, "N V"], uniforms: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+def inverse_cdf(probs: Float[Tensor, "N V"], uniforms: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     """Draw one token a row: the first whose cumulative probability exceeds the row's uniform.
 
     The cumulative sum is taken in float64 and the uniform is scaled by its last value, so
     rounding moves no draw beyond the vocabulary; a token of probability 0 is never drawn.
 
     Args:
-        log_probs: Log-probs of every token, (N, V), in nats.
+        probs: Probability of every token, (N, V).
         uniforms: One number in [0, 1) a row, (N,), float64.
 
     Returns:
         Token ids, (N,).
     """
-    cumulative = torch.cumsum(torch.exp(log_probs).double(), dim=-1)
+    cumulative = torch.cumsum(probs, dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     # u · total may round up to total: stay strictly below it.
     threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -124,12 +124,13 @@ class Record:
                 "the model's predictions are not numbers (NaN); a lower --lr may keep them so"
             )
         rows, position = self.rows, self._position
-        token = inverse_cdf(log_probs, self._uniforms[rows, position])
+        probs = log_probs.exp()
+        token = inverse_cdf(probs, self._uniforms[rows, position])
         is_open = ~self._has_ended[rows]
         self._ids[rows, position] = token
         for column, values in (
             (self._log_probs, log_probs.gather(1, token[:, None])[:, 0]),
-            (self._entropies, distribution.entropy(log_probs)),
+            (self._entropies, distribution.entropy(log_probs, probs)),
         ):
             column.append(values.new_zeros(len(self._lengths)).index_copy_(0, rows, values * is_open))
         self._lengths[rows] += is_open

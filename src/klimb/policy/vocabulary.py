@@ -54,11 +54,12 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.distribution, ctx.softcap = distribution, softcap
-        parts = [
-            distribution.token_log_probs(_capped(product(hidden[rows], weight, bias), softcap), ids[rows])
-            for rows in _runs(hidden.shape[0], weight.shape[0], _PIECE_ELEMENTS)
-        ]
-        return torch.cat(parts)
+        log_probs: list[Tensor] = []
+        for rows in _runs(len(hidden), len(weight), _CHUNK_ELEMENTS):
+            logits = _capped(product(hidden[rows], weight, bias), softcap)
+            for piece in _runs(*logits.shape, _PIECE_ELEMENTS):
+                log_probs.append(distribution.token_log_probs(logits[piece], ids[rows][piece]))
+        return torch.cat(log_probs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -68,16 +69,16 @@ class _TokenLogProbs(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight: Tensor | None = None
         to_bias: Tensor | None = None
-        num_tokens, vocabulary = hidden.shape[0], weight.shape[0]
-        for rows in _runs(num_tokens, vocabulary, _CHUNK_ELEMENTS):
-            to_logits = hidden.new_empty(rows.stop - rows.start, vocabulary)
-            for piece in _runs(len(to_logits), vocabulary, _PIECE_ELEMENTS):
-                tokens = slice(rows.start + piece.start, rows.start + piece.stop)
-                logits = _capped(product(hidden[tokens], weight, bias), ctx.softcap)
-                part = ctx.distribution.token_log_prob_gradients(logits, ids[tokens], grad[tokens])
+        for rows in _runs(len(hidden), len(weight), _CHUNK_ELEMENTS):
+            to_logits = _capped(
+                product(hidden[rows], weight, bias), ctx.softcap
+            )  # logits at first, then theirs
+            for piece in _runs(*to_logits.shape, _PIECE_ELEMENTS):
+                logits = to_logits[piece]
+                part = ctx.distribution.token_log_prob_gradients(logits, ids[rows][piece], grad[rows][piece])
                 if ctx.softcap is not None:
                     part *= 1 - (logits / ctx.softcap).square()
-                to_logits[piece] = part
+                logits.copy_(part)
             if to_hidden is not None:
                 to_hidden[rows] = product(to_logits, weight.t())
             if needs_weight:

@@ -12,7 +12,9 @@ from klimb.policy.prefix import Engine, Prefix
 
 _PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 _COMPLETIONS = [[6, 5, 3], [5, 8, 9], [7, 9, 3]]
-_TOLERANCE = 1e-4  # nats a token; several layers of known models compute in float32 whatever they are given
+_TOLERANCE = (
+    2e-3  # nats a token, well above float32's rounding (1e-4 is seen) and below what another model would give
+)
 _HALF_TOLERANCE = 0.1  # where the model itself is in a half type
 
 
