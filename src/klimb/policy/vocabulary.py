@@ -57,8 +57,10 @@ class _TokenLogProbs(torch.autograd.Function):
         log_probs: list[Tensor] = []
         for rows in _runs(len(hidden), len(weight), _CHUNK_ELEMENTS):
             logits = _capped(product(hidden[rows], weight, bias), softcap)
-            for piece in _runs(*logits.shape, _PIECE_ELEMENTS):
-                log_probs.append(distribution.token_log_probs(logits[piece], ids[rows][piece]))
+            log_probs += [
+                distribution.token_log_probs(logits[piece], ids[rows][piece])
+                for piece in _runs(len(logits), len(weight), _PIECE_ELEMENTS)
+            ]
         return torch.cat(log_probs)
 
     @staticmethod
@@ -73,7 +75,7 @@ class _TokenLogProbs(torch.autograd.Function):
             to_logits = _capped(
                 product(hidden[rows], weight, bias), ctx.softcap
             )  # logits at first, then theirs
-            for piece in _runs(*to_logits.shape, _PIECE_ELEMENTS):
+            for piece in _runs(len(to_logits), len(weight), _PIECE_ELEMENTS):
                 logits = to_logits[piece]
                 part = ctx.distribution.token_log_prob_gradients(logits, ids[rows][piece], grad[rows][piece])
                 if ctx.softcap is not None:
