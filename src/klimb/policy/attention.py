@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 
-_FLASH_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+from klimb.policy.products import wide
+
 _FEW_SCORES = 1 << 24  # of one layer: 64 MB in float32
 
 NAME = "klimb_shared_prompts"
@@ -88,11 +89,11 @@ class SharedPrompts:
         )
         if query.device.type == "cpu" and softcap is None and window is None:
             prompts = self._prompts[layer]
-            joint = _Joint.apply if torch.is_grad_enabled() else _joint
-            out = joint(
+            arguments = (
                 self._by_prompt(query), *prompts, self._prompt_bias(query), query, key, value,
                 self._causal_bias(query, self.num_seen, self.num_new), self, scaling,
             )  # fmt: skip
+            out = _Joint.apply(*arguments) if torch.is_grad_enabled() else _joint(*arguments)[0]
         else:
             out = self._attend_plainly(layer, query, key, value, scaling, window, softcap)
         return out.reshape(num_rows, num_heads, num_tokens, size)
@@ -108,12 +109,7 @@ class SharedPrompts:
     ) -> Tensor:
         """Causal attention; prompts are padded on the right, where no token of theirs looks."""
         is_plain = softcap is None and (window is None or key.shape[2] <= window)
-        if (
-            is_plain
-            and torch.is_grad_enabled()
-            and query.device.type == "cpu"
-            and query.dtype in _FLASH_DTYPES
-        ):
+        if is_plain and torch.is_grad_enabled() and query.device.type == "cpu":
             rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
             return _Alone.apply(rows, key, value, self._causal_bias(rows, 0, key.shape[2]), scaling).reshape(
                 query.shape
@@ -262,13 +258,9 @@ class _Joint(torch.autograd.Function):
         ctx: Any, by_prompt: Tensor, prompt_keys: Tensor, prompt_values: Tensor, prompt_bias: Tensor | None,
         query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, shared: SharedPrompts, scaling: float,
     ) -> Tensor:  # fmt: skip
-        to_prompt, prompt_sum = _flash(by_prompt, prompt_keys, prompt_values, prompt_bias, scaling)
-        out, total = _flash(query, key, value, bias, scaling)
-        to_prompt = shared._by_completion(to_prompt)
-        prompt_sum = shared._by_completion(prompt_sum)
-        share = torch.sigmoid(prompt_sum - total).to(out.dtype)[..., None]
-        out = torch.lerp(out, to_prompt, share)
-        total = torch.logaddexp(total, prompt_sum)
+        out, total = _joint(
+            by_prompt, prompt_keys, prompt_values, prompt_bias, query, key, value, bias, shared, scaling
+        )
         ctx.save_for_backward(
             by_prompt, prompt_keys, prompt_values, prompt_bias, query, key, value, bias, out, total
         )
@@ -292,12 +284,13 @@ class _Joint(torch.autograd.Function):
 def _joint(  # noqa: PLR0913, PLR0917  as above
     by_prompt: Tensor, prompt_keys: Tensor, prompt_values: Tensor, prompt_bias: Tensor | None,
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, shared: SharedPrompts, scaling: float,
-) -> Tensor:  # fmt: skip
-    """`_Joint` where no gradient is wanted."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and log-sum-exp over both."""
     to_prompt, prompt_sum = _flash(by_prompt, prompt_keys, prompt_values, prompt_bias, scaling)
     out, total = _flash(query, key, value, bias, scaling)
-    share = torch.sigmoid(shared._by_completion(prompt_sum) - total)
-    return torch.lerp(out, shared._by_completion(to_prompt), share.to(out.dtype)[..., None])
+    to_prompt, prompt_sum = shared._by_completion(to_prompt), shared._by_completion(prompt_sum)
+    share = torch.sigmoid(prompt_sum - total).to(out.dtype)[..., None]
+    return torch.lerp(out, to_prompt, share), torch.logaddexp(total, prompt_sum)
 
 
 def _flash(
@@ -315,9 +308,9 @@ def _flash_backward(
     grad, out, total = outputs
     if query.numel() // query.shape[-1] * key.shape[2] <= _FEW_SCORES:
         # oneDNN's and MKL's products are several times faster here than the flash kernel's own.
-        scores = _wide(query @ key.transpose(-1, -2)) * scaling
+        scores = wide(query @ key.transpose(-1, -2)) * scaling
         shares = torch.exp((scores if bias is None else scores + bias) - total[..., None])
-        at_shares = _wide(grad @ value.transpose(-1, -2)) - (grad * out).sum(dim=-1, keepdim=True)
+        at_shares = wide(grad @ value.transpose(-1, -2)) - (grad * out).sum(dim=-1, keepdim=True)
         at_scores = (at_shares.mul_(shares) * scaling).to(query.dtype)
         to_value = shares.to(grad.dtype).transpose(-1, -2) @ grad
         return at_scores @ key, at_scores.transpose(-1, -2) @ query, to_value
@@ -327,13 +320,8 @@ def _flash_backward(
 
 
 def _scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    scores = _wide(query @ key.transpose(-1, -2)) * scaling
+    scores = wide(query @ key.transpose(-1, -2)) * scaling
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _attention(  # noqa: PLR0913  as transformers calls it

@@ -116,8 +116,6 @@ def join(prompts: list[list[int]], parts: list[Completions], prompt_of: Int[Tens
         parts: Its completions, in order.
         prompt_of: For each completion of the batch the index of its prompt, (N,).
     """
-    if len(parts) == 1:
-        return parts[0]
 
     def joined(tensors: list[Tensor]) -> Tensor:
         longest = max(tensor.shape[1] for tensor in tensors)

@@ -14,7 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from klimb.policy.products import product
+from klimb.policy.products import product, wide
 
 
 def use_fast_layers(model: Any) -> None:
@@ -54,22 +54,18 @@ class _RmsNorm(torch.autograd.Function):
         )
         if not ctx.needs_input_grad[0]:
             return None, to_weight, None
-        to_normed = _wide(grad * weight)
+        to_normed = wide(grad * weight)
         along = torch.linalg.vecdot(to_normed, normed)[..., None] / x.shape[-1]
         return to_normed.sub_(normed.mul_(along)).mul_(root).to(x.dtype), to_weight, None
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _inverse_root(x: Tensor, epsilon: float) -> Tensor:
-    wide = _wide(x)
-    return torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + epsilon)
+    widened = wide(x)
+    return torch.rsqrt(torch.linalg.vecdot(widened, widened)[..., None] / x.shape[-1] + epsilon)
 
 
 def _normed(x: Tensor, root: Tensor) -> Tensor:
-    return _wide(x) * root
+    return wide(x) * root
 
 
 class _Gated(torch.autograd.Function):

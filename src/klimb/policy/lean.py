@@ -21,6 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from klimb.policy.attention import SharedPrompts
 from klimb.policy.layers import rms_norm
+from klimb.policy.products import times
 
 _SHAPED = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -107,9 +108,9 @@ class _Fused:
             self._up = torch.block_diag(*ups)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        out = _times(x, self._weight, self._bias, residual)
+        out = times(x, self._weight, self._bias, residual)
         if self._down is not None and self._up is not None:
-            out = _times(_times(x, self._down), self._up, None, out)
+            out = times(times(x, self._down), self._up, None, out)
         return out
 
 
@@ -182,9 +183,3 @@ def _adapter(module: Any) -> tuple[Tensor, Tensor] | None:
         return None
     (name,) = module.active_adapters
     return module.lora_A[name].weight, module.lora_B[name].weight * module.scaling[name]
-
-
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    if plus is None:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")

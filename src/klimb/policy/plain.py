@@ -31,10 +31,8 @@ def draw(
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompt_of.device)[prompt_of]
     groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
-    usual, model.generation_config = (
-        model.generation_config,
-        GenerationConfig(),
-    )  # what is not said below is off
+    usual = model.generation_config
+    model.generation_config = GenerationConfig()  # what is not said below is off
     try:
         parts = [
             _draw_equal(
@@ -48,23 +46,8 @@ def draw(
         ]
     finally:
         model.generation_config = usual
-    joined = join(
-        [[]] * len(groups),
-        parts,
-        torch.arange(len(groups), device=prompt_of.device).repeat_interleave(
-            torch.tensor([len(rows) for rows in groups], device=prompt_of.device)
-        ),
-    )
-    back = torch.argsort(torch.cat(groups))
-    return Completions(
-        prompts=prompts,
-        prompt_of=prompt_of,
-        ids=joined.ids[back],
-        lengths=joined.lengths[back],
-        finish_reasons=[joined.finish_reasons[int(row)] for row in back],
-        token_log_probs=joined.token_log_probs[back],
-        token_entropies=joined.token_entropies[back],
-    )
+    order = torch.cat(groups)
+    return join(prompts, parts, prompt_of[order]).rows(torch.argsort(order))
 
 
 def _draw_equal(

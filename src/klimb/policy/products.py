@@ -21,7 +21,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
         return torch.nn.functional.linear(x, weight, bias)
     if not torch.is_grad_enabled():
-        return _times(x, weight, bias)
+        return times(x, weight, bias)
     return _Product.apply(x, weight, bias)
 
 
@@ -29,18 +29,26 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _times(x, weight, bias)
+        return times(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,) = grad_outputs
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        to_x = _times(rows, weight.t()).reshape(x.shape) if ctx.needs_input_grad[0] else None
-        to_weight = _times(rows.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
+        to_x = times(rows, weight.t()).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        to_weight = times(rows.t(), x.reshape(-1, x.shape[-1]).t()) if ctx.needs_input_grad[1] else None
         to_bias = rows.sum(dim=0) if ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias
 
 
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def times(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+    """Multiply by oneDNN, with nothing to differentiate: x Wᵀ + b + c."""
+    if plus is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in at least float32."""
+    return x if x.dtype == torch.float64 else x.float()

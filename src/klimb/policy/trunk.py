@@ -58,12 +58,12 @@ class Trunk:
 
 
 def find_trunk(model: Any) -> int:
-    """Count the layers at the bottom that are frozen, as is what feeds them; 0 where something moves below.
-
-    Layers that do not return one tensor are not counted on.
-    """
+    """Count the layers at the bottom that are frozen; 0 where what is outside the layers moves: it might feed them."""
     layers = decoder_layers(model)
-    if layers is None or model.get_input_embeddings().weight.requires_grad:
+    if layers is None:
+        return 0
+    inside = {id(parameter) for parameter in layers.parameters()}
+    if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
         return 0
     moves = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     return moves.index(True) if True in moves else 0
