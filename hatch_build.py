@@ -15,23 +15,31 @@ FLAGS = [
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-Wno-psabi",
     "-fPIC",
     "-shared",
 ]
 
 
 class KernelHook(BuildHookInterface):
-    """Turns weighted_sum.c into a shared library, which ctypes loads."""
+    """Turns the C files into a shared library, which ctypes loads."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  hatchling's names
         """Compile, unless asked not to or there is nothing to compile with."""
         kernels = Path(self.root) / "src" / "klimb" / "kernels"
-        library = kernels / "_weighted_sum.so"
+        library = kernels / "_compiled.so"
         library.unlink(missing_ok=True)
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None or os.environ.get("KLIMB_KERNELS") == "numpy":
             return
-        command = [*compiler.split(), *FLAGS, "-o", str(library), str(kernels / "weighted_sum.c")]
+        command = [
+            *compiler.split(),
+            *FLAGS,
+            "-o",
+            str(library),
+            *map(str, sorted(kernels.glob("*.c"))),
+            "-lm",
+        ]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  the user's own compiler
         if finished.returncode != 0:
             self.app.display_warning(
@@ -40,4 +48,4 @@ class KernelHook(BuildHookInterface):
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-        build_data["artifacts"].append("src/klimb/kernels/_weighted_sum.so")
+        build_data["artifacts"].append("src/klimb/kernels/_compiled.so")

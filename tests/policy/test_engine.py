@@ -225,8 +225,9 @@ def test_micro_batches_are_sorted_by_length_where_that_leaves_less_to_run(make_m
     assert padded(parts) < padded(torch.arange(24).split(4))
 
 
-def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model_folder):
-    policy = Policy.load(model_folder, precision="bfloat16")
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model_folder, micro_batch_size):
+    policy = Policy.load(model_folder, precision="bfloat16", micro_batch_size=micro_batch_size)
     working = policy._working.model
     assert {p.dtype for p in working.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
@@ -242,17 +243,26 @@ def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model
     for (name, weight), copied in zip(policy.model.named_parameters(), working.parameters(), strict=True):
         assert torch.equal(copied, weight.to(torch.bfloat16)), name
         assert copied.grad is None
+        assert weight.grad is None
 
 
-def test_bfloat16_gradients_are_near_those_in_float32(model_folder):
+def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_it(model_folder):
     gradients = []
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16", "bfloat16"):
         policy = Policy.load(model_folder, precision=precision)
         if precision == "float32":
             completions = policy.sample(
                 [policy.encode(t) for t in ("hello", "a b c")], 3, max_new_tokens=6, draw=Draw(0, 0, [0, 1])
             )
-        (policy.log_probs(completions).sum(dim=1) * torch.linspace(-1, 1, 6)).sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.trainable().values()]))
-    cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
-    assert float(cosine) > 0.999
+        passes = torch.arange(6).split(2 if len(gradients) == 2 else 6)
+        for rows in passes:
+            log_probs = policy.log_probs(completions.rows(rows)).sum(dim=1)
+            (log_probs * torch.linspace(-1, 1, 6)[rows]).sum().backward()
+            if len(passes) > 1:
+                policy.widen_gradients()
+        taken = policy.take_gradients()
+        summed_in = torch.bfloat16 if len(gradients) == 1 else torch.float32
+        assert {gradient.dtype for _, gradient in taken} == {summed_in}
+        gradients.append(torch.cat([gradient.flatten().float() for _, gradient in taken]))
+    for half in gradients[1:]:
+        assert float(torch.nn.functional.cosine_similarity(gradients[0], half, dim=0)) > 0.999

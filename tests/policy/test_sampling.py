@@ -133,7 +133,7 @@ def test_the_sampler_records_the_trainers_log_probs(family, make_model, bare_tok
     policy = make_policy(make_model, bare_tokenizer, family, temperature=0.8)
     completions = sample(policy, group_size=8, max_new_tokens=12)
     gap = (policy.log_probs(completions).detach() - completions.token_log_probs).abs().max()
-    assert float(gap) < 1e-5
+    assert float(gap) < 2e-5  # each alone is within 1e-5 of float64
 
 
 def test_frequencies_match_the_models_probabilities(make_model, bare_tokenizer):

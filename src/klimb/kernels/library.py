@@ -8,18 +8,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_FILE = Path(__file__).with_name("_weighted_sum.so")
+_FILE = Path(__file__).with_name("_compiled.so")
+
+
+@cache
+def library() -> Any | None:
+    """Return the compiled functions, which let other threads run meanwhile, or None where they were not built."""
+    if os.environ.get("KLIMB_KERNELS") == "numpy" or not _FILE.is_file():
+        return None
+    try:
+        return ctypes.CDLL(str(_FILE))
+    except OSError:  # built for another machine
+        return None
 
 
 @cache
 def compiled() -> Callable[..., None] | None:
-    """Return the C function, which lets other threads run meanwhile, or None where it was not built."""
-    if os.environ.get("KLIMB_KERNELS") == "numpy" or not _FILE.is_file():
+    """Return the C function of the weighted sum, or None where it was not built."""
+    functions = library()
+    if functions is None:
         return None
-    try:
-        function: Any = ctypes.CDLL(str(_FILE)).klimb_weighted_sum
-    except OSError:  # built for another machine
-        return None
+    function = functions.klimb_weighted_sum
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [
         ctypes.c_int,

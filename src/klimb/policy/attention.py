@@ -29,6 +29,11 @@ class SharedPrompts:
     A model whose attention is `NAME` is run with this as the keyword `shared_prompts`: first on the
     prompts, padded on the right, then, once or token by token, on completions.
 
+    Attributes:
+        prompt_lengths: As given.
+        prompt_of: Of the completions still in the batch.
+        capacity: As given.
+
     Args:
         prompt_lengths: Tokens of each prompt, (B,).
         prompt_of: For each completion the index of its prompt, (N,).
@@ -41,14 +46,18 @@ class SharedPrompts:
     ) -> None:
         self.num_seen = 0
         self.num_new = 0
-        self._prompt_lengths = prompt_lengths
-        self._capacity = capacity
+        self.prompt_lengths = prompt_lengths
+        self.capacity = capacity
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}
         self._completions: dict[int, tuple[Tensor, Tensor]] = {}
         self._are_prompts_read = False
         self._bias_of: dict[str, Tensor | None] = {}
         self._longest = int(prompt_lengths.max())
         self._place(prompt_of)
+
+    def of_prompts(self, layer: int) -> tuple[Float[Tensor, "B Hkv L D"], Float[Tensor, "B Hkv L D"]]:
+        """Keys, after rotation, and values of the prompts in one layer."""
+        return self._prompts[layer]
 
     def extend(self, num_new: int) -> None:
         """Announce that the next pass brings `num_new` tokens of every completion."""
@@ -59,7 +68,7 @@ class SharedPrompts:
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
         """Go on with some of the completions alone."""
-        self._place(self._prompt_of[rows])
+        self._place(self.prompt_of[rows])
         self._bias_of = {}
         self._completions = {
             layer: (keys[rows], values[rows]) for layer, (keys, values) in self._completions.items()
@@ -146,13 +155,13 @@ class SharedPrompts:
 
     def _is_seen(self, window: int | None) -> Tensor:
         """Which keys, the prompt's and then the completion's, each new token may see, (N, 1, 1, T, L + t)."""
-        device = self._prompt_of.device
-        lengths = self._prompt_lengths[self._prompt_of][:, None, None]
+        device = self.prompt_of.device
+        lengths = self.prompt_lengths[self.prompt_of][:, None, None]
         place = torch.arange(self.num_seen, self.num_seen + self.num_new, device=device)[:, None]
         in_prompt = torch.arange(self._longest, device=device)
         in_completion = torch.arange(self.num_seen + self.num_new, device=device)
         sees_prompt = (in_prompt < lengths).expand(-1, self.num_new, -1)
-        sees_completion = (in_completion <= place).expand(len(self._prompt_of), -1, -1)
+        sees_completion = (in_completion <= place).expand(len(self.prompt_of), -1, -1)
         if window is not None:
             sees_prompt = sees_prompt & (lengths + place - in_prompt < window)
             sees_completion = sees_completion & (place - in_completion < window)
@@ -162,7 +171,7 @@ class SharedPrompts:
         """−∞ on the padding of prompts, (B, 1, 1, L); None where there is none."""
         if "prompt" not in self._bias_of:
             place = torch.arange(self._longest, device=query.device)
-            is_padding = (place >= self._prompt_lengths[:, None])[:, None, None]
+            is_padding = (place >= self.prompt_lengths[:, None])[:, None, None]
             bias = query.new_zeros(is_padding.shape).masked_fill(is_padding, -torch.inf)
             self._bias_of["prompt"] = bias if bool(is_padding.any()) else None
         return self._bias_of["prompt"]
@@ -180,10 +189,10 @@ class SharedPrompts:
 
     def _remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all the completions' tokens so far."""
-        if self._capacity == 0:
+        if self.capacity == 0:
             return key, value
         if layer not in self._completions:
-            shape = (*key.shape[:2], self._capacity, key.shape[3])
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
             self._completions[layer] = key.new_empty(shape), value.new_empty(shape)
         end = self.num_seen + self.num_new
         for room, new in zip(self._completions[layer], (key, value), strict=True):
@@ -193,8 +202,8 @@ class SharedPrompts:
 
     def _place(self, prompt_of: Tensor) -> None:
         """Give every completion a slot beside the others of its prompt."""
-        self._prompt_of = prompt_of
-        counts = torch.bincount(prompt_of, minlength=len(self._prompt_lengths))
+        self.prompt_of = prompt_of
+        counts = torch.bincount(prompt_of, minlength=len(self.prompt_lengths))
         self._group = max(int(counts.max()), 1)
         order = torch.argsort(prompt_of, stable=True)
         rank = (

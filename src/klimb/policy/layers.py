@@ -25,6 +25,11 @@ def use_fast_layers(model: Any) -> None:
             module.__class__ = fast
 
 
+def is_silu(activation: Any) -> bool:
+    """Whether an activation is x σ(x)."""
+    return isinstance(activation, (torch.nn.SiLU, SiLUActivation))
+
+
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Norm by the root of the mean square, in at least float32: w x / √(mean x² + ε).
 
@@ -68,20 +73,24 @@ def _normed(x: Tensor, root: Tensor) -> Tensor:
     return wide(x) * root
 
 
-class _Gated(torch.autograd.Function):
-    """silu(gate) · up, keeping the two alone."""
+class _GatedProduct(torch.autograd.Function):
+    """W (silu(gate) · up), keeping the two alone."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return torch.nn.functional.silu(gate).mul_(up)
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return product(torch.nn.functional.silu(gate).mul_(up), weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        gate, up = ctx.saved_tensors
-        to_up = torch.nn.functional.silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), to_up
+        gate, up, weight = ctx.saved_tensors
+        opened = torch.nn.functional.silu(gate)
+        to_weight = None
+        if ctx.needs_input_grad[2]:
+            to_weight = product(grad.flatten(0, -2).t(), (opened * up).flatten(0, -2).t())
+        to_gated = product(grad, weight.t())
+        return torch.ops.aten.silu_backward(to_gated * up, gate), opened.mul_(to_gated), to_weight
 
 
 class _FastLinear(torch.nn.Linear):
@@ -116,8 +125,9 @@ class _Mlp:
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if isinstance(self.act_fn, (torch.nn.SiLU, SiLUActivation)) and torch.is_grad_enabled():
-            return self.down_proj(_Gated.apply(gate, up))
+        is_plain = type(self.down_proj) is _FastLinear and self.down_proj.bias is None
+        if is_plain and is_silu(self.act_fn) and torch.is_grad_enabled():
+            return _GatedProduct.apply(gate, up, self.down_proj.weight)
         return self.down_proj(self.act_fn(gate) * up)
 
 

@@ -1,11 +1,12 @@
 """Decoding without the overhead of a model's own layers, for the decoders that most models have.
 
 Drawing a token asks little arithmetic of each of some hundred operations, so that the time goes into
-calling them. For decoders in Llama's shape the same operations are done here in a third as many calls:
-projections of the same input are one product, weights are laid out as oneDNN reads them, and sums with
-the residual stream are part of a product. Everything here is made anew for each batch of completions
-and lives as long as their drawing, so it is never older than the weights.
-Axes: n completions, D hidden size, H query heads, Hkv key heads, d numbers a head.
+calling them. For decoders in Llama's shape on the CPU the same is done here in a fifth as many calls:
+projections of the same input are one product, weights are laid out as oneDNN reads them, sums with
+the residual stream are part of a product, and what stands between products is compiled (`kernels/decode.py`).
+Everything here is made anew for each batch of completions and lives as long as their drawing, so it is
+never older than the weights.
+Axes: n completions, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from klimb.kernels.decode import Attention, Shape, can_decode, gated, rms_norm
 from klimb.policy.attention import SharedPrompts
-from klimb.policy.layers import rms_norm
+from klimb.policy.layers import is_silu
 from klimb.policy.products import times
+from klimb.policy.trunk import Trunk
+from klimb.policy.vocabulary import Vocabulary
 
 _SHAPED = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class LeanDecoder:
@@ -32,55 +35,68 @@ class LeanDecoder:
 
     Args:
         backbone: The transformers model without its last projection.
-        trunk_depth: After how many layers the hidden state is noted.
-        num_rows: Completions in the batch at first.
+        vocabulary: Its last projection.
+        shared: The prompts, which were read, and who continues them.
+        trunk: The first layers, of whose output note is taken.
     """
 
-    def __init__(self, backbone: Any, trunk_depth: int, num_rows: int) -> None:
+    def __init__(self, backbone: Any, vocabulary: Vocabulary, shared: SharedPrompts, trunk: Trunk) -> None:
+        num_rows = len(shared.prompt_of)
         self._embed = backbone.embed_tokens
         self._rotary = backbone.rotary_emb
         self._norm = _Norm(backbone.norm)
-        self._trunk_depth = trunk_depth
-        self._layers = [_Layer.of(layer, num_rows) for layer in backbone.layers]
+        self._trunk = trunk
+        self._layers = [_Layer.of(layer, shared) for layer in backbone.layers]
+        self._vocabulary = vocabulary
+        self._head = _Fused([vocabulary.head], num_rows)
+        self._num_seen = 0
+        self.keep(torch.arange(num_rows), shared.prompt_of)
 
     @staticmethod
     def fits(backbone: Any) -> bool:
-        """Whether a model is one of those that this does for."""
+        """Whether a model is one of those that this does for, on this machine."""
         layers = getattr(backbone, "layers", None)
-        if not layers or not torch.backends.mkldnn.is_available():
+        if not layers or not all(type(layer) in _SHAPED for layer in layers):
             return False
-        weight = layers[0].input_layernorm.weight if isinstance(layers[0], _SHAPED) else None
+        weight, attention = layers[0].input_layernorm.weight, layers[0].self_attn
         return (
-            weight is not None
-            and all(type(layer) in _SHAPED for layer in layers)
-            and weight.device.type == "cpu"
-            and weight.dtype in _DTYPES
+            weight.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and can_decode(weight.dtype, attention.head_dim)
+            and all(is_silu(layer.mlp.act_fn) for layer in layers)
         )
 
-    def step(
-        self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"], shared: SharedPrompts
-    ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n D"] | None]:
-        """Run one token of every completion; returns its last hidden state, and what the trunk made of it."""
+    def keep(self, slots: Int[Tensor, " n"], prompt_of: Int[Tensor, " n"]) -> None:
+        """Go on with some of the completions: which of those at first, and of which prompts."""
+        for layer in self._layers:
+            layer.attention.place(slots, prompt_of)
+
+    def step(self, ids: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """Run one token of every completion; returns its last hidden state."""
         hidden = self._embed(ids)
-        cos, sin = (part[:, 0, None] for part in self._rotary(hidden[:, None], positions[:, None]))
+        cos, sin = (part[:, 0].float() for part in self._rotary(hidden[:, None], positions[:, None]))
         half = sin.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        noted = None
+        sin = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
         for index, layer in enumerate(self._layers):
-            hidden = layer.run(hidden, cos, sin, shared)
-            if index + 1 == self._trunk_depth:
-                noted = hidden
-        return self._norm(hidden), noted
+            hidden = layer.run(hidden, cos, sin, self._num_seen)
+            if index + 1 == len(self._trunk):
+                self._trunk.note(hidden[:, None])
+        self._num_seen += 1
+        return self._norm(hidden)
+
+    def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """Logits after each token."""
+        return self._vocabulary.capped(self._head(hidden))
 
 
 class _Norm:
     """Root-mean-square norm, as the model has it."""
 
     def __init__(self, module: Any) -> None:
-        self._weight, self._epsilon = module.weight, module.variance_epsilon
+        self.weight, self.epsilon = module.weight, module.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self._weight, self._epsilon)
+        return rms_norm(x, self.weight, self.epsilon)
 
 
 class _Fused:
@@ -118,63 +134,50 @@ class _Fused:
 class _Layer:
     """One decoder layer's parts."""
 
-    index: int
     attention_norm: _Norm
     query_key_value: _Fused
-    query_norm: _Norm | None
-    key_norm: _Norm | None
+    attention: Attention
     out: _Fused
     mlp_norm: _Norm
     gate_up: _Fused
-    activation: Any
     down: _Fused
-    head_size: int
-    num_key_heads: int
-    scaling: float
-    window: int | None
 
     @classmethod
-    def of(cls, layer: Any, num_rows: int) -> "_Layer":
-        attention, mlp = layer.self_attn, layer.mlp
-        key = getattr(attention.k_proj, "base_layer", attention.k_proj)
+    def of(cls, layer: Any, shared: SharedPrompts) -> "_Layer":
+        module, mlp = layer.self_attn, layer.mlp
+        num_rows = len(shared.prompt_of)
+        keys, values = shared.of_prompts(module.layer_idx)
+        query = getattr(module.q_proj, "base_layer", module.q_proj)
+        has_norms = hasattr(module, "q_norm")
+        shape = Shape(
+            num_query_heads=query.weight.shape[0] // module.head_dim,
+            num_key_heads=keys.shape[1],
+            scaling=module.scaling,
+            window=getattr(
+                module if hasattr(module, "sliding_window") else module.config, "sliding_window", None
+            ),
+            query_norm=module.q_norm.weight if has_norms else None,
+            key_norm=module.k_norm.weight if has_norms else None,
+            epsilon=module.q_norm.variance_epsilon if has_norms else 0.0,
+        )
         return cls(
-            index=attention.layer_idx,
             attention_norm=_Norm(layer.input_layernorm),
-            query_key_value=_Fused([attention.q_proj, attention.k_proj, attention.v_proj], num_rows),
-            query_norm=_Norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            key_norm=_Norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-            out=_Fused([attention.o_proj], num_rows),
+            query_key_value=_Fused([module.q_proj, module.k_proj, module.v_proj], num_rows),
+            attention=Attention(
+                shape, keys, values, shared.prompt_lengths, shared.prompt_of, shared.capacity,
+                torch.get_num_threads(),
+            ),
+            out=_Fused([module.o_proj], num_rows),
             mlp_norm=_Norm(layer.post_attention_layernorm),
             gate_up=_Fused([mlp.gate_proj, mlp.up_proj], num_rows),
-            activation=mlp.act_fn,
             down=_Fused([mlp.down_proj], num_rows),
-            head_size=attention.head_dim,
-            num_key_heads=key.weight.shape[0] // attention.head_dim,
-            scaling=attention.scaling,
-            window=getattr(
-                attention if hasattr(attention, "sliding_window") else attention.config,
-                "sliding_window",
-                None,
-            ),
-        )
-
-    def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, shared: SharedPrompts) -> Tensor:
-        heads = self.query_key_value(self.attention_norm(hidden)).unflatten(-1, (-1, self.head_size))
-        num_query_heads = heads.shape[1] - 2 * self.num_key_heads
-        turned = heads[:, : -self.num_key_heads]
-        if self.query_norm is not None and self.key_norm is not None:
-            turned = torch.cat(
-                [self.query_norm(turned[:, :num_query_heads]), self.key_norm(turned[:, num_query_heads:])],
-                dim=1,
-            )
-        turned = torch.addcmul(turned * cos, torch.roll(turned, self.head_size // 2, -1), sin)[:, :, None]
-        attended = shared.attend(
-            self.index, turned[:, :num_query_heads], turned[:, num_query_heads:],
-            heads[:, -self.num_key_heads :, None], scaling=self.scaling, window=self.window, softcap=None,
         )  # fmt: skip
-        hidden = self.out(attended.flatten(1), hidden)
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, dim=-1)
-        return self.down(self.activation(gate).mul_(up), hidden)
+
+    def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, num_seen: int) -> Tensor:
+        heads = self.query_key_value(self.attention_norm(hidden))
+        hidden = self.out(self.attention.attend(heads, cos, sin, num_seen), hidden)
+        gate_up = self.gate_up(self.mlp_norm(hidden))
+        return self.down(gated(gate_up, torch.get_num_threads()), hidden)
 
 
 def _adapter(module: Any) -> tuple[Tensor, Tensor] | None:

@@ -136,6 +136,14 @@ class Policy:
         """Return the parameters that are moved, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def widen_gradients(self) -> None:
+        """Make room for another pass's gradients, where they are found in less than the weights' own precision."""
+        self._working.widen_gradients()
+
+    def take_gradients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Give away the weights that move, each with its gradient in the dtype that it was found in."""
+        return self._working.take_gradients()
+
     def moved(self) -> None:
         """Take note that the weights were moved."""
         self.num_updates += 1

@@ -1,7 +1,7 @@
 """Prompts read once and continued by their completions.
 
 Axes: B prompts, L tokens of the longest, N completions, n of them still in the batch, T their new tokens,
-D hidden size.
+D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -113,7 +113,10 @@ class Prefix:
         self._shared = attention.SharedPrompts(self._lengths, prompt_of, capacity)
         hidden = engine.run(ids.to(device), positions, self._shared, states)
         is_lean = capacity > 0 and not torch.is_grad_enabled() and LeanDecoder.fits(engine.backbone)
-        self._lean = LeanDecoder(engine.backbone, engine.trunk_depth, len(prompt_of)) if is_lean else None
+        self._lean = (
+            LeanDecoder(engine.backbone, engine.vocabulary, self._shared, engine.trunk) if is_lean else None
+        )
+        self._slots = torch.arange(len(prompt_of), device=device)
         self.hidden = hidden[torch.arange(len(prompts), device=device), self._lengths - 1]
 
     def extend(
@@ -124,14 +127,18 @@ class Prefix:
         new = torch.arange(self._num_seen, self._num_seen + num_new, device=ids.device)
         self._num_seen += num_new
         self._shared.extend(num_new)
-        if self._lean is not None and num_new == 1:
-            hidden, noted = self._lean.step(ids[:, 0], self._starts + new, self._shared)
-            if noted is not None:
-                self._engine.trunk.note(noted[:, None])
-            return hidden[:, None]
+        if self._lean is not None:
+            steps = [self._lean.step(ids[:, place], self._starts + at) for place, at in enumerate(new)]
+            return torch.stack(steps, dim=1)
         return self._engine.run(ids, self._starts[:, None] + new, self._shared, states)
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
         """Go on with some of the completions alone."""
-        self._starts = self._starts[rows]
+        self._starts, self._slots = self._starts[rows], self._slots[rows]
         self._shared.keep(rows)
+        if self._lean is not None:
+            self._lean.keep(self._slots, self._shared.prompt_of)
+
+    def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """Logits after a token of every completion in the batch."""
+        return (self._lean or self._engine.vocabulary).logits(hidden)

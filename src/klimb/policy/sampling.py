@@ -57,7 +57,7 @@ def draw(
                 prefix.keep(staying)
                 token = token[staying]
             drawn_at.append(record.rows)
-            logits = engine.vocabulary.logits(prefix.extend(token[:, None])[:, -1])
+            logits = prefix.logits(prefix.extend(token[:, None])[:, -1])
     completions = record.completions(prompts, prompt_of)
     return completions if not states else completions.with_states(_gather(states, drawn_at, len(prompt_of)))
 

@@ -27,8 +27,8 @@ class Trunk:
         self._layers = layers
         self._recorded: list[States] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._layers)
+    def __len__(self) -> int:
+        return len(self._layers)
 
     @contextmanager
     def recorded(self) -> Iterator[list[States]]:

@@ -21,27 +21,34 @@ _PIECE_ELEMENTS = (
 class Vocabulary:
     """The last layer of a causal language model: z = W h + b, softly capped where the model says so.
 
+    Attributes:
+        head: The layer.
+
     Args:
         model: The transformers model.
     """
 
     def __init__(self, model: Any) -> None:
-        self._head = model.get_output_embeddings()
+        self.head = model.get_output_embeddings()
         self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     @property
     def _bias(self) -> Tensor | None:
-        return getattr(self._head, "bias", None)
+        return getattr(self.head, "bias", None)
 
     def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """Logits after each token."""
-        return _capped(self._head(hidden), self._softcap)
+        return self.capped(self.head(hidden))
+
+    def capped(self, logits: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        """Logits from what the layer's product gave."""
+        return _capped(logits, self._softcap)
 
     def token_log_probs(
         self, hidden: Float[Tensor, "n D"], ids: Int[Tensor, " n"], distribution: Distribution
     ) -> Float[Tensor, " n"]:
         """Log-probs of the tokens that followed, in nats, differentiable in `hidden` and in the layer."""
-        return _TokenLogProbs.apply(hidden, self._head.weight, self._bias, ids, distribution, self._softcap)
+        return _TokenLogProbs.apply(hidden, self.head.weight, self._bias, ids, distribution, self._softcap)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -69,7 +76,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, ids = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
-        to_weight: Tensor | None = None
+        to_weight = torch.zeros_like(weight) if needs_weight else None
         to_bias: Tensor | None = None
         for rows in _runs(len(hidden), len(weight), _CHUNK_ELEMENTS):
             to_logits = _capped(
@@ -83,9 +90,8 @@ class _TokenLogProbs(torch.autograd.Function):
                 logits.copy_(part)
             if to_hidden is not None:
                 to_hidden[rows] = product(to_logits, weight.t())
-            if needs_weight:
-                part = product(to_logits.t(), hidden[rows].t())
-                to_weight = part if to_weight is None else to_weight.add_(part)
+            if to_weight is not None:
+                to_weight.addmm_(to_logits.t(), hidden[rows])
             if needs_bias:
                 part = to_logits.sum(dim=0)
                 to_bias = part if to_bias is None else to_bias.add_(part)

@@ -3,6 +3,7 @@
 Axes: N completions of the whole batch, T tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from klimb.policy.policy import Policy
 from klimb.train.config import TrainConfig
 
 _USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}  # nats a token; on SmolLM2 6e-6 and 0.05 are seen
+
+_PORTION = 1 << 22  # weights moved at a time: 16 MB of gradients in float32
 
 Surrogate = Callable[[Tensor, Tensor, int], Tensor]
 """(log_probs (n,), advantages (n,), num_samples N) → a scalar to be raised, as in `klimb.core.objectives`."""
@@ -77,37 +80,53 @@ class Ascent:
         """
         policy, num_samples = self._policy, len(completions)
         gap_sum, gap_max = 0.0, 0.0
-        for rows in completions.micro_batches(policy.micro_batch_size):
+        micro_batches = completions.micro_batches(policy.micro_batch_size)
+        for rows in micro_batches:
             part = completions.rows(rows)
             token_log_probs = policy.log_probs(part)
             surrogate(token_log_probs.sum(dim=1), advantages[rows], num_samples).backward()
+            if len(micro_batches) > 1:
+                policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
             gap = (token_log_probs.detach() - part.token_log_probs).abs()
             gap_sum += float(gap.sum())
             gap_max = max(gap_max, float(gap.max()))
 
         gap_mean = gap_sum / float(completions.lengths.sum())
+        gradients = policy.take_gradients()
         self._check_gap(gap_mean)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(grad_norm)):
+        grad_norm = _norm([gradient for _, gradient in gradients])
+        if not math.isfinite(grad_norm):
             raise DivergedError(
-                f"the gradient is not finite (length {float(grad_norm)}) after {policy.num_updates} updates; "
+                f"the gradient is not finite (length {grad_norm}) after {policy.num_updates} updates; "
                 "the weights were left as they are; a lower --lr may keep it so"
             )
-        if self._max_grad_norm is not None and grad_norm > self._max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, grad_norm)
+        is_long = self._max_grad_norm is not None and grad_norm > self._max_grad_norm
+        scale = self._max_grad_norm / grad_norm if self._max_grad_norm is not None and is_long else 1.0
         lr = self._lr * min(1.0, (policy.num_updates + 1) / max(self._warmup_steps, 1))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)  # now, so that sampling has their memory
+        self._move(gradients, scale)
         policy.moved()
         return AscentMetrics(
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             lr=lr,
             sampler_gap_mean=gap_mean,
             sampler_gap_max=gap_max,
         )
+
+    def _move(self, gradients: list[tuple[Tensor, Tensor]], scale: float) -> None:
+        """Let the optimiser move some weights after the others: of few at a time is the gradient held in full width."""
+        while gradients:
+            portion = [gradients.pop()]
+            while gradients and sum(weight.numel() for weight, _ in portion) < _PORTION:
+                portion.append(gradients.pop())
+            for weight, gradient in portion:
+                weight.grad = gradient.to(weight.dtype)
+                if scale != 1:
+                    weight.grad *= scale
+            self.optimiser.step()
+            for weight, _ in portion:
+                weight.grad = None  # now, so that sampling has their memory
 
     def _check_gap(self, gap: float) -> None:
         if gap > self._max_gap:  # what is not a number is told of as a gradient that is not
@@ -117,3 +136,13 @@ class Ascent:
                 "The gradient would be that of another policy than was sampled: use --precision float32, or raise "
                 "--max-sampler-gap if the gap has been creeping up in metrics.jsonl and you accept it"
             )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    """Length of the gradient over all weights, in at least float32."""
+    norms = [torch.linalg.vector_norm(gradient, dtype=_wide(gradient.dtype)) for gradient in gradients]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
