@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from klimb.errors import ConfigError, KlimbError, MissingExtraError
+from klimb.reward.config import RewardConfig
 from klimb.train.config import TrainConfig, read_options
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
@@ -78,10 +79,48 @@ class Demo:
     """Decides every random number of the run."""
 
 
+@dataclass(frozen=True)
+class RewardTrain(RewardConfig):
+    """Learn a reward model from what people preferred, test it on prompts held out, and write a page.
+
+    A linear head on the base model's frozen features; the folder is one that
+    AutoModelForSequenceClassification opens and that `klimb train --reward` takes.
+    """
+
+    def __post_init__(self) -> None:
+        """Leave the checks to the RewardConfig that is made from this: tyro would reword what they say."""
+
+
+@dataclass(frozen=True)
+class RewardScore:
+    """Score a file of prompts and completions by rewards, and write it with a column `score`."""
+
+    texts: tyro.conf.Positional[Path]
+    """A .jsonl, .csv or .parquet file with a column `completion` (or `text`) and perhaps `prompt`."""
+
+    reward: tuple[str, ...]
+    """Rewards: built-in names, module:function, file.py:function, or reward-model folders; they are added up."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """The .jsonl file to write."""
+
+
+@dataclass(frozen=True)
+class RewardVerbs:
+    """Learn a reward from feedback, or score texts by rewards."""
+
+    verb: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[RewardTrain, tyro.conf.subcommand("train")]
+        | Annotated[RewardScore, tyro.conf.subcommand("score")]
+    ]
+    """What to do."""
+
+
 _Verb = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Update, tyro.conf.subcommand("update")]
+    | Annotated[RewardVerbs, tyro.conf.subcommand("reward")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -124,8 +163,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(verb: Train | Update | Report | Demo) -> None:
+def _run(verb: Train | Update | Report | Demo | RewardVerbs) -> None:
     match verb:
+        case RewardVerbs(RewardTrain() as options):
+            from klimb.reward.console import show_reward
+            from klimb.reward.training import train_reward
+
+            show_reward(train_reward(RewardConfig(**vars(options)), print))
+        case RewardVerbs(RewardScore() as options):
+            from klimb.reward.score import score_file
+
+            print(score_file(options.texts, options.reward, options.output))  # noqa: T201
         case Train():
             from klimb.train.run import train
 

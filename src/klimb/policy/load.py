@@ -42,7 +42,7 @@ def load_model(
         ModelNotFoundError: Nothing loadable at `source`; weights other than safetensors are not read.
         ConfigError: There is no such device.
     """
-    place = _resolve(source)
+    place = resolve(source)
     with without_progress_bars():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -103,7 +103,12 @@ def convert_gguf(file: Path) -> Path:
     return folder
 
 
-def _resolve(source: str | Path) -> str:
+def resolve(source: str | Path) -> str:
+    """Find the folder, or the hub's name, that transformers loads for what the user named.
+
+    Raises:
+        ModelNotFoundError: There is nothing of that name here, and it is no name of the hub.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -127,12 +132,14 @@ def _resolve(source: str | Path) -> str:
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Silence transformers' own bars, which would break into ours."""
-    was_enabled = logging.is_progress_bar_enabled()
+    """Silence transformers' own bars, which would break into ours, and its table of what a file lacks."""
+    was_enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if was_enabled:
             logging.enable_progress_bar()
 

@@ -1,52 +1,15 @@
 """The curves of a run as SVG that takes its text colour from the page around it."""
 
-import io
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure as Canvas
 
+from klimb.page import ACCENT, LINE, Figure, draw_figure
 from klimb.train.summary import Summary
 
-_INK = "#010203"  # stands for the page's own text colour; replaced in the SVG
-_LINE = "#2f7fd1"
-_ACCENT = "#e0662d"
-_STYLE = {
-    "axes.edgecolor": _INK,
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "grid.alpha": 0.15,
-    "grid.color": _INK,
-    "svg.fonttype": "none",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 _WINDOW = 5  # steps of the running mean, odd
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture with what it shows.
-
-    Attributes:
-        title: A few words.
-        caption: What the reader sees in it.
-        svg: The picture, to be put into a page.
-    """
-
-    title: str
-    caption: str
-    svg: str
 
 
 def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> list[Figure]:
@@ -56,8 +19,8 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
     def curve(key: str) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
             values = [row[key] for row in metrics]
-            axes.plot(steps, values, ".", color=_LINE, alpha=0.45, markersize=5)
-            axes.plot(steps, running_mean(values), color=_LINE, linewidth=2)
+            axes.plot(steps, values, ".", color=LINE, alpha=0.45, markersize=5)
+            axes.plot(steps, running_mean(values), color=LINE, linewidth=2)
             axes.set_xlabel("updates")
             axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -72,7 +35,7 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
                     estimate.mean,
                     yerr=estimate.half_width,
                     fmt="D",
-                    color=_ACCENT,
+                    color=ACCENT,
                     capsize=4,
                     markersize=6,
                 )
@@ -80,7 +43,7 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
 
     def against_kl(axes: Any) -> None:
         kl, rewards = (running_mean([row[key] for row in metrics]) for key in ("kl", "reward"))
-        axes.plot(kl, rewards, color=_LINE, linewidth=1.2, alpha=0.6)
+        axes.plot(kl, rewards, color=LINE, linewidth=1.2, alpha=0.6)
         axes.scatter(kl, rewards, c=steps, cmap=_colours(), s=22, zorder=3)
         axes.set_xlabel("KL from the reference, nats a completion")
         axes.set_ylabel("reward")
@@ -94,28 +57,28 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
 
     judged = " Diamonds: the prompts judged before and after, with 95 % intervals." if summary else ""
     return [
-        _figure(
+        draw_figure(
             "Reward",
             f"What the reward thought of each batch (dots) and the mean of {_WINDOW} steps (line).{judged}",
             reward,
         ),
-        _figure(
+        draw_figure(
             "Distance from the reference",
             "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
             "The penalty keeps it from running away.",
             labelled(curve("kl"), "KL, nats a completion"),
         ),
-        _figure(
+        draw_figure(
             "Reward against distance",
             f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
             against_kl,
         ),
-        _figure(
+        draw_figure(
             "Entropy",
             "How undecided the policy is about each next token. Near 0 it repeats itself.",
             labelled(curve("entropy"), "nats a token"),
         ),
-        _figure(
+        draw_figure(
             "Length",
             "Tokens of a completion. A steady climb or fall may mean that the reward likes length itself.",
             labelled(curve("length"), "tokens"),
@@ -131,18 +94,4 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 def _colours() -> Any:
     """From the line's colour to the accent: both can be read on a light page and on a dark one."""
-    return LinearSegmentedColormap.from_list("steps", [_LINE, _ACCENT])
-
-
-def _figure(title: str, caption: str, draw: Callable[[Any], None]) -> Figure:
-    # The salt keeps the ids of several pictures on one page apart, and the same from run to run.
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": title}):  # pyright: ignore[reportArgumentType]
-        canvas = Canvas(figsize=(4.4, 2.8), layout="constrained")
-        canvas.patch.set_alpha(0)
-        axes = canvas.add_subplot()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        buffer = io.StringIO()
-        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return Figure(title, caption, svg[svg.index("<svg") :].replace(_INK, "currentColor"))
+    return LinearSegmentedColormap.from_list("steps", [LINE, ACCENT])

@@ -1,12 +1,10 @@
 """A run's report: one self-contained page, made from the run's folder alone."""
 
-from importlib import resources
 from pathlib import Path
-
-import jinja2
 
 from klimb.errors import ConfigError, RunFolderError
 from klimb.files import write_file
+from klimb.page import render
 from klimb.train.config import TrainConfig
 from klimb.train.figures import draw_figures
 from klimb.train.folder import RunFolder
@@ -31,9 +29,9 @@ def write_report(folder: RunFolder) -> Path:
     if not metrics:
         raise RunFolderError(f"{folder.path / 'metrics.jsonl'}: empty; the run took no step")
     summary = _summary(folder, config)
-    template = resources.files("klimb.train").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(template).render(
+    page = render(
+        "klimb.train",
+        "report.html.jinja",
         config=config,
         options=options,
         declaration=declare(config),

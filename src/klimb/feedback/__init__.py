@@ -1,0 +1,1 @@
+"""What people said: comparisons of completions, read from other tools' files and written for them."""

@@ -1,0 +1,33 @@
+"""What a person sees of a learned reward on the terminal."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from klimb.reward.training import RewardResult
+
+
+def show_reward(result: RewardResult, console: Console | None = None) -> None:
+    """Print what the reward is worth and where it is."""
+    say = (console or Console(highlight=False, soft_wrap=True)).print
+    unit = "prompts" if result.has_prompts else "texts"
+    held_out = result.held_out
+    table = Table(title=f"Judged on {unit} held out", title_justify="left")
+    for column in ("", "held out", "95 % interval", "learned from"):
+        table.add_column(column, justify="left" if not column else "right")
+    interval = f"{held_out.accuracy_low:.3f} to {held_out.accuracy_high:.3f}"
+    table.add_row(
+        "pairs ordered as people did", f"{held_out.accuracy:.3f}", interval, f"{result.train.accuracy:.3f}"
+    )
+    table.add_row(
+        f"negative log-likelihood, nats (a coin: {result.coin:.3f})",
+        f"{held_out.nll:.3f}",
+        "",
+        f"{result.train.nll:.3f}",
+    )
+    table.add_row("preferring the longer text would reach", f"{held_out.length_accuracy:.3f}", "", "")
+    say(table)
+    say(
+        f"[bold]Reward[/]  {escape(str(result.folder))}  (klimb train --reward {escape(str(result.folder))} …)"
+    )
+    say(f"[bold]Report[/]  {escape(str(result.report))}  (open it in a browser)")

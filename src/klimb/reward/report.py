@@ -1,0 +1,61 @@
+"""A reward model's page: what it is worth, and where it may mislead."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from klimb.page import ACCENT, LINE, Figure, draw_figure, render
+from klimb.reward.config import RewardConfig
+
+if TYPE_CHECKING:
+    from klimb.reward.training import RewardResult
+
+
+def draw_report(result: "RewardResult", config: RewardConfig) -> str:
+    """Return the page."""
+    figures = [_calibration(result)]
+    if len(result.curve) > 1:
+        figures.insert(0, _learning_curve(result))
+    return render(
+        "klimb.reward",
+        "report.html.jinja",
+        result=result,
+        config=config,
+        held_out=result.held_out,
+        figures=figures,
+    )
+
+
+def _learning_curve(result: "RewardResult") -> Figure:
+    counts, middle, low, high = np.array(result.curve).T
+
+    def draw(axes: Any) -> None:
+        axes.fill_between(counts, low, high, color=LINE, alpha=0.18, linewidth=0)
+        axes.plot(counts, middle, "o-", color=LINE, markersize=5)
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{count:,.0f}" for count in counts], rotation=30)
+        axes.minorticks_off()
+        axes.set_xlabel("prompts (or texts) learned from")
+        axes.set_ylabel("held-out pair accuracy")
+
+    caption = (
+        "How often the model orders two held-out texts as people did, by how much it learned from; the band is the "
+        "95 % interval. Where it still climbs, more judgements will help."
+    )
+    return draw_figure("Judgements needed", caption, draw)
+
+
+def _calibration(result: "RewardResult") -> Figure:
+    bins = result.held_out.calibration
+
+    def draw(axes: Any) -> None:
+        axes.plot([0.5, 1], [0.5, 1], "--", color=ACCENT, linewidth=1)
+        axes.plot([b.predicted for b in bins], [b.observed for b in bins], "o-", color=LINE, markersize=5)
+        axes.set_xlabel("predicted probability of the likelier text")
+        axes.set_ylabel("share in which it was preferred")
+
+    caption = (
+        f"On the dashed line a prediction means what it says; mean distance {result.held_out.calibration_error:.3f}. "
+        "Below it the model is surer than it should be."
+    )
+    return draw_figure("Calibration", caption, draw)

@@ -1,0 +1,238 @@
+"""From judgements to a reward model: `klimb reward train`.
+
+Axes: n texts, D features, K members of an ensemble.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.numpy import save_file
+
+from klimb.errors import DataError, RunFolderError
+from klimb.feedback.formats import Feedback, read_feedback
+from klimb.feedback.pairs import Pairs, make_pairs, split_by_prompt
+from klimb.files import cache_folder, make_folder, whole_folder, write_file
+from klimb.reward.config import RewardConfig
+from klimb.reward.evaluation import Evaluation, evaluate
+from klimb.reward.head import Head, fit_head
+from klimb.reward.scorer import Scorer
+
+ENSEMBLE = "ensemble.safetensors"
+"""Beside the model: the heads of an ensemble's members, `heads` (K, D)."""
+
+_CURVE = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the prompts that the learning curve learns from
+_LEAST = 10  # prompts that a point of the curve needs
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """A learned reward.
+
+    Attributes:
+        folder: Where it is.
+        report: Its page.
+        held_out: What it is worth on prompts it did not learn from.
+        train: The same on those it did.
+        curve: Prompts learned from, and held-out accuracy with its interval.
+        ridge: The ridge that was chosen.
+        tie: ν, how readily people call a tie.
+        has_prompts: Whether texts answer prompts; where they stand alone, the split is by text.
+        facts: What was read and done, for people.
+    """
+
+    folder: Path
+    report: Path
+    held_out: Evaluation
+    train: Evaluation
+    curve: list[tuple[int, float, float, float]]
+    ridge: float
+    tie: float
+    has_prompts: bool
+    facts: dict[str, str]
+
+    @property
+    def coin(self) -> float:
+        """Negative log-likelihood of a pair where every score is the same, in nats."""
+        return float(np.log(2 + self.tie))
+
+
+def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: None) -> RewardResult:
+    """Learn a linear head on frozen features of a base model, test it, and write it.
+
+    s(x, y) = w · h(x, y), h the base's last hidden state at the last token (or what its own head would
+    see), w the weights that make what people said likeliest under Bradley–Terry with ties.
+
+    Args:
+        config: What to learn from, and how.
+        say: Is told what goes on.
+
+    Raises:
+        DataError: Nothing can be learned from the files.
+        RunFolderError: The folder exists already.
+        ModelNotFoundError: No such base.
+    """
+    if config.out.exists():
+        raise RunFolderError(f"{config.out}: exists already; choose another folder, or remove it")
+    feedback = read_feedback(*config.feedback)
+    say(feedback.summary)
+    for place, reason in feedback.refused[:5]:
+        say(f"  refused {place}: {reason}")
+    sides, facts = _prepare(feedback, config)
+    for fact in facts.values():
+        say(fact)
+
+    say(f"Loading {config.base} …")
+    scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.question)
+    start = time.perf_counter()
+    features = [_features(scorer, side, say) for side in sides]
+    facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
+    train, held_out = sides
+    start = time.perf_counter()
+    head = fit_head(features[0], train, seed=config.seed)
+    evaluations = [
+        evaluate(head.scores(x), side, head.tie, config.seed) for x, side in zip(features, sides, strict=True)
+    ]
+    curve = _learning_curve(features, train, held_out, head, config.seed)
+    members = _ensemble(features[0], train, head, config)
+    facts["head"] = f"ridge {head.ridge:g}, learned in {time.perf_counter() - start:.0f} s"
+
+    result = RewardResult(
+        config.out,
+        config.out / "report.html",
+        evaluations[1],
+        evaluations[0],
+        curve,
+        head.ridge,
+        head.tie,
+        any(train.prompts),
+        facts,
+    )
+    _write(result, config, scorer, head, members)
+    return result
+
+
+def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dict[str, str]]:
+    split = split_by_prompt(feedback, config.held_out, config.seed)
+    options = {"min_gap": config.min_gap, "pairs_per_text": config.pairs_per_text, "seed": config.seed}
+    sides: list[Pairs] = []
+    for name, side in (("to learn from", split.train), ("held out", split.held_out)):
+        try:
+            sides.append(make_pairs(side, **options))
+        except DataError as error:
+            raise DataError(
+                f"{', '.join(map(str, config.feedback))}: too little was said: {name}, {error}; held_out is "
+                f"{config.held_out:g}"
+            ) from error
+    facts = {
+        "learn": f"{len(sides[0]):,} pairs of {len(sides[0].completions):,} texts to learn from",
+        "test": f"{len(sides[1]):,} pairs of {len(sides[1].completions):,} other texts held out",
+    }
+    if split.num_dropped:
+        facts["dropped"] = f"{split.num_dropped:,} pairs dropped, of which one text is on either side"
+    return sides, facts
+
+
+def _features(scorer: Scorer, pairs: Pairs, say: Callable[[str], None]) -> Float[np.ndarray, "n D"]:
+    """Computed once for the same model and texts, then taken from the cache."""
+    ids = [scorer.encode(*text) for text in zip(pairs.prompts, pairs.completions, strict=True)]
+    digest = hashlib.sha256(json.dumps(ids).encode())
+    for name, weight in scorer.model.named_parameters():  # of each weight a few numbers stand for all
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
+    file = cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npy"
+    if file.is_file():
+        return np.load(file, allow_pickle=False)
+    say(f"Reading {len(ids):,} texts, {sum(map(len, ids)):,} tokens …")
+    features = scorer.features(ids)
+    make_folder(file.parent)
+    buffer = _npy(features)
+    write_file(file, buffer)
+    return features
+
+
+def _npy(array: np.ndarray) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _subset(pairs: Pairs, units: np.ndarray, chosen: np.ndarray) -> Pairs:
+    return pairs.take(np.isin(units[pairs.left], chosen) & np.isin(units[pairs.right], chosen))
+
+
+def _learning_curve(
+    features: list[np.ndarray], train: Pairs, held_out: Pairs, head: Head, seed: int
+) -> list[tuple[int, float, float, float]]:
+    units = train.units
+    order = np.random.default_rng(seed).permutation(int(units.max()) + 1)
+    curve: list[tuple[int, float, float, float]] = []
+    for share in _CURVE:
+        count = round(share * len(order))
+        part = _subset(train, units, order[:count])
+        if count < _LEAST or not (part.outcomes != 0).any():
+            continue
+        # The ridge stands against so many pairs: with fewer of them as much of it is as strong.
+        found = head if share == 1 else fit_head(features[0], part, ridges=(head.ridge,))
+        tested = evaluate(found.scores(features[1]), held_out, found.tie, seed)
+        curve.append((count, tested.accuracy, tested.accuracy_low, tested.accuracy_high))
+    return curve
+
+
+def _ensemble(features: np.ndarray, train: Pairs, head: Head, config: RewardConfig) -> np.ndarray | None:
+    """Heads of as many learners, each from prompts drawn with replacement."""
+    if config.num_members == 1:
+        return None
+    generator = np.random.default_rng([config.seed, 1])
+    units = train.units
+    num_units = int(units.max()) + 1
+    members: list[np.ndarray] = []
+    for _ in range(config.num_members):
+        times = np.bincount(generator.integers(num_units, size=num_units), minlength=num_units)
+        left, right = units[train.left], units[train.right]
+        copies = np.where(left == right, times[left], times[left] * times[right])
+        rows = np.repeat(np.arange(len(train)), copies)
+        members.append(fit_head(features, train.take(rows), ridges=(head.ridge,)).weights)
+    return np.stack(members)
+
+
+def _write(
+    result: RewardResult, config: RewardConfig, scorer: Scorer, head: Head, members: np.ndarray | None
+) -> None:
+    from klimb.reward.report import draw_report
+
+    with torch.no_grad():
+        scorer.head.weight.copy_(torch.from_numpy(head.weights)[None])
+    with whole_folder(config.out) as unfinished:
+        scorer.save(unfinished)
+        if members is not None:
+            save_file({"heads": members.astype(np.float32)}, unfinished / ENSEMBLE)
+        options = {
+            key: [str(v) for v in value]
+            if isinstance(value, tuple)
+            else str(value)
+            if isinstance(value, Path)
+            else value
+            for key, value in dataclasses.asdict(config).items()
+        }
+        said: dict[str, Any] = {
+            "options": options,
+            "held_out": result.held_out.as_dict(),
+            "train": result.train.as_dict(),
+            "learning_curve": result.curve,
+            "ridge": result.ridge,
+            "tie": result.tie,
+        }
+        (unfinished / "reward.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        (unfinished / "report.html").write_text(draw_report(result, config), encoding="utf-8")
