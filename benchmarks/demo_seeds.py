@@ -18,14 +18,16 @@ from klimb.train.folder import RunFolder
 from klimb.train.summary import Summary, summarise
 
 
-def run_seed(seed: int, out: Path) -> tuple[Summary, list[dict], float]:
-    """Run the demo once and return its summary, metrics and seconds."""
+def run_seed(seed: int, out: Path) -> tuple[Summary, list[dict], float, float]:
+    """Run the demo once and return its summary, metrics, the reward's held-out accuracy, and seconds."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "klimb", "demo", "--seed", str(seed), "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
-    folder = RunFolder.open(out)
-    return summarise(folder.read("evaluations"), are_held_out=True), folder.read("metrics"), seconds
+    folder = RunFolder.open(out / "run")
+    accuracy = json.loads((out / "reward" / "reward.json").read_text())["held_out"]["accuracy"]
+    summary = summarise(folder.read("evaluations"), are_held_out=True, judges=["vader"])
+    return summary, folder.read("metrics"), accuracy, seconds
 
 
 def main() -> None:
@@ -41,21 +43,20 @@ def main() -> None:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="klimb-demo-"))
 
     gains, walls, steps = [], [], []
-    print("held-out reward, 32 openers × 4 completions, mean ± 95 % interval over openers")
     print(
-        f"{'seed':>4} {'before':>14} {'after':>14} {'gain':>14} {'KL, nats':>14} {'whole demo':>11} {'peak':>8}"
+        "pairs: held-out human preferences that the reward predicts; then 32 held-out openers × 4, mean ± 95 % interval"
     )
+    heads = ["before", "after", "gain", "VADER before", "VADER after", "KL, nats"]
+    print(f"{'seed':>4} {'pairs':>6} " + " ".join(f"{head:>15}" for head in heads) + f" {'whole demo':>11}")
     for seed in arguments.seeds:
-        summary, metrics, seconds = run_seed(seed, out / f"seed-{seed}")
+        summary, metrics, accuracy, seconds = run_seed(seed, out / f"seed-{seed}")
         gains.append(summary.gain.mean)
         walls.append(seconds)
         steps += metrics[1:]  # the first step warms up, and needs no reference
-        peak = metrics[-1]["peak_memory_bytes"] / 1e9
-        columns = [summary.before, summary.after, summary.gain, summary.kl]
+        vader = summary.judges["vader"]
+        columns = [summary.before, summary.after, summary.gain, vader.before, vader.after, summary.kl]
         print(
-            f"{seed:>4} "
-            + " ".join(f"{column!s:>14}" for column in columns)
-            + f" {seconds:>9.0f} s {peak:>5.2f} GB"
+            f"{seed:>4} {accuracy:>6.3f} " + " ".join(f"{c!s:>15}" for c in columns) + f" {seconds:>9.0f} s"
         )
     spread = statistics.stdev(gains) if len(gains) > 1 else float("nan")
     print(f"gain over seeds: {statistics.fmean(gains):.3f}, standard deviation {spread:.3f}")

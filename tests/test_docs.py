@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from klimb.cli import main
+from klimb.reward.scorer import Scorer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +36,8 @@ def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path
         for block in blocks(page, "toml"):
             name = block.splitlines()[0].removeprefix("# ")
             Path(name).write_text(block)
+    if "learned/reward" in command:
+        Scorer.from_base(model_folder).save(Path("learned/reward"))
     arguments = shlex.split(command)[1:]
     quick = {"--model": str(model_folder), "--num-steps": "1", "--max-new-tokens": "3"}
     quick |= {"--num-trainable-layers": "1"} if "--num-trainable-layers" in arguments else {}

@@ -36,6 +36,21 @@ def test_vader_prefers_pleasant_words():
     assert rewards.total[2] < -0.5
 
 
+def test_a_judge_is_asked_and_counts_for_nothing(reward_file):
+    file = reward_file(
+        "def one(completions):\n    return [1.0] * len(completions)\n"
+        "def shy(completions):\n    return [None] * len(completions)\n"
+    )
+    rewards = load_rewards([f"{file}:one"], [3.0], judges=["vader", f"{file}:shy"])(Batch(["p"], ["good"]))
+    assert rewards.total == [3.0]
+    assert rewards.parts["vader"][0] > 0
+    assert rewards.parts[f"{file}:shy"] == [None]
+    with pytest.raises(KlimbError, match="every reward returned None"):
+        load_rewards([f"{file}:shy"], judges=["vader"])(Batch(["p"], ["good"]))
+    with pytest.raises(KlimbError, match="each reward or judge may be named once"):
+        load_rewards(["vader"], judges=["vader"])
+
+
 def test_vader_by_hand():
     # The lexicon rates `good` 1.9, and the score is s / √(s² + 15), rounded to four digits.
     assert judge(["vader"], Batch(["p"], ["good"])).total == [round(1.9 / math.sqrt(1.9**2 + 15), 4)]
@@ -136,7 +151,7 @@ def test_a_reward_that_cannot_be_found_is_said(spec, message, reward_file):
 def test_weights_must_match_the_rewards():
     with pytest.raises(KlimbError, match="reward_weights: expected 1 weights, one for each reward, got 2"):
         load_rewards(["vader"], [1.0, 2.0])
-    with pytest.raises(KlimbError, match="each reward may be named once"):
+    with pytest.raises(KlimbError, match="each reward or judge may be named once"):
         load_rewards(["vader", "vader"])
     with pytest.raises(KlimbError, match="expected at least one reward"):
         load_rewards([])

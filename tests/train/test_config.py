@@ -25,6 +25,7 @@ def test_the_options_and_their_defaults_are_these():
         "reward": ["vader"],
         "out": "o",
         "reward_weights": None,
+        "judges": [],
         "prompt_column": "prompt",
         "eval_prompts": None,
         "eval_completions_per_prompt": 4,

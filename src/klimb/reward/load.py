@@ -15,6 +15,7 @@ def load_rewards(
     specs: Sequence[str],
     weights: Sequence[float] | None = None,
     *,
+    judges: Sequence[str] = (),
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> WeightedSum:
@@ -24,6 +25,7 @@ def load_rewards(
         specs: Each the name of a built-in reward, `module:function`, `file.py:function`, or a
             sequence-classification model: a folder or a name on the Hugging Face hub.
         weights: One number a reward; 1 for each where None.
+        judges: Rewards that are asked too and count for nothing, named as the others are.
         device: Where a reward model goes; the first GPU if there is one, else the CPU, where None.
         trust_remote_code: Whether Python code that comes with a reward model may run.
 
@@ -34,13 +36,15 @@ def load_rewards(
     """
     if not specs:
         raise ConfigError("reward: expected at least one reward")
-    if len(set(specs)) != len(specs):
-        raise ConfigError(f"reward: each reward may be named once, got {', '.join(specs)}")
+    names = [*specs, *judges]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"reward: each reward or judge may be named once, got {', '.join(names)}")
     if weights is not None and len(weights) != len(specs):
         raise ConfigError(
             f"reward_weights: expected {len(specs)} weights, one for each reward, got {len(weights)}"
         )
-    return WeightedSum([_load(spec, device, trust_remote_code) for spec in specs], weights)
+    loaded = [_load(spec, device, trust_remote_code) for spec in names]
+    return WeightedSum(loaded[: len(specs)], weights, loaded[len(specs) :])
 
 
 def _load(spec: str, device: str | None, trust_remote_code: bool) -> Reward:

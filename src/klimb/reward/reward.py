@@ -52,7 +52,7 @@ class Rewards:
 
     Attributes:
         total: The weighted sum, (N,).
-        parts: What each reward gave, unweighted, by name, (N,).
+        parts: What each reward and each judge gave, unweighted, by name, (N,).
     """
 
     total: list[float]
@@ -63,10 +63,18 @@ class WeightedSum:
     """Several rewards, weighted and added.
 
     r_i = Σ_j w_j r_ij, over the rewards j that have an opinion on completion i.
+
+    Args:
+        rewards: What is added up.
+        weights: One number a reward; 1 for each where None.
+        judges: Are asked too, and count for nothing.
     """
 
-    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, rewards: Sequence[Reward], weights: Sequence[float] | None = None, judges: Sequence[Reward] = ()
+    ) -> None:
         self.rewards = list(rewards)
+        self.judges = list(judges)
         self.weights = list(weights) if weights is not None else [1.0] * len(self.rewards)
 
     def __call__(self, batch: Batch) -> Rewards:
@@ -83,7 +91,8 @@ class WeightedSum:
             if not weighted:
                 raise RewardError(f"every reward returned None for completion {_show(batch, index)}")
             total.append(math.fsum(weighted))
-        return Rewards(total, parts)
+        opinions = {judge.name: _checked(judge.name, judge(batch), batch) for judge in self.judges}
+        return Rewards(total, parts | opinions)
 
 
 def _checked(name: str, values: Any, batch: Batch) -> list[float | None]:

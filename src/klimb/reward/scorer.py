@@ -23,7 +23,7 @@ from klimb.policy.load import resolve, without_progress_bars
 from klimb.policy.trunk import decoder_layers
 from klimb.text import Text
 
-_BATCH_TOKENS = 1024  # that go through the model at once, with padding
+_BATCH_TOKENS = 2048  # that go through the model at once, with padding
 _HEADS = ("score", "classifier")  # what transformers calls a classification model's last layer
 
 
@@ -158,7 +158,8 @@ class Scorer:
 
     def save(self, folder: Path) -> None:
         """Write what `AutoModelForSequenceClassification` and `AutoTokenizer` load."""
-        self.model.save_pretrained(folder)
+        with without_progress_bars():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def _batches(self, texts: list[list[int]]) -> Iterator[tuple[list[int], Any]]:

@@ -93,7 +93,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     say(f"Loading {config.base} …")
     scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.question)
     start = time.perf_counter()
-    features = [_features(scorer, side, say) for side in sides]
+    features = _features(scorer, sides, say)
     facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
     train, held_out = sides
     start = time.perf_counter()
@@ -141,23 +141,30 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
     return sides, facts
 
 
-def _features(scorer: Scorer, pairs: Pairs, say: Callable[[str], None]) -> Float[np.ndarray, "n D"]:
-    """Computed once for the same model and texts, then taken from the cache."""
-    ids = [scorer.encode(*text) for text in zip(pairs.prompts, pairs.completions, strict=True)]
-    digest = hashlib.sha256(json.dumps(ids).encode())
+def _features(
+    scorer: Scorer, sides: list[Pairs], say: Callable[[str], None]
+) -> list[Float[np.ndarray, "n D"]]:
+    """Computed once for the same model and texts, however these are split, then taken from the cache."""
+    encoded = [
+        [tuple(scorer.encode(*text)) for text in zip(side.prompts, side.completions, strict=True)]
+        for side in sides
+    ]
+    texts = sorted({ids for side in encoded for ids in side})
+    digest = hashlib.sha256(json.dumps(texts).encode())
     for name, weight in scorer.model.named_parameters():  # of each weight a few numbers stand for all
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
     file = cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npy"
     if file.is_file():
-        return np.load(file, allow_pickle=False)
-    say(f"Reading {len(ids):,} texts, {sum(map(len, ids)):,} tokens …")
-    features = scorer.features(ids)
-    make_folder(file.parent)
-    buffer = _npy(features)
-    write_file(file, buffer)
-    return features
+        found = np.load(file, allow_pickle=False)
+    else:
+        say(f"Reading {len(texts):,} texts, {sum(map(len, texts)):,} tokens …")
+        found = scorer.features([list(ids) for ids in texts])
+        make_folder(file.parent)
+        write_file(file, _npy(found))
+    row_of = {ids: row for row, ids in enumerate(texts)}
+    return [found[[row_of[ids] for ids in side]] for side in encoded]
 
 
 def _npy(array: np.ndarray) -> bytes:

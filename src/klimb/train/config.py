@@ -29,6 +29,10 @@ class TrainConfig:
     reward_weights: tuple[float, ...] | None = None
     """Weight of each reward in the sum; 1 each by default."""
 
+    judges: tuple[str, ...] = ()
+    """Rewards that are asked about every completion and never trained on, named as the rewards are: where one of
+    them turns down while the reward climbs, the policy has begun to please the reward alone."""
+
     prompt_column: str = "prompt"
     """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
 

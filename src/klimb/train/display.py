@@ -119,6 +119,8 @@ def _table(summary: Summary) -> Table:
     for column in ("", "before", "after", "change"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("reward", str(summary.before), str(summary.after), str(summary.gain))
+    for name, change in summary.judges.items():
+        table.add_row(f"judge {escape(name)}", str(change.before), str(change.after), str(change.gain))
     table.add_row("KL, nats a completion", "0", str(summary.kl), "")
     table.add_row("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", "")
     return table

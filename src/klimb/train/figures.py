@@ -7,13 +7,15 @@ from typing import Any
 from matplotlib.colors import LinearSegmentedColormap
 
 from klimb.page import ACCENT, LINE, Figure, draw_figure
-from klimb.train.summary import Summary
+from klimb.train.summary import Summary, short_name
 
 _WINDOW = 5  # steps of the running mean, odd
 
 
-def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> list[Figure]:
-    """Draw reward, KL, entropy, length, and reward against KL."""
+def draw_figures(
+    metrics: Sequence[dict[str, Any]], summary: Summary | None, judges: Sequence[str] = ()
+) -> list[Figure]:
+    """Draw reward, KL, entropy, length, and reward and judges against KL."""
     steps = [row["step"] for row in metrics]
 
     def curve(key: str) -> Callable[[Any], None]:
@@ -41,12 +43,17 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
                 )
         axes.set_ylabel("reward")
 
-    def against_kl(axes: Any) -> None:
-        kl, rewards = (running_mean([row[key] for row in metrics]) for key in ("kl", "reward"))
-        axes.plot(kl, rewards, color=LINE, linewidth=1.2, alpha=0.6)
-        axes.scatter(kl, rewards, c=steps, cmap=_colours(), s=22, zorder=3)
-        axes.set_xlabel("KL from the reference, nats a completion")
-        axes.set_ylabel("reward")
+    def against_kl(values_of: Callable[[dict[str, Any]], float | None], label: str) -> Callable[[Any], None]:
+        def draw(axes: Any) -> None:
+            rows = [row for row in metrics if values_of(row) is not None]
+            kl = running_mean([row["kl"] for row in rows])
+            values = running_mean([float(values_of(row) or 0.0) for row in rows])
+            axes.plot(kl, values, color=LINE, linewidth=1.2, alpha=0.6)
+            axes.scatter(kl, values, c=[row["step"] for row in rows], cmap=_colours(), s=22, zorder=3)
+            axes.set_xlabel("KL from the reference, nats a completion")
+            axes.set_ylabel(label)
+
+        return draw
 
     def labelled(draw: Callable[[Any], None], label: str) -> Callable[[Any], None]:
         def both(axes: Any) -> None:
@@ -71,7 +78,16 @@ def draw_figures(metrics: Sequence[dict[str, Any]], summary: Summary | None) -> 
         draw_figure(
             "Reward against distance",
             f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
-            against_kl,
+            against_kl(lambda row: row["reward"], "reward"),
+        ),
+        *(
+            draw_figure(
+                f"The judge {short_name(judge)} against distance",
+                "A judge that is asked and never trained on. Where it turns down while the reward still climbs, the "
+                "policy has begun to please the reward alone.",
+                against_kl(lambda row, judge=judge: row["rewards"][judge], short_name(judge)),
+            )
+            for judge in judges
         ),
         draw_figure(
             "Entropy",

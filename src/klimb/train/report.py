@@ -35,7 +35,7 @@ def write_report(folder: RunFolder) -> Path:
         config=config,
         options=options,
         declaration=declare(config),
-        figures=draw_figures(metrics, summary),
+        figures=draw_figures(metrics, summary, config.judges),
         summary=summary,
         metrics=metrics,
         seconds={
@@ -51,4 +51,4 @@ def _summary(folder: RunFolder, config: TrainConfig) -> Summary | None:
     evaluations = folder.read("evaluations")
     if not is_complete(evaluations):
         return None
-    return summarise(evaluations, are_held_out=config.eval_prompts is not None)
+    return summarise(evaluations, are_held_out=config.eval_prompts is not None, judges=config.judges)

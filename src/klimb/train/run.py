@@ -62,7 +62,11 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     reward = load_rewards(
-        config.reward, config.reward_weights, device=config.device, trust_remote_code=config.trust_remote_code
+        config.reward,
+        config.reward_weights,
+        judges=config.judges,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
     )
     display.loading(config.model)
     policy = load_policy(config)
@@ -98,7 +102,9 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
     finally:
         display.stopped()
 
-    summary = summarise(folder.read("evaluations"), are_held_out=config.eval_prompts is not None)
+    summary = summarise(
+        folder.read("evaluations"), are_held_out=config.eval_prompts is not None, judges=config.judges
+    )
     write_report(folder)
     display.finished(folder, summary)
     return RunResult(folder, summary)

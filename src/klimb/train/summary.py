@@ -22,6 +22,15 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A mean before, a mean after, and the mean difference, each prompt with itself."""
+
+    before: Estimate
+    after: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt with a completion before and one after, drawn with the same random numbers."""
 
@@ -47,6 +56,7 @@ class Summary:
         length_before: Mean tokens of a completion at the start.
         length_after: Mean tokens of a completion at the end.
         examples: The first completion of every prompt, before and after.
+        judges: What each judge that was never trained on makes of them, by its short name.
     """
 
     are_held_out: bool
@@ -59,6 +69,7 @@ class Summary:
     length_before: float
     length_after: float
     examples: list[Example]
+    judges: dict[str, Change]
 
 
 def is_complete(evaluations: Sequence[dict[str, Any]]) -> bool:
@@ -69,7 +80,9 @@ def is_complete(evaluations: Sequence[dict[str, Any]]) -> bool:
     return bool(before) and before == after
 
 
-def summarise(evaluations: Sequence[dict[str, Any]], are_held_out: bool) -> Summary:
+def summarise(
+    evaluations: Sequence[dict[str, Any]], are_held_out: bool, judges: Sequence[str] = ()
+) -> Summary:
     """Compare the completions judged before and after.
 
     Prompts, not completions, are the independent samples: means are taken for each prompt
@@ -78,18 +91,18 @@ def summarise(evaluations: Sequence[dict[str, Any]], are_held_out: bool) -> Summ
     Args:
         evaluations: The rows of `evaluations.jsonl`.
         are_held_out: Whether their prompts were kept out of training.
+        judges: Names of the rewards that were asked and never trained on.
     """
     before = _by_prompt(row for row in evaluations if row["when"] == "before")
     after = _by_prompt(row for row in evaluations if row["when"] == "after")
-    reward_before = [_mean(rows, "reward") for rows in before]
-    reward_after = [_mean(rows, "reward") for rows in after]
+    reward = _change([_mean(rows, "reward") for rows in before], [_mean(rows, "reward") for rows in after])
     return Summary(
         are_held_out=are_held_out,
         num_prompts=len(before),
         completions_per_prompt=len(before[0]),
-        before=_estimate(reward_before),
-        after=_estimate(reward_after),
-        gain=_estimate([b - a for a, b in zip(reward_before, reward_after, strict=True)]),
+        before=reward.before,
+        after=reward.after,
+        gain=reward.gain,
         kl=_estimate([_mean(rows, "kl") for rows in after]),
         length_before=statistics.fmean(_mean(rows, "length") for rows in before),
         length_after=statistics.fmean(_mean(rows, "length") for rows in after),
@@ -103,7 +116,31 @@ def summarise(evaluations: Sequence[dict[str, Any]], are_held_out: bool) -> Summ
             )
             for a, b in zip(before, after, strict=True)
         ],
+        judges={short_name(judge): _judged(before, after, judge) for judge in judges},
     )
+
+
+def short_name(reward: str) -> str:
+    """A reward's name for a reader: of a path its last part."""
+    return reward.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _judged(before: list[list[dict[str, Any]]], after: list[list[dict[str, Any]]], judge: str) -> Change:
+    """Over the prompts on whose completions the judge has an opinion both times."""
+    means: list[list[float]] = [[], []]
+    for rows in zip(before, after, strict=True):
+        opinions = [
+            [row["rewards"][judge] for row in side if row["rewards"][judge] is not None] for side in rows
+        ]
+        if all(opinions):
+            for side, values in zip(means, opinions, strict=True):
+                side.append(statistics.fmean(values))
+    return _change(*means) if means[0] else Change(*[Estimate(math.nan, math.nan)] * 3)
+
+
+def _change(before: list[float], after: list[float]) -> Change:
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    return Change(_estimate(before), _estimate(after), _estimate(gains))
 
 
 def show_prompt(prompt: str | list[dict[str, Any]]) -> str:
