@@ -26,6 +26,7 @@ def test_the_options_and_their_defaults_are_these():
         "out": "o",
         "reward_weights": None,
         "judges": [],
+        "caution": 0.0,
         "prompt_column": "prompt",
         "eval_prompts": None,
         "eval_completions_per_prompt": 4,

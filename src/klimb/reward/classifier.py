@@ -2,18 +2,45 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from klimb.errors import ConfigError
 from klimb.reward.reward import Batch
 from klimb.reward.scorer import Scorer
 
 
 class ClassifierReward:
-    """Scores prompt and completion together by a preference model, on its raw output."""
+    """Scores prompt and completion together by a preference model, on its raw output.
+
+    r = s, or for an ensemble of K members r = mean_k s_k − c · std_k s_k, less where they disagree
+    (Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization").
+
+    Args:
+        source: The model's folder or its name on the hub.
+        caution: c; 0 takes the model's own score.
+        device: Where it goes; the first GPU if there is one, else the CPU, where None.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Raises:
+        ConfigError: c is above 0 and the model has no ensemble beside it.
+    """
 
     def __init__(
-        self, source: str | Path, *, device: str | None = None, trust_remote_code: bool = False
+        self,
+        source: str | Path,
+        *,
+        caution: float = 0.0,
+        device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.name = str(source)
         self._scorer = Scorer.load(source, device=device, trust_remote_code=trust_remote_code)
+        self._caution = caution
+        if caution and self._scorer.members is None:
+            raise ConfigError(
+                f"caution: reward {source} has no ensemble whose spread could be taken off: learn it with "
+                "klimb reward train --num-members 4"
+            )
 
     def __call__(self, batch: Batch) -> list[float | None]:
         """Score each completion after its prompt.
@@ -23,4 +50,8 @@ class ClassifierReward:
                 model has no chat template.
         """
         pairs = zip(batch.prompts, batch.texts, strict=True)
-        return self._scorer.scores([self._scorer.encode(prompt, text) for prompt, text in pairs]).tolist()
+        texts = [self._scorer.encode(prompt, text) for prompt, text in pairs]
+        if not self._caution or self._scorer.members is None:
+            return self._scorer.scores(texts).tolist()
+        scores = self._scorer.features(texts).astype(np.float64) @ self._scorer.members.T
+        return (scores.mean(axis=1) - self._caution * scores.std(axis=1)).tolist()

@@ -16,6 +16,7 @@ def load_rewards(
     weights: Sequence[float] | None = None,
     *,
     judges: Sequence[str] = (),
+    caution: float = 0.0,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> WeightedSum:
@@ -26,6 +27,7 @@ def load_rewards(
             sequence-classification model: a folder or a name on the Hugging Face hub.
         weights: One number a reward; 1 for each where None.
         judges: Rewards that are asked too and count for nothing, named as the others are.
+        caution: How many times an ensemble's spread is taken off a reward model's score; judges keep theirs.
         device: Where a reward model goes; the first GPU if there is one, else the CPU, where None.
         trust_remote_code: Whether Python code that comes with a reward model may run.
 
@@ -43,11 +45,11 @@ def load_rewards(
         raise ConfigError(
             f"reward_weights: expected {len(specs)} weights, one for each reward, got {len(weights)}"
         )
-    loaded = [_load(spec, device, trust_remote_code) for spec in names]
-    return WeightedSum(loaded[: len(specs)], weights, loaded[len(specs) :])
+    loaded = [_load(spec, caution, device, trust_remote_code) for spec in specs]
+    return WeightedSum(loaded, weights, [_load(spec, 0.0, device, trust_remote_code) for spec in judges])
 
 
-def _load(spec: str, device: str | None, trust_remote_code: bool) -> Reward:
+def _load(spec: str, caution: float, device: str | None, trust_remote_code: bool) -> Reward:
     if spec in BUILT_IN:
         return FunctionReward(spec, load_function(BUILT_IN[spec]))
     if ":" in spec:
@@ -57,7 +59,7 @@ def _load(spec: str, device: str | None, trust_remote_code: bool) -> Reward:
     ):
         from klimb.reward.classifier import ClassifierReward
 
-        return ClassifierReward(spec, device=device, trust_remote_code=trust_remote_code)
+        return ClassifierReward(spec, caution=caution, device=device, trust_remote_code=trust_remote_code)
     raise RewardError(
         f"reward {spec}: unknown; expected a built-in ({', '.join(BUILT_IN)}), module:function, "
         "file.py:function, or a sequence-classification model (folder or hub name)"

@@ -1,6 +1,6 @@
 """A text scorer: a sequence-classification model with one output, its tokenizer, and what its head sees.
 
-Axes: n texts, D numbers that the head sees of a text.
+Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 """
 
 import copy
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -22,6 +23,9 @@ from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import resolve, without_progress_bars
 from klimb.policy.trunk import decoder_layers
 from klimb.text import Text
+
+ENSEMBLE = "ensemble.safetensors"
+"""Beside a model: the heads of an ensemble's members, `heads` (K, D)."""
 
 _BATCH_TOKENS = 2048  # that go through the model at once, with padding
 _HEADS = ("score", "classifier")  # what transformers calls a classification model's last layer
@@ -34,7 +38,10 @@ class Scorer:
         model: The transformers model, in evaluation mode.
         tokenizer: Its tokenizer.
         name: Where it came from, for messages.
+        members: Heads of an ensemble's members, (K, D), where there is one.
     """
+
+    members: Float[np.ndarray, "K D"] | None = None
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
@@ -61,7 +68,10 @@ class Scorer:
             raise RewardError(
                 f"reward {source}: expected a model with 1 output, a score, got {model.config.num_labels} labels"
             )
-        return cls(model.to(_device(device)), tokenizer, str(source))
+        scorer = cls(model.to(_device(device)), tokenizer, str(source))
+        if (beside := Path(source) / ENSEMBLE).is_file():
+            scorer.members = load_file(beside)["heads"]
+        return scorer
 
     @classmethod
     def from_base(
@@ -161,6 +171,8 @@ class Scorer:
         with without_progress_bars():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.members is not None:
+            save_file({"heads": self.members.astype(np.float32)}, folder / ENSEMBLE)
 
     def _batches(self, texts: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
         """Texts of like length together, which leaves little padding."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.numpy import save_file
 
 from klimb.errors import DataError, RunFolderError
 from klimb.feedback.formats import Feedback, read_feedback
@@ -25,9 +24,6 @@ from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.head import Head, fit_head
 from klimb.reward.scorer import Scorer
-
-ENSEMBLE = "ensemble.safetensors"
-"""Beside the model: the heads of an ensemble's members, `heads` (K, D)."""
 
 _CURVE = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the prompts that the learning curve learns from
 _LEAST = 10  # prompts that a point of the curve needs
@@ -221,10 +217,9 @@ def _write(
 
     with torch.no_grad():
         scorer.head.weight.copy_(torch.from_numpy(head.weights)[None])
+    scorer.members = members
     with whole_folder(config.out) as unfinished:
         scorer.save(unfinished)
-        if members is not None:
-            save_file({"heads": members.astype(np.float32)}, unfinished / ENSEMBLE)
         options = {
             key: [str(v) for v in value]
             if isinstance(value, tuple)

@@ -33,6 +33,10 @@ class TrainConfig:
     """Rewards that are asked about every completion and never trained on, named as the rewards are: where one of
     them turns down while the reward climbs, the policy has begun to please the reward alone."""
 
+    caution: float = 0.0
+    """How many times an ensemble's spread is taken off a reward model's score, so that the policy is not drawn to where
+    its members disagree; 0 takes the model's own score."""
+
     prompt_column: str = "prompt"
     """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
 
@@ -123,7 +127,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
-        for name in ("beta", "lr", "weight_decay", "warmup_steps", "adam_epsilon", "seed"):
+        for name in ("beta", "caution", "lr", "weight_decay", "warmup_steps", "adam_epsilon", "seed"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value}")

@@ -65,6 +65,7 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
         config.reward,
         config.reward_weights,
         judges=config.judges,
+        caution=config.caution,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
