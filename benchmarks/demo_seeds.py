@@ -25,7 +25,7 @@ def run_seed(seed: int, out: Path) -> tuple[Summary, list[dict], float, float]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     folder = RunFolder.open(out / "run")
-    accuracy = json.loads((out / "reward" / "reward.json").read_text())["held_out"]["accuracy"]
+    accuracy = json.loads((out / "learned-reward" / "reward.json").read_text())["held_out"]["accuracy"]
     summary = summarise(folder.read("evaluations"), are_held_out=True, judges=["vader"])
     return summary, folder.read("metrics"), accuracy, seconds
 

@@ -85,7 +85,7 @@ def _learn_reward(ratings: Path, model: Path, folder: Path, seed: int, console: 
     make_folder(folder)
     file = folder / "ratings.jsonl"
     write_ratings(ratings, file, _NUM_SENTENCES, seed)
-    config = reward_config(model, file, folder / "reward", seed)
+    config = reward_config(model, file, folder / "learned-reward", seed)
     show_reward(train_reward(config, lambda line: console.print(line, markup=False)), console)
     return config.out
 

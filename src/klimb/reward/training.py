@@ -99,7 +99,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     ]
     curve = _learning_curve(features, train, held_out, head, config.seed)
     members = _ensemble(features[0], train, head, config)
-    facts["head"] = f"ridge {head.ridge:g}, learned in {time.perf_counter() - start:.0f} s"
+    facts["head"] = f"ridge {head.ridge:,.4g}, learned in {time.perf_counter() - start:.0f} s"
 
     result = RewardResult(
         config.out,
