@@ -5,30 +5,14 @@
  * Keys lie numbers first, (…, size, keys), so that the scores of sixteen keys fill a register; values lie
  * keys first, (…, keys, size). Loads may run past the last key by up to PAST numbers, which the caller
  * leaves room for and whose content has no meaning.
- *
- * GCC breaks its vectors up for the processor at hand before it makes a function's clones for others, so the
- * work is compiled three times by hand.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "vectors.h"
 
 enum {
-    LANES = 16,
     BLOCK = 32,          /* keys whose scores are held at once */
     QUERIES = 4,         /* of one key head, taken together */
-    MOST_SIZE = 512,     /* numbers a head */
-    SMALL_WORK = 1 << 16 /* multiplications up to which one thread is faster than several */
+    MOST_SIZE = 512      /* numbers a head */
 };
-
-enum stored { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 }; /* as in weighted_sum.c */
-
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 struct attention {
     int64_t type, num_threads, num_rows, num_query_heads, num_key_heads, size;
@@ -42,16 +26,6 @@ struct attention {
     const void *query_norm, *key_norm; /* weights over a head's numbers, or null */
     double epsilon, scaling;
 };
-
-/* GNU OpenMP's own entry, if PyTorch has brought it along: its threads are waiting already. */
-static void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-
-void klimb_use_threads(void *gomp_parallel) { memcpy(&parallel, &gomp_parallel, sizeof parallel); }
-
-static void in_parallel(void (*function)(void *), void *job, int64_t num_threads, int64_t work) {
-    if (parallel && num_threads > 1 && work > SMALL_WORK) parallel(function, job, (unsigned)num_threads, 0);
-    else function(job);
-}
 
 struct gate {
     int64_t type, num_rows, size, next;
@@ -72,28 +46,14 @@ struct attending {
     char *out;
 };
 
-#define NAME(name) name##_anywhere
-#include "decode_steps.h"
-#undef NAME
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC push_options
-#pragma GCC target("arch=haswell")
-#define NAME(name) name##_avx2
-#include "decode_steps.h"
-#undef NAME
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=skylake-avx512,prefer-vector-width=512")
-#define NAME(name) name##_avx512
-#include "decode_steps.h"
-#undef NAME
-#pragma GCC pop_options
-#define CHOSEN(name) \
-    (__builtin_cpu_supports("avx512bw") ? name##_avx512 : __builtin_cpu_supports("avx2") ? name##_avx2 : name##_anywhere)
-#else
-#define CHOSEN(name) name##_anywhere
-#endif
+#define rms_norm NAME(rms_norm)
+#define gated_row NAME(gated_row)
+#define turned NAME(turned)
+#define see_block NAME(see_block)
+#define see NAME(see)
+#define attend_one NAME(attend_one)
+#define STEPS "decode_steps.h"
+#include "processors.h"
 
 void klimb_rms_norm(int type, int64_t num_rows, int64_t size, const void *x, const void *weight, double epsilon,
                     void *out) {
@@ -103,7 +63,7 @@ void klimb_rms_norm(int type, int64_t num_rows, int64_t size, const void *x, con
 /* out = silu(gate) · up, of rows in which the two stand side by side. */
 void klimb_gated(int type, int64_t num_threads, int64_t num_rows, int64_t size, const void *gate_up, void *out) {
     struct gate job = {type, num_rows, size, 0, gate_up, out};
-    in_parallel(CHOSEN(gated_rows), &job, num_threads, num_rows * size);
+    klimb_in_parallel(CHOSEN(gated_rows), &job, num_threads, num_rows * size);
 }
 
 /* Rotate queries and keys, remember keys and values, attend.
@@ -116,5 +76,5 @@ void klimb_attend(const struct attention *layer, const void *heads, const float 
                   int64_t num_seen, void *out) {
     struct attending job = {layer, heads, cos, sin, num_seen, 0, out};
     const int64_t work = layer->num_rows * layer->num_query_heads * layer->size * (layer->longest + num_seen);
-    in_parallel(CHOSEN(attend_all), &job, layer->num_threads, work);
+    klimb_in_parallel(CHOSEN(attend_all), &job, layer->num_threads, work);
 }

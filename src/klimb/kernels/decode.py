@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from klimb.kernels.library import library
+from klimb.kernels.library import NUMBER_TYPES, library, library_in_torch_threads
 
 _PAST = 32  # keys that a load may run past the last
 _MOST_SIZE = 512  # numbers a head
-_TYPES = {"torch.bfloat16": 1, "torch.float32": 2}
 
 _pointer, _count = ctypes.c_void_p, ctypes.c_int64
 
@@ -33,8 +32,7 @@ class _Attention(ctypes.Structure):
 
 @cache
 def _functions() -> Any:
-    functions: Any = library()
-    functions.klimb_use_threads.argtypes = [_pointer]
+    functions = library_in_torch_threads()
     functions.klimb_rms_norm.argtypes = [
         ctypes.c_int,
         _count,
@@ -46,23 +44,21 @@ def _functions() -> Any:
     ]
     functions.klimb_gated.argtypes = [ctypes.c_int, _count, _count, _count, _pointer, _pointer]
     functions.klimb_attend.argtypes = [_pointer, _pointer, _pointer, _pointer, _count, _pointer]
-    for name in ("klimb_use_threads", "klimb_rms_norm", "klimb_gated", "klimb_attend"):
-        functions[name].restype = None
-    gomp = getattr(ctypes.CDLL(None), "GOMP_parallel", None)  # PyTorch's, once it is imported
-    functions.klimb_use_threads(ctypes.cast(gomp, _pointer) if gomp else None)
+    for function in (functions.klimb_rms_norm, functions.klimb_gated, functions.klimb_attend):
+        function.restype = None
     return functions
 
 
 def can_decode(dtype: Any, head_size: int) -> bool:
     """Whether these kernels were built, and take numbers of this type and heads of this size."""
-    is_known = str(dtype) in _TYPES and head_size % 2 == 0 and head_size <= _MOST_SIZE
+    is_known = str(dtype) in NUMBER_TYPES and head_size % 2 == 0 and head_size <= _MOST_SIZE
     return is_known and library() is not None
 
 
 def rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
     """Norm by the root of the mean square: w x / √(mean x² + ε), (n, K), contiguous."""
     out = x.new_empty(x.shape)
-    kind = _TYPES[str(x.dtype)]
+    kind = NUMBER_TYPES[str(x.dtype)]
     _functions().klimb_rms_norm(
         kind, x.shape[0], x.shape[1], x.data_ptr(), weight.data_ptr(), epsilon, out.data_ptr()
     )
@@ -73,7 +69,7 @@ def gated(gate_up: Any, num_threads: int) -> Any:
     """silu(gate) · up, (n, K), of rows in which the two stand side by side, (n, 2K)."""
     num_rows, both = gate_up.shape
     out = gate_up.new_empty(num_rows, both // 2)
-    kind = _TYPES[str(gate_up.dtype)]
+    kind = NUMBER_TYPES[str(gate_up.dtype)]
     _functions().klimb_gated(kind, num_threads, num_rows, both // 2, gate_up.data_ptr(), out.data_ptr())
     return out
 
@@ -128,7 +124,7 @@ class Attention:
         self._values = _room(prompt_keys, (num_rows, num_key_heads, capacity, size))
         norms = [None if norm is None else norm.data_ptr() for norm in (shape.query_norm, shape.key_norm)]
         self._struct = _Attention(
-            type=_TYPES[str(prompt_keys.dtype)], num_threads=num_threads,
+            type=NUMBER_TYPES[str(prompt_keys.dtype)], num_threads=num_threads,
             num_query_heads=shape.num_query_heads, num_key_heads=shape.num_key_heads, size=size,
             window=shape.window or 0, longest=prompt_keys.shape[2], capacity=capacity,
             prompt_lengths=prompt_lengths.data_ptr(),

@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+NUMBER_TYPES = {"torch.bfloat16": 1, "torch.float32": 2}
+"""Numbers that the kernels for PyTorch take, as `enum stored` of vectors.h has them."""
+
 _FILE = Path(__file__).with_name("_compiled.so")
 
 
@@ -20,6 +23,17 @@ def library() -> Any | None:
         return ctypes.CDLL(str(_FILE))
     except OSError:  # built for another machine
         return None
+
+
+@cache
+def library_in_torch_threads() -> Any:
+    """Return the compiled functions, told to run in PyTorch's own threads; PyTorch must have been imported."""
+    functions: Any = library()
+    functions.klimb_use_threads.argtypes = [ctypes.c_void_p]
+    functions.klimb_use_threads.restype = None
+    gomp = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    functions.klimb_use_threads(ctypes.cast(gomp, ctypes.c_void_p) if gomp else None)
+    return functions
 
 
 @cache

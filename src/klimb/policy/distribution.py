@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from klimb.errors import ArgumentError
+from klimb.kernels import vocabulary as kernels
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,23 @@ class Distribution:
         self, logits: Float[Tensor, "*batch V"], ids: Int[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
         """Log-probs of the given tokens alone, in nats, differentiable in the logits."""
+        is_constant = not (torch.is_grad_enabled() and logits.requires_grad)
+        if is_constant and logits.ndim == 2 and kernels.can_take(logits):
+            return kernels.token_log_probs(logits, ids, self.temperature, torch.get_num_threads())
         scaled = self._scaled(logits)
         chosen = scaled.gather(-1, ids[..., None])[..., 0]
         return chosen - torch.logsumexp(scaled, dim=-1)
 
-    def token_log_prob_gradients(
+    def token_log_prob_gradients_(
         self, logits: Float[Tensor, "n V"], ids: Int[Tensor, " n"], grad: Float[Tensor, " n"]
     ) -> Float[Tensor, "n V"]:
-        """Gradients in the logits of Σ_i g_i log π(v_i), for given g: g_i (1[u = v_i] − π_i(u)) / τ."""
+        """Put gradients in the logits' place, of Σ_i g_i log π(v_i) for given g: g_i (1[u = v_i] − π_i(u)) / τ."""
+        if kernels.can_take(logits):
+            num_threads = torch.get_num_threads()
+            return kernels.token_log_prob_gradients_(logits, ids, grad, self.temperature, num_threads)
         scale = grad[:, None] / self.temperature
         gradients = torch.softmax(self._scaled(logits), dim=-1).mul_(-scale)
-        return gradients.scatter_add_(1, ids[:, None], scale.to(gradients.dtype))
+        return logits.copy_(gradients.scatter_add_(1, ids[:, None], scale.to(gradients.dtype)))
 
     def entropy(self, log_probs: Float[Tensor, "n V"], probs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
         """−Σ_v π(v) log π(v), in nats; a token of probability 0 contributes 0, not 0 · −∞."""

@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
+from klimb.policy.adapters import use_fast_adapter
 from klimb.policy.products import product, wide
 
 
@@ -23,6 +24,8 @@ def use_fast_layers(model: Any) -> None:
         fast = _FAST.get(type(module))
         if fast is not None:
             module.__class__ = fast
+        elif hasattr(module, "lora_A"):
+            use_fast_adapter(module)
 
 
 def is_silu(activation: Any) -> bool:

@@ -21,6 +21,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from klimb.kernels.decode import Attention, Shape, can_decode, gated, rms_norm
+from klimb.policy.adapters import adapter_of
 from klimb.policy.attention import SharedPrompts
 from klimb.policy.layers import is_silu
 from klimb.policy.products import times
@@ -114,13 +115,15 @@ class _Fused:
         self._bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
         self._down: Tensor | None = None
         self._up: Tensor | None = None
-        adapters = [_adapter(module) for module in modules]
+        adapters = [adapter_of(module) for module in modules]
         if any(adapters):
             ups = [
-                base.weight.new_zeros(base.weight.shape[0], 0) if adapter is None else adapter[1]
+                base.weight.new_zeros(base.weight.shape[0], 0)
+                if adapter is None
+                else adapter.up * adapter.scaling
                 for adapter, base in zip(adapters, bases, strict=True)
             ]
-            self._down = torch.cat([adapter[0] for adapter in adapters if adapter is not None])
+            self._down = torch.cat([adapter.down for adapter in adapters if adapter is not None])
             self._up = torch.block_diag(*ups)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -178,11 +181,3 @@ class _Layer:
         hidden = self.out(self.attention.attend(heads, cos, sin, num_seen), hidden)
         gate_up = self.gate_up(self.mlp_norm(hidden))
         return self.down(gated(gate_up, torch.get_num_threads()), hidden)
-
-
-def _adapter(module: Any) -> tuple[Tensor, Tensor] | None:
-    """The matrices of a peft adapter, if there is one and it is on, the second already scaled."""
-    if not hasattr(module, "lora_A") or module.disable_adapters:
-        return None
-    (name,) = module.active_adapters
-    return module.lora_A[name].weight, module.lora_B[name].weight * module.scaling[name]

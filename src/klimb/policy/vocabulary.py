@@ -84,10 +84,10 @@ class _TokenLogProbs(torch.autograd.Function):
             )  # logits at first, then theirs
             for piece in _runs(len(to_logits), len(weight), _PIECE_ELEMENTS):
                 logits = to_logits[piece]
-                part = ctx.distribution.token_log_prob_gradients(logits, ids[rows][piece], grad[rows][piece])
-                if ctx.softcap is not None:
-                    part *= 1 - (logits / ctx.softcap).square()
-                logits.copy_(part)
+                slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()
+                ctx.distribution.token_log_prob_gradients_(logits, ids[rows][piece], grad[rows][piece])
+                if slope is not None:
+                    logits *= slope
             if to_hidden is not None:
                 to_hidden[rows] = product(to_logits, weight.t())
             if to_weight is not None:

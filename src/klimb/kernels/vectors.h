@@ -1,0 +1,31 @@
+/* What the files that work on vectors of numbers share.
+ *
+ * GCC breaks its vectors up for the processor at hand before it makes a function's clones for others, so the
+ * work is compiled three times by hand: processors.h includes vector_steps.h, and the includer's own STEPS, once for
+ * each kind of processor, under names that end in its own.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16 };
+
+enum stored { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 }; /* as in weighted_sum.c */
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+#define all NAME(all)
+#define load NAME(load)
+#define rounded NAME(rounded)
+#define store NAME(store)
+#define load_some NAME(load_some)
+#define sum_of NAME(sum_of)
+#define exponential NAME(exponential)
+
+/* Run function(job) in several threads, where there is work for them; each takes its share of the job itself. */
+void klimb_in_parallel(void (*function)(void *), void *job, int64_t num_threads, int64_t work);
