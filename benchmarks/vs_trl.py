@@ -3,11 +3,12 @@
 make vs-trl                                        (settings a b c d, three rounds: over an hour)
 python benchmarks/vs_trl.py --settings a --rounds 1 (TRL in .venv-trl, made by `make .venv-trl/.done`)
 
-Each side runs in a process of its own, in turns, in each precision; two steps warm up and the others
-are timed. Every completion is forced to its full length, so that both do the same work. TRL's RLOOTrainer is
-set up for speed as its documentation advises where there is no GPU: no gradient checkpointing, fused AdamW,
-bfloat16 autocast in one of the two precisions; its batch is split where it would not fit in 24 GB. Ratios are
-of medians over all timed steps, with the lowest and highest over rounds; have nothing else running.
+Each side runs in a process of its own, in turns, in each precision; the first steps warm up (at the very
+first klimb has no reference to ask yet) and the others are timed. Every completion is forced to its full
+length, so that both do the same work. TRL's RLOOTrainer is set up for speed as its documentation advises
+where there is no GPU: no gradient checkpointing, fused AdamW, bfloat16 autocast in one of the two precisions;
+its batch is split where it would not fit in 24 GB. Ratios are of medians over all timed steps, with the lowest
+and highest over rounds; have nothing else running.
 """
 
 import argparse
@@ -30,7 +31,6 @@ SETTINGS = {
     "d": {"prompts": 4, "group": 4, "prompt_tokens": 38, "new_tokens": 32, "trl_batch": 16, "lora": 16},
 }
 LR, BETA = 1e-6, 0.05
-WARM_UP = 2  # steps; at the first klimb has no reference to ask yet
 BARS = {"a": 6, "b": 6, "c": 10, "d": 6}
 PHASES = ("sampling", "scoring", "update")
 
@@ -67,7 +67,7 @@ def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
     ascent = Ascent(policy, config)
     judge = WeightedSum([FunctionReward("e", lambda completions, **_: list(map(reward, completions)))])
     steps = []
-    for step in range(job["steps"] + WARM_UP):
+    for step in range(job["steps"] + job["warm_up"]):
         first = step * job["prompts"]
         rows = [PromptRow(text, {}, "") for text in job["texts"][first : first + job["prompts"]]]
         start = time.perf_counter()
@@ -76,7 +76,7 @@ def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
         require_full_length(set(judged.completions.lengths.tolist()), job)
         seconds = judged.seconds | {"scoring": judged.seconds["reference"], "total": total}
         steps.append({name: seconds[name] for name in (*PHASES, "total")})
-    return {"steps": steps[WARM_UP:]}
+    return {"steps": steps[job["warm_up"] :]}
 
 
 def run_trl(job: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +135,8 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
     batch = min(job["trl_batch"], completions)
     config = RLOOConfig(
         output_dir=tempfile.mkdtemp(), use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, seed=0, max_steps=job["steps"] + WARM_UP, learning_rate=LR, lr_scheduler_type="constant",
+        disable_tqdm=True, seed=0, max_steps=job["steps"] + job["warm_up"],
+        learning_rate=LR, lr_scheduler_type="constant",
         optim="adamw_torch_fused", max_grad_norm=1.0, beta=BETA, temperature=1.0, num_generations=job["group"],
         per_device_train_batch_size=batch, gradient_accumulation_steps=completions // batch,
         max_completion_length=job["new_tokens"], generation_kwargs={"min_new_tokens": job["new_tokens"]},
@@ -156,7 +157,7 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     trainer.train()
     require_full_length(set(lengths), job)
-    return {"steps": steps[WARM_UP:]}
+    return {"steps": steps[job["warm_up"] :]}
 
 
 def child(side: str) -> None:
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each process")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before those, at least 1")
     parser.add_argument("--trl-python", default=".venv-trl/bin/python")
     parser.add_argument("--side", choices=["klimb", "trl"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -243,7 +245,9 @@ def main() -> None:
             setting = SETTINGS[name]
             completions = setting["prompts"] * setting["group"]
             texts = make_texts(
-                tokenizer, setting["prompt_tokens"], setting["prompts"] * (arguments.steps + WARM_UP)
+                tokenizer,
+                setting["prompt_tokens"],
+                setting["prompts"] * (arguments.steps + arguments.warm_up),
             )
             sides = {(side, p): [] for p in arguments.precisions for side in ("klimb", "trl")}
             for _ in range(arguments.rounds):
@@ -252,6 +256,7 @@ def main() -> None:
                         "model": folder,
                         "texts": texts,
                         "steps": arguments.steps,
+                        "warm_up": arguments.warm_up,
                         "precision": precision,
                     }
                     results.append(
