@@ -266,3 +266,26 @@ def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_
         gradients.append(torch.cat([gradient.flatten().float() for _, gradient in taken]))
     for half in gradients[1:]:
         assert float(torch.nn.functional.cosine_similarity(gradients[0], half, dim=0)) > 0.999
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt2", "phi"])
+def test_what_runs_off_the_cpu_gives_the_same_numbers(family, make_model, bare_tokenizer, monkeypatch):
+    """The operations that an accelerator is given, run here: the same tokens, log-probs and gradient."""
+
+    def run():
+        policy = Policy(make_model(family, vocab_size=10, dtype=torch.float64), bare_tokenizer)
+        completions = sample(policy)
+        log_probs = policy.log_probs(completions)
+        log_probs.square().sum().backward()
+        gradients = [weight.grad for weight in policy.trainable().values()]
+        return policy, completions, [log_probs.detach(), *gradients]
+
+    _, completions, expected = run()
+    for name in ("products.is_on_cpu", "distribution.kernels.can_take"):
+        monkeypatch.setattr(f"klimb.policy.{name}", lambda _: False)
+    policy, again, found = run()
+    assert policy.way.shares_prompts
+    assert not lean.LeanDecoder.fits(policy.model.base_model)
+    assert torch.equal(again.ids * again.mask, completions.ids * completions.mask)
+    for theirs, ours in zip(expected, found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)

@@ -132,6 +132,24 @@ def test_a_step_is_rlhf_weight_update_on_the_flattened_parameters(make_policy, m
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_large_weights_are_moved_piece_by_piece_to_the_same_place(make_policy, optimiser, monkeypatch):
+    moved, norms = [], []
+    for portion in (1 << 22, 50, 7):
+        monkeypatch.setattr("klimb.train.ascent._PORTION", portion)
+        policy = make_policy()
+        options = config(optimiser=optimiser, max_grad_norm=0.1)
+        ascent = Ascent(policy, options)
+        for step in range(2):
+            _, metrics = take_step(policy, REWARD, ascent, ROWS, Draw(0, step, [0, 1, 2]), options)
+        assert optimiser == "sgd" or all(value.numel() <= portion for value in ascent.moments().values())
+        moved.append(flatten(policy.trainable().values()))
+        norms.append(metrics.grad_norm)
+    np.testing.assert_allclose(norms, norms[0], rtol=1e-12)
+    for weights in moved[1:]:
+        np.testing.assert_allclose(weights, moved[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_the_favoured_completion_gains_probability(make_policy, optimiser):
     policy = make_policy()
     options = config(

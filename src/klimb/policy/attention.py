@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 
+from klimb.policy import products
 from klimb.policy.products import wide
 
 _FEW_SCORES = 1 << 24  # of one layer: 64 MB in float32
@@ -96,7 +97,7 @@ class SharedPrompts:
         window = (
             window if window is not None and self._longest + self.num_seen + num_tokens > window else None
         )
-        if query.device.type == "cpu" and softcap is None and window is None:
+        if products.is_on_cpu(query) and softcap is None and window is None:
             prompts = self._prompts[layer]
             arguments = (
                 self._by_prompt(query), *prompts, self._prompt_bias(query), query, key, value,
@@ -118,7 +119,7 @@ class SharedPrompts:
     ) -> Tensor:
         """Causal attention; prompts are padded on the right, where no token of theirs looks."""
         is_plain = softcap is None and (window is None or key.shape[2] <= window)
-        if is_plain and torch.is_grad_enabled() and query.device.type == "cpu":
+        if is_plain and torch.is_grad_enabled() and products.is_on_cpu(query):
             rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
             return _Alone.apply(rows, key, value, self._causal_bias(rows, 0, key.shape[2]), scaling).reshape(
                 query.shape

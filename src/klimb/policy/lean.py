@@ -21,6 +21,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from klimb.kernels.decode import Attention, Shape, can_decode, gated, rms_norm
+from klimb.policy import products
 from klimb.policy.adapters import adapter_of
 from klimb.policy.attention import SharedPrompts
 from klimb.policy.layers import is_silu
@@ -61,7 +62,7 @@ class LeanDecoder:
             return False
         weight, attention = layers[0].input_layernorm.weight, layers[0].self_attn
         return (
-            weight.device.type == "cpu"
+            products.is_on_cpu(weight)
             and torch.backends.mkldnn.is_available()
             and can_decode(weight.dtype, attention.head_dim)
             and all(is_silu(layer.mlp.act_fn) for layer in layers)

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Whether what was chosen for the CPU is to be used; everywhere else PyTorch's own operations are."""
+    return tensor.device.type == "cpu"
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply: x Wᵀ + b, differentiable; by oneDNN where the arguments are in float32 on the CPU.
 
@@ -18,7 +23,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: W, (M, K), of any strides.
         bias: b, (M,).
     """
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not is_on_cpu(x) or x.numel() == 0:
         return torch.nn.functional.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return times(x, weight, bias)

@@ -50,14 +50,19 @@ class Ascent:
         self._warmup_steps = config.warmup_steps
         self._max_grad_norm = config.max_grad_norm
         self._max_gap = config.max_sampler_gap or _USUAL_GAPS[config.precision]
-        self._parameters = list(policy.trainable().values())
+        self._names = {id(weight): name for name, weight in policy.trainable().items()}
+        # A large weight is moved a piece at a time, so that no more than that of its gradient is ever widened.
+        self._pieces = {
+            name: weight.detach().view(-1).split(_PORTION) for name, weight in policy.trainable().items()
+        }
+        moved = [piece for pieces in self._pieces.values() for piece in pieces]
         if config.optimiser == "sgd":
             self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
-                self._parameters, lr=config.lr, weight_decay=config.weight_decay, maximize=True
+                moved, lr=config.lr, weight_decay=config.weight_decay, maximize=True
             )
         else:
             self.optimiser = torch.optim.AdamW(
-                self._parameters,
+                moved,
                 lr=config.lr,
                 betas=config.adam_betas,
                 eps=config.adam_epsilon,
@@ -114,19 +119,30 @@ class Ascent:
             sampler_gap_max=gap_max,
         )
 
+    def moments(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, by the weight's name, the piece of it, and what it is."""
+        return {
+            f"{name}/{number}/{key}": value
+            for name, pieces in self._pieces.items()
+            for number, piece in enumerate(pieces)
+            for key, value in self.optimiser.state[piece].items()
+        }
+
     def _move(self, gradients: list[tuple[Tensor, Tensor]], scale: float) -> None:
         """Let the optimiser move some weights after the others: of few at a time is the gradient held in full width."""
+        portion: list[Tensor] = []
         while gradients:
-            portion = [gradients.pop()]
-            while gradients and sum(weight.numel() for weight, _ in portion) < _PORTION:
-                portion.append(gradients.pop())
-            for weight, gradient in portion:
-                weight.grad = gradient.to(weight.dtype)
+            weight, gradient = gradients.pop()
+            pieces = self._pieces[self._names[id(weight)]]
+            for piece, part in zip(pieces, gradient.reshape(-1).split(_PORTION), strict=True):
+                piece.grad = part.to(piece.dtype)
                 if scale != 1:
-                    weight.grad *= scale
-            self.optimiser.step()
-            for weight, _ in portion:
-                weight.grad = None  # now, so that sampling has their memory
+                    piece.grad *= scale
+                portion.append(piece)
+                if not gradients or sum(piece.numel() for piece in portion) >= _PORTION:
+                    self.optimiser.step()
+                    while portion:
+                        portion.pop().grad = None  # now, so that sampling has their memory
 
     def _check_gap(self, gap: float) -> None:
         if gap > self._max_gap:  # what is not a number is told of as a gradient that is not
@@ -144,5 +160,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _norm(gradients: list[Tensor]) -> float:
     """Length of the gradient over all weights, in at least float32."""
-    norms = [torch.linalg.vector_norm(gradient, dtype=_wide(gradient.dtype)) for gradient in gradients]
+    norms = [
+        torch.linalg.vector_norm(part, dtype=_wide(part.dtype))  # which widens all that it is given
+        for gradient in gradients
+        for part in gradient.reshape(-1).split(_PORTION)
+    ]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

@@ -115,15 +115,9 @@ class RunFolder:
         if path.exists():
             return path
         weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
-        names = {id(p): name for name, p in policy.trainable().items()}
-        moments = {
-            f"{names[id(parameter)]}/{key}": value.contiguous()
-            for parameter, state in ascent.optimiser.state.items()
-            for key, value in state.items()
-        }
         with whole_folder(path) as unfinished:
             save_file(weights, unfinished / "weights.safetensors")
-            save_file(moments, unfinished / "optimiser.safetensors")
+            save_file(ascent.moments(), unfinished / "optimiser.safetensors")
             checksums = {file.name: _sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
             state = {"num_updates": policy.num_updates, "sha256": checksums}
             (unfinished / "state.json").write_text(json.dumps(state, indent=2) + "\n")
