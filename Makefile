@@ -55,11 +55,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
-	@echo "klimb: installing klimb[train]; a minute or two, once"
-	@$(PIP_INSTALL) '.[train]'
+	@echo "klimb: installing klimb[train,feedback]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train,feedback]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
-	@echo "klimb: installing klimb[train,dev]; a minute or two, once"
-	@$(PIP_INSTALL) '.[train,dev]'
+	@echo "klimb: installing klimb[train,feedback,postgresql,dev]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train,feedback,postgresql,dev]'
 	@touch $@ $(VENV)/.train

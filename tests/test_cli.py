@@ -181,5 +181,58 @@ def test_python_dash_m_klimb_is_the_command():
     finished = subprocess.run(
         [sys.executable, "-m", "klimb", "--help"], capture_output=True, text=True, check=True
     )
-    for verb in ("train", "demo", "update", "report"):
+    for verb in ("train", "demo", "update", "report", "label", "compare"):
         assert verb in finished.stdout
+
+
+def test_label_samples_pairs_and_serves_them(model_folder, prompts_file, monkeypatch, capsys):
+    served = []
+    monkeypatch.setattr(
+        "klimb.judge.label.serve_in_browser", lambda store, *_, **__: served.append(store.where)
+    )
+    arguments = ["--model", str(model_folder), "--prompts", str(prompts_file), "--max-new-tokens", "3"]
+    assert main(["label", *arguments, "--no-browser"]) == 0
+    assert served == ["feedback.db"]
+    assert "6 pairs, 6 of them new" in capsys.readouterr().out
+    assert main(["label", "--store", "feedback.db"]) == 0
+    assert len(served) == 2
+
+
+def test_compare_writes_a_page_and_says_who_is_better(
+    model_folder, make_model, tokenizer, prompts_file, tmp_path, capsys
+):
+    make_model("llama", vocab_size=len(tokenizer), spread=0.3, seed=5).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    arguments = ["compare", str(model_folder), "other", "--prompts", str(prompts_file), "--by", "vader"]
+    assert main([*arguments, "--max-new-tokens", "3", "--completions-per-prompt", "2"]) == 0
+    screen = capsys.readouterr().out
+    assert "A tiny-llama against B other, on 6 prompts" in screen
+    assert "win rate of A" in screen
+    assert (tmp_path / "compare.html").is_file()
+    assert json.loads((tmp_path / "compare.json").read_text())["judges"][0]["judge"] == "vader"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label"], "klimb: feedback.db: no such store of feedback"),
+        (["label", "--model", "m"], "klimb: prompts: expected a file of prompts"),
+        (["label", "--prompts", "p.jsonl"], "klimb: model: expected one or two models"),
+        (["compare", "a", "b", "--prompts", "p.jsonl"], "klimb: p.jsonl: no such file"),
+        (
+            ["compare", "a", "b", "--prompts", "p.jsonl", "--out", "x.txt"],
+            "expected a name that ends in .html",
+        ),
+        (["compare", "./a", "--prompts", "p.jsonl"], "the model that it is compared with"),
+    ],
+)
+def test_bad_input_of_label_and_compare_is_one_clear_message(arguments, message, tmp_path, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # what the parser of the command line itself refuses
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message.lower() in error.lower()
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []

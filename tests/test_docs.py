@@ -19,15 +19,28 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-def train_commands():
+def commands(beginning):
     for page in PAGES:
         for block in blocks(page, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
-                if line.strip().startswith("klimb train"):
+                if line.strip().startswith(beginning):
                     yield pytest.param(line.strip(), id=f"{page.name}: {line.strip()[:40]}")
 
 
-@pytest.mark.parametrize("command", list(train_commands()))
+@pytest.mark.parametrize("command", list(commands("klimb ")))
+def test_every_command_in_the_docs_is_one_of_klimbs(command, tmp_path, monkeypatch):
+    """With options that exist; whether they do what they say, the tests of each verb show."""
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        for block in blocks(page, "toml"):
+            Path(block.splitlines()[0].removeprefix("# ")).write_text(block)
+    seen = []
+    monkeypatch.setattr("klimb.cli._run", seen.append)
+    assert main(shlex.split(command)[1:]) == 0
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("command", list(commands("klimb train")))
 def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path, monkeypatch):
     """On a tiny model, for one short step, in a folder with the examples and the files that the docs show."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")

@@ -8,16 +8,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from klimb.errors import ConfigError, KlimbError, MissingExtraError
+from klimb.judge.config import CompareConfig, LabelConfig
 from klimb.reward.config import RewardConfig
 from klimb.train.config import TrainConfig, read_options
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
 _INTERRUPTED = 130
+_OF_FEEDBACK = frozenset(
+    ("alembic", "fastapi", "markdown_it", "pydantic", "sqlalchemy", "starlette", "uvicorn")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,9 @@ class Demo:
     seed: int = 0
     """Decides every random number of the run."""
 
+    label: bool = False
+    """Judge twenty pairs of completions yourself, on a page in the browser, in place of the ratings."""
+
 
 @dataclass(frozen=True)
 class RewardTrain(RewardConfig):
@@ -116,11 +123,105 @@ class RewardVerbs:
     """What to do."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Label(LabelConfig):
+    """Sample pairs of completions and let people say in a browser which they prefer.
+
+    Without --model the pairs that the store has are asked about.
+    """
+
+    def __post_init__(self) -> None:
+        """Leave the checks to the LabelConfig that is made from this: tyro would reword what they say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(CompareConfig):
+    """Let two models answer the same prompts, and people or rewards say whose answers are better.
+
+    Writes a page with the win rate and its 95 % interval, and examples side by side.
+    """
+
+    def __post_init__(self) -> None:
+        """Leave the checks to the CompareConfig that is made from this: tyro would reword what they say."""
+
+
+@dataclass(frozen=True)
+class FeedbackImport:
+    """Bring files of feedback into a store: preferences, rankings, ratings, transcripts, exports of other tools.
+
+    A row that cannot be used is refused with its line and reason; where the store fails nothing is imported.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Files in any of the formats of docs/feedback.md."""
+
+    store: str = "feedback.db"
+    """Where to: a SQLite file, made where there is none, or a postgresql:// URL."""
+
+    min_gap: float = 0.0
+    """Least difference of two mean ratings that counts as a preference, in the ratings' unit."""
+
+    pairs_per_text: int = 10
+    """How many others a rated text without a prompt is paired with."""
+
+    seed: int = 0
+    """Decides which."""
+
+
+@dataclass(frozen=True)
+class FeedbackExport:
+    """Write what a store holds for other tools."""
+
+    store: tyro.conf.Positional[str]
+    """A SQLite file, or a postgresql:// URL."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """The file to write; .parquet, or no ending for a folder of datasets, where the form has rows."""
+
+    form: Literal["preferences", "comparisons", "transcripts", "label-studio", "argilla"] = "preferences"
+    """TRL's preferences; all that was said; Anthropic's transcripts; or another tool's export."""
+
+
+@dataclass(frozen=True)
+class FeedbackShow:
+    """Show what a store holds: pairs, raters, how much they agree, whose completions they preferred."""
+
+    store: tyro.conf.Positional[str] = "feedback.db"
+    """A SQLite file, or a postgresql:// URL."""
+
+
+@dataclass(frozen=True)
+class FeedbackPrioritise:
+    """Let a store ask first about the pairs that tell most: where the members of a learned ensemble disagree."""
+
+    store: tyro.conf.Positional[str]
+    """A SQLite file, or a postgresql:// URL."""
+
+    reward: str
+    """Folder of a reward that was learned with --num-members."""
+
+
+@dataclass(frozen=True)
+class FeedbackVerbs:
+    """Bring feedback in and out, look at it, choose what to ask next."""
+
+    verb: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[FeedbackImport, tyro.conf.subcommand("import")]
+        | Annotated[FeedbackExport, tyro.conf.subcommand("export")]
+        | Annotated[FeedbackShow, tyro.conf.subcommand("show")]
+        | Annotated[FeedbackPrioritise, tyro.conf.subcommand("prioritise")]
+    ]
+    """What to do."""
+
+
 _Verb = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Update, tyro.conf.subcommand("update")]
     | Annotated[RewardVerbs, tyro.conf.subcommand("reward")]
+    | Annotated[Label, tyro.conf.subcommand("label")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[FeedbackVerbs, tyro.conf.subcommand("feedback")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -142,8 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _run(verb)
         except ModuleNotFoundError as error:
+            extra = "feedback" if (error.name or "").split(".")[0] in _OF_FEEDBACK else "train"
             raise MissingExtraError(
-                f"this needs the train extra, which has {error.name}: pip install 'klimb[train]'"
+                f"this needs the {extra} extra, which has {error.name}: pip install 'klimb[{extra}]'"
             ) from error
     except KlimbError as error:
         if is_debugging:
@@ -163,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(verb: Train | Update | Report | Demo | RewardVerbs) -> None:
+def _run(verb: Train | Update | Report | Demo | RewardVerbs | Label | Compare | FeedbackVerbs) -> None:
     match verb:
         case RewardVerbs(RewardTrain() as options):
             from klimb.reward.console import show_reward
@@ -191,7 +293,44 @@ def _run(verb: Train | Update | Report | Demo | RewardVerbs) -> None:
         case Demo():
             from klimb.demo.demo import run_demo
 
-            run_demo(verb.out, verb.seed)
+            run_demo(verb.out, verb.seed, label=verb.label)
+        case FeedbackVerbs(verb=chosen):
+            _run_feedback(chosen)
+        case Label():
+            from klimb.judge.label import label
+
+            label(LabelConfig(**vars(verb)))
+        case Compare():
+            from klimb.judge.compare import compare
+            from klimb.judge.console import show_comparison
+
+            show_comparison(compare(CompareConfig(**vars(verb))))
+
+
+def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | FeedbackPrioritise) -> None:
+    from klimb.feedback.store import Store
+
+    with Store.open(verb.store, must_exist=not isinstance(verb, FeedbackImport)) as store:
+        match verb:
+            case FeedbackImport():
+                from klimb.feedback.sources import import_files
+
+                options = {"min_gap": verb.min_gap, "pairs_per_text": verb.pairs_per_text, "seed": verb.seed}
+                print("\n".join(import_files(store, verb.files, **options).lines()))  # noqa: T201
+            case FeedbackExport():
+                from klimb.feedback.export import export_file
+
+                count = export_file(store.judgements(), verb.form, verb.output)
+                print(f"{verb.output}: {count:,} rows")  # noqa: T201
+            case FeedbackShow():
+                from klimb.feedback.console import show_store
+
+                show_store(store)
+            case FeedbackPrioritise():
+                from klimb.reward.asking import prioritise
+
+                count = prioritise(store, verb.reward, print)
+                print(f"{verb.store}: {count:,} pairs in order, the most telling first")  # noqa: T201
 
 
 def _with_file_options(arguments: list[str]) -> list[str]:

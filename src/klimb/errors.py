@@ -44,3 +44,11 @@ class RunFolderError(KlimbError, OSError):
 
 class MissingExtraError(KlimbError, ImportError):
     """A feature needs packages of an extra that is not installed."""
+
+
+class StoreError(KlimbError, OSError):
+    """A store of feedback cannot be opened, read or written; what was acknowledged before is in it."""
+
+
+class AlreadyJudgedError(KlimbError, ValueError):
+    """A rater has judged this pair before."""

@@ -1,4 +1,4 @@
-"""Rows of a JSONL, CSV or Parquet file, one by one, each with its place for messages."""
+"""Rows of a JSONL, CSV or Parquet file, or a folder of `datasets`, one by one, each with its place for messages."""
 
 import csv
 import json
@@ -32,11 +32,14 @@ def read_rows(file: Path) -> Iterator[Row]:
     """Read a file row by row; the ones that cannot be read are among them, with the reason.
 
     Args:
-        file: Named .jsonl, .csv or .parquet. Blank lines of a JSONL file are passed over.
+        file: Named .jsonl, .csv or .parquet, or a folder that `datasets.Dataset.save_to_disk` wrote. Blank lines of
+            a JSONL file are passed over.
 
     Raises:
         DataError: The file is missing, of another kind, or as a whole not what its name says.
     """
+    if file.is_dir():
+        return _read_dataset(file)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(file.suffix.lower())
     if reader is None:
@@ -119,3 +122,27 @@ def _read_parquet(file: Path) -> Iterator[Row]:
         raise DataError(f"{file}: not a Parquet file: {error}") from error
     for number, values in enumerate(rows, start=1):
         yield Row(f"{file}, row {number}", values)
+
+
+def _read_dataset(folder: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.ipc
+
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        raise DataError(f"{folder}: has several splits; name one of them: {', '.join(splits)}")
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        names = [Path(part["filename"]).name for part in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: not a folder that datasets' save_to_disk wrote: {error!r}") from error
+    number = 0
+    for name in names:
+        try:
+            with pyarrow.memory_map(str(folder / name)) as source:
+                for batch in pyarrow.ipc.open_stream(source):
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{folder}, row {number}", values)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{folder / name}: not an Arrow file that can be read: {error}") from error

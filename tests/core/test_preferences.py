@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from klimb import KlimbError
-from klimb.core.preferences import preference_accuracy, preference_nll, preference_probabilities
+from klimb.core.preferences import (
+    preference_accuracy,
+    preference_disagreement,
+    preference_nll,
+    preference_probabilities,
+)
 
 
 def test_probabilities_by_hand():
@@ -103,3 +108,41 @@ def test_accuracy_leaves_ties_out_and_halves_equal_scores():
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(KlimbError, match=message):
         call()
+
+
+def test_disagreement_by_hand():
+    # σ(log 3) = 3/4, σ(−log 3) = 1/4: the mean is 1/2, H = log 2; each member's H = log 4 − 3/4 log 3.
+    margins = np.array([[math.log(3)], [-math.log(3)]])
+    expected = math.log(2) - (math.log(4) - 0.75 * math.log(3))
+    np.testing.assert_allclose(preference_disagreement(margins), [expected], rtol=1e-14)
+
+
+def test_disagreement_is_the_information_that_an_answer_carries_about_the_member():
+    # By enumeration: I = Σ_k Σ_o (1/K) p_k(o) log(p_k(o) / p(o)), o left or right.
+    margins = np.random.default_rng(0).normal(size=(5, 7)) * 3
+    left = 1 / (1 + np.exp(-margins))
+    expected = 0
+    for chances in (left, 1 - left):
+        expected = expected + (chances * np.log(chances / chances.mean(axis=0))).mean(axis=0)
+    np.testing.assert_allclose(preference_disagreement(margins), expected, rtol=1e-10, atol=1e-15)
+
+
+def test_members_that_say_the_same_do_not_disagree_however_sure():
+    margins = np.array([[0.0, 3.0, -1e4], [0.0, 3.0, -1e4], [0.0, 3.0, -1e4]])
+    np.testing.assert_allclose(preference_disagreement(margins), 0, atol=1e-15)
+    np.testing.assert_allclose(preference_disagreement([[1e4], [-1e4]]), [math.log(2)], rtol=1e-15)
+
+
+def test_disagreement_does_not_depend_on_sides_or_order():
+    margins = np.random.default_rng(1).normal(size=(4, 6))
+    expected = preference_disagreement(margins)
+    np.testing.assert_allclose(preference_disagreement(-margins), expected, rtol=1e-12)
+    np.testing.assert_allclose(preference_disagreement(margins[::-1]), expected, rtol=1e-12)
+    for make in (torch.tensor, jnp.asarray):
+        np.testing.assert_allclose(np.asarray(preference_disagreement(make(margins))), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("margins", [np.zeros((0, 3)), [1.0, 2.0], [[np.nan]]])
+def test_margins_of_no_ensemble_are_refused(margins):
+    with pytest.raises(KlimbError, match="margins"):
+        preference_disagreement(margins)

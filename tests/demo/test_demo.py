@@ -12,6 +12,8 @@ from klimb.demo import fetch as demo_fetch
 from klimb.demo.demo import demo_config, reward_config, run_demo
 from klimb.demo.model import fetch_model
 from klimb.demo.ratings import write_ratings
+from klimb.feedback.records import Answer
+from klimb.feedback.store import Store
 from klimb.train.prompts import read_prompts
 from klimb.train.run import train
 
@@ -139,3 +141,35 @@ def test_smollm2_takes_two_steps(tmp_path):
     from transformers import AutoModelForCausalLM
 
     assert AutoModelForCausalLM.from_pretrained(result.folder.model).num_parameters() == 134_515_008
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_the_demo_learns_from_the_users_own_judgements(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("klimb.demo.demo.fetch_model", lambda: model_folder)
+    monkeypatch.setattr("klimb.demo.demo._MAX_NEW_TOKENS", 2)
+    real, real_reward = demo_config, reward_config
+
+    def quick(*arguments):
+        return replace(real(*arguments), num_steps=1, num_trainable_layers=1)
+
+    def judge(store, options, say, open_browser):
+        """As a user who prefers what is longer, and never says tie."""
+        assert (options.rater, open_browser) == ("you", True)
+        for number in range(20):
+            question = store.next_question("you")
+            preferred = "first" if len(question.first) > len(question.second) else "second"
+            store.judge(Answer(question.pair_id, "you", preferred, f"key {number}"))
+        say("judged")
+
+    monkeypatch.setattr("klimb.demo.demo.demo_config", quick)
+    monkeypatch.setattr("klimb.demo.demo.reward_config", lambda *a: replace(real_reward(*a), num_layers=1))
+    monkeypatch.setattr("klimb.feedback.server.serve", judge)
+    result = run_demo(None, 0, label=True)
+    assert str(result.folder.path) == "runs/demo/run"
+    with Store.open(tmp_path / "runs/demo/feedback.db") as store:
+        assert len(store.feedback().comparisons) == 20
+    screen = capsys.readouterr().out
+    assert "as you like it" in screen
+    assert "20 rows read: 20 comparisons" in screen
+    assert "judge vader" in screen

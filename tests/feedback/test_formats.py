@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from klimb import KlimbError
 from klimb.feedback.comparison import Comparison, Rating
-from klimb.feedback.formats import read_feedback, write_comparisons
+from klimb.feedback.formats import read_feedback
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -165,22 +165,3 @@ def test_whatever_stands_in_a_row_it_is_kept_skipped_or_refused(tmp_path_factory
         return
     assert found.num_rows == len(rows)
     assert len(found.comparisons) + len(found.ratings) + len(found.refused) + found.num_skipped >= len(rows)
-
-
-@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
-def test_what_is_written_is_read_again(tmp_path, name):
-    comparisons = [
-        Comparison("p", "a", "b", "left"),
-        Comparison("q", "ü", "d", "right"),
-        Comparison("p", "a", "c", "tie"),
-    ]
-    assert write_comparisons(comparisons, tmp_path / name) == 2
-    found = read_feedback(tmp_path / name).comparisons
-    assert found == [Comparison("p", "a", "b", "left"), Comparison("q", "d", "ü", "left")]
-
-
-def test_chat_preferences_are_written_as_messages(tmp_path):
-    write_comparisons([Comparison(USER, "a", "b", "left")], tmp_path / "out.jsonl")
-    row = json.loads((tmp_path / "out.jsonl").read_text())
-    assert row == {"prompt": USER, "chosen": said("a"), "rejected": said("b")}
-    assert read_feedback(tmp_path / "out.jsonl").comparisons == [Comparison(USER, "a", "b", "left")]

@@ -108,7 +108,8 @@ def ratings_file(tmp_path, count=120):
 
 def make_config(tmp_path, base, **changes):
     return RewardConfig(
-        **{"feedback": (ratings_file(tmp_path),), "base": str(base), "out": tmp_path / "reward"} | changes
+        **{"feedback": (str(ratings_file(tmp_path)),), "base": str(base), "out": tmp_path / "reward"}
+        | changes
     )
 
 
@@ -197,7 +198,7 @@ def test_comparisons_with_ties_and_chat_prompts(tmp_path, model_folder):
                      "preferred": "tie" if tie else "left" if index % 2 else "right"})  # fmt: skip
     file = tmp_path / "said.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = train_reward(make_config(tmp_path, model_folder, feedback=(file,)))
+    result = train_reward(make_config(tmp_path, model_folder, feedback=(str(file),)))
     assert result.has_prompts
     assert result.tie > 0
     assert result.held_out.accuracy == 1.0

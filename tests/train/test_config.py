@@ -30,6 +30,9 @@ def test_the_options_and_their_defaults_are_these():
         "prompt_column": "prompt",
         "eval_prompts": None,
         "eval_completions_per_prompt": 4,
+        "eval_every": None,
+        "keep_best": None,
+        "patience": None,
         "num_trainable_layers": None,
         "lora_rank": None,
         "lora_alpha": None,
@@ -85,6 +88,18 @@ def test_a_configuration_survives_json():
             "lora_rank and num_trainable_layers exclude each other",
         ),
         ({"lora_alpha": 4.0}, "lora_alpha: has no meaning without lora_rank"),
+        ({"eval_every": 0}, "eval_every: expected at least 1, got 0"),
+        ({"patience": 0}, "patience: expected at least 1, got 0"),
+        ({"keep_best": "reward"}, "keep_best: chooses among evaluations along the run; set eval_every"),
+        (
+            {"keep_best": "vader", "eval_every": 5},
+            r"keep_best: expected reward or one of the judges \(there are none\), got 'vader'",
+        ),
+        (
+            {"keep_best": "x", "eval_every": 5, "judges": ("a", "b")},
+            r"one of the judges \(a, b\), got 'x'",
+        ),
+        ({"patience": 2, "eval_every": 5}, "patience: waits for a new best; set keep_best"),
     ],
 )
 def test_options_that_cannot_be_are_refused(changes, message):

@@ -3,7 +3,7 @@
 Throughout, d = s(left) − s(right) is the margin of one comparison, in nats, and o what was said:
 1 for left, −1 for right, 0 for a tie. ν ≥ 0 says how readily people call a tie; ν = 0 is
 Bradley–Terry.
-Axes: M comparisons.
+Axes: M comparisons, K members of an ensemble.
 """
 
 import math
@@ -112,6 +112,49 @@ def preference_accuracy(margins: ArrayLike, outcomes: ArrayLike) -> float:
         raise ArgumentError("outcomes: expected at least one that is not a tie")
     right = is_clear * (1 + xp.sign(margins) * outcomes) / 2
     return float(xp.sum(right)) / count
+
+
+def preference_disagreement(margins: ArrayLike) -> Float[Array, " M"]:
+    """Find how much an answer would tell about which member of an ensemble is right.
+
+    I = H(mean_k p_k) − mean_k H(p_k),  p_k = σ(d_k),  H(p) = −p log p − (1 − p) log(1 − p)
+
+    It is high where each member is sure and they contradict each other, and 0 where all say the same,
+    be it that either text may be preferred.
+
+    Args:
+        margins: d, (K, M), in nats: each member's of each pair.
+
+    Returns:
+        I, (M,), in nats, from 0 to log 2.
+
+    Raises:
+        ArgumentError: `margins` is not of shape (K, M) with K ≥ 1, or not finite.
+
+    Reference:
+        Houlsby et al. (2011), "Bayesian Active Learning for Classification and Preference Learning", eq. 2.
+
+    Example:
+        >>> preference_disagreement([[9.0, 0.0], [-9.0, 0.0]]).round(3)
+        array([0.692, 0.   ])
+    """
+    xp, (margins,) = checks.floating_arrays(margins=margins)
+    checks.require_shape("margins", margins, ("K", "M"))
+    checks.require_samples("margins", margins)
+    checks.require_finite("margins", xp, margins)
+    far = xp.abs(margins)
+    unlikelier = xp.exp(-far) / (1 + xp.exp(-far))
+    own = xp.log1p(xp.exp(-far)) + far * unlikelier
+    left = xp.where(margins >= 0, 1 - unlikelier, unlikelier)
+    right = xp.where(margins >= 0, unlikelier, 1 - unlikelier)
+    together = _plogp(xp, xp.mean(left, axis=0)) + _plogp(xp, xp.mean(right, axis=0))
+    gain = -together - xp.mean(own, axis=0)
+    return xp.where(gain > 0, gain, xp.zeros_like(gain))
+
+
+def _plogp(xp: Any, chances: Array) -> Array:
+    """Find p log p, 0 at p = 0."""
+    return chances * xp.log(xp.where(chances > 0, chances, xp.ones_like(chances)))
 
 
 def _checked(margins: ArrayLike, tie: float) -> tuple[Any, Array, float]:

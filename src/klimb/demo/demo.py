@@ -17,12 +17,15 @@ from klimb.train.display import Display
 from klimb.train.run import RunResult, train
 
 _NUM_SENTENCES = 2000
+_NUM_JUDGEMENTS = 20
+_RATER = "you"
+_MAX_NEW_TOKENS = 20
 
 
-def reward_config(model: Path, ratings: Path, out: Path, seed: int) -> RewardConfig:
+def reward_config(model: Path, feedback: Path, out: Path, seed: int) -> RewardConfig:
     """How the demo's reward is learned."""
     return RewardConfig(
-        feedback=(ratings,),
+        feedback=(str(feedback),),
         base=str(model),
         out=out,
         num_layers=16,
@@ -35,16 +38,15 @@ def reward_config(model: Path, ratings: Path, out: Path, seed: int) -> RewardCon
 
 def demo_config(model: Path, reward: Path, out: Path, seed: int) -> TrainConfig:
     """The demo's settings, chosen on its training openers; the held-out ones judge."""
-    data = Path(str(resources.files("klimb.demo")))
     return TrainConfig(
         model=str(model),
-        prompts=data / "train_openers.jsonl",
-        eval_prompts=data / "held_out_openers.jsonl",
+        prompts=_data("train_openers.jsonl"),
+        eval_prompts=_data("held_out_openers.jsonl"),
         reward=(str(reward),),
         judges=("vader",),
         out=out,
         num_trainable_layers=6,
-        max_new_tokens=20,
+        max_new_tokens=_MAX_NEW_TOKENS,
         temperature=0.8,
         beta=0.12,
         lr=4e-4,
@@ -54,40 +56,93 @@ def demo_config(model: Path, reward: Path, out: Path, seed: int) -> TrainConfig:
     )
 
 
-def run_demo(out: Path | None, seed: int) -> RunResult:
-    """Fetch model and ratings, learn the reward, fine-tune on it, and show what changed."""
+def run_demo(out: Path | None, seed: int, *, label: bool = False) -> RunResult:
+    """Fetch the model, learn a reward from what people said, fine-tune on it, and show what changed.
+
+    Args:
+        out: Folder of the reward and the run; the next free one of runs/demo where None.
+        seed: Decides every random number.
+        label: Whether the user judges some completions, in place of the ratings that come with the demo.
+    """
     start = time.perf_counter()
     display = Display()
     say = display.console.print
-    say("[bold]klimb demo[/]: SmolLM2-135M-Instruct learns to continue neutral openers as people like it.")
+    whom = "you" if label else "people"
+    say(f"[bold]klimb demo[/]: SmolLM2-135M-Instruct learns to continue neutral openers as {whom} like it.")
     folder = out or _free_folder()
     if not MODEL.is_fetched:
         say("Fetching the model, 93 MB, once …")
     model = fetch_model()
-    if not RATINGS.is_fetched:
-        say("Fetching people's ratings of film-review sentences, once …")
-    say("\n[bold]1. A reward, learned from people[/]")
-    say(
-        f"{_NUM_SENTENCES:,} sentences of film reviews, each rated by 15 to 20 people (Hutto & Gilbert 2014)."
-    )
-    reward = _learn_reward(fetch_ratings(), model, folder, seed, display.console)
+    say(f"\n[bold]1. A reward, learned from {whom}[/]")
+    if label:
+        feedback = _ask_the_user(model, folder, seed, display.console)
+    else:
+        feedback = _take_ratings(folder, seed, display.console)
+    config = reward_config(model, feedback, folder / "learned-reward", seed)
+    show_reward(train_reward(config, lambda line: say(line, markup=False)), display.console)
     say("\n[bold]2. The policy, fine-tuned to please it[/]")
     say(
         "Judged before and after by the reward, and by VADER, a lexicon of rated words that is not trained on."
     )
-    result = train(demo_config(model, reward, folder / "run", seed), display)
+    result = train(demo_config(model, config.out, folder / "run", seed), display)
     say(f"[bold]Time[/]    {time.perf_counter() - start:.0f} s")
-    say("\nNext: the same on your own feedback, klimb reward train --help, and prompts, klimb train --help")
+    say(
+        "\nNext: the same on your own prompts, klimb label --help, klimb reward train --help, klimb train --help"
+    )
     return result
 
 
-def _learn_reward(ratings: Path, model: Path, folder: Path, seed: int, console: Console) -> Path:
+def _take_ratings(folder: Path, seed: int, console: Console) -> Path:
+    """What people said of sentences of film reviews."""
+    if not RATINGS.is_fetched:
+        console.print("Fetching people's ratings of film-review sentences, once …")
+    console.print(
+        f"{_NUM_SENTENCES:,} sentences of film reviews, each rated by 15 to 20 people (Hutto & Gilbert 2014)."
+    )
     make_folder(folder)
     file = folder / "ratings.jsonl"
-    write_ratings(ratings, file, _NUM_SENTENCES, seed)
-    config = reward_config(model, file, folder / "learned-reward", seed)
-    show_reward(train_reward(config, lambda line: console.print(line, markup=False)), console)
-    return config.out
+    write_ratings(fetch_ratings(), file, _NUM_SENTENCES, seed)
+    return file
+
+
+def _ask_the_user(model: Path, folder: Path, seed: int, console: Console) -> Path:
+    """What the user says of the model's own completions, on the page in the browser."""
+    from klimb.feedback.server import serve
+    from klimb.feedback.store import Store
+    from klimb.judge.candidates import draw_to_label, find_models
+    from klimb.judge.config import LabelConfig
+    from klimb.judge.console import watched
+    from klimb.judge.serving import serve_until
+    from klimb.train.prompts import read_prompts
+
+    console.print(
+        f"You are asked which of two continuations you like better; after {_NUM_JUDGEMENTS} answers it goes on."
+    )
+    config = LabelConfig(
+        model=(str(model),),
+        prompts=_data("train_openers.jsonl"),
+        rater=_RATER,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        temperature=0.8,
+        seed=seed,
+    )
+    rows = read_prompts(_data("train_openers.jsonl"))
+    pairs, _ = draw_to_label(find_models(config.model), rows, config, watched)
+    make_folder(folder)
+    file = folder / "feedback.db"
+    with Store.open(file) as store:
+        store.add_pairs(pairs)
+
+        def is_done() -> bool:
+            decided = [said for said in store.judgements() if said.preferred in ("first", "second")]
+            return len(decided) >= _NUM_JUDGEMENTS or store.next_question(_RATER) is None
+
+        serve_until(is_done, store, config, lambda line: console.print(line, markup=False), serve)
+    return file
+
+
+def _data(name: str) -> Path:
+    return Path(str(resources.files("klimb.demo"))) / name
 
 
 def _free_folder() -> Path:

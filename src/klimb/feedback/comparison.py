@@ -1,7 +1,7 @@
 """One judgement: which of two completions of a prompt someone prefers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from klimb.text import Text
@@ -22,6 +22,7 @@ class Comparison:
         right: The other.
         preferred: Which of the two, or neither.
         rater: Who said so, where that is known.
+        place: File and line that it was read from, for messages.
     """
 
     prompt: Text
@@ -29,6 +30,7 @@ class Comparison:
     right: str
     preferred: Preferred
     rater: str = ""
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the rest is kept.
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from klimb.rows import Row, read_rows
 from klimb.text import Message, Text, cut, problem_with
 
 _ROLES = {"human": "user", "prompter": "user"}  # other names of a role
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _PREFERRED: dict[str, Preferred] = {
     "left": "left", "right": "right", "tie": "tie", "response1": "left", "response2": "right",
     "response-1": "left", "response-2": "right", "equal": "tie", "draw": "tie", "both": "tie",
@@ -80,41 +80,6 @@ def read_feedback(*files: Path) -> Feedback:
     return feedback
 
 
-def write_comparisons(comparisons: list[Comparison], file: Path) -> int:
-    """Write TRL's preference format: `prompt`, `chosen`, `rejected`; plain or chat as the prompts are.
-
-    Args:
-        comparisons: What to write; ties have no place in that format and are left out.
-        file: Named .jsonl or .parquet.
-
-    Returns:
-        How many rows were written.
-
-    Raises:
-        DataError: The file's name has another ending.
-    """
-    rows = [_as_preference(comparison) for comparison in comparisons if comparison.preferred != "tie"]
-    if file.suffix.lower() == ".jsonl":
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    elif file.suffix.lower() == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    else:
-        raise DataError(f"{file}: expected a name that ends in .jsonl or .parquet")
-    return len(rows)
-
-
-def _as_preference(comparison: Comparison) -> dict[str, Any]:
-    texts = [comparison.left, comparison.right]
-    chosen, rejected = texts if comparison.preferred == "left" else reversed(texts)
-    if isinstance(comparison.prompt, str):
-        return {"prompt": comparison.prompt, "chosen": chosen, "rejected": rejected}
-    as_messages = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
-    return {"prompt": comparison.prompt, "chosen": as_messages[0], "rejected": as_messages[1]}
-
-
 def _rows_of(file: Path) -> Iterator[Row]:
     if file.suffix.lower() != ".json":
         yield from read_rows(file)
@@ -154,7 +119,7 @@ def _take(row: Row, feedback: Feedback) -> None:
         if isinstance(judgement, Rating):
             feedback.ratings.append(judgement)
         else:
-            feedback.comparisons.append(judgement)
+            feedback.comparisons.append(replace(judgement, place=row.place))
 
 
 def _reader_of(values: dict[str, Any]) -> Callable[[dict[str, Any]], list[Comparison] | list[Rating]]:
@@ -171,7 +136,7 @@ def _reader_of(values: dict[str, Any]) -> Callable[[dict[str, Any]], list[Compar
 def _preference(values: dict[str, Any]) -> list[Comparison]:
     chosen, rejected = values["chosen"], values["rejected"]
     prompt = values.get("prompt", values.get("messages"))
-    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and _HUMAN in chosen:
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and HUMAN in chosen:
         turns, other = _transcript(chosen), _transcript(rejected)
         if turns[:-1] != other[:-1]:
             raise _RefusedError("chosen and rejected are transcripts that differ before their last answer")
@@ -316,8 +281,8 @@ def _completion(name: str, completion: Any) -> str:
 def _transcript(text: str) -> list[Message]:
     """Anthropic's transcripts: turns that begin with Human: and Assistant:."""
     turns: list[Message] = []
-    for part in text.split(_HUMAN)[1:]:
-        human, *answers = part.split(_ASSISTANT)
+    for part in text.split(HUMAN)[1:]:
+        human, *answers = part.split(ASSISTANT)
         turns.append({"role": "user", "content": human.strip()})
         turns += [{"role": "assistant", "content": answer.strip()} for answer in answers]
     if not turns or turns[-1]["role"] != "assistant":

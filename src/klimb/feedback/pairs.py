@@ -119,7 +119,7 @@ def make_pairs(feedback: Feedback, *, min_gap: float = 0.0, pairs_per_text: int 
         return index_of[key]
 
     for item in itertools.chain(
-        feedback.comparisons, _of_ratings(feedback.ratings, min_gap, pairs_per_text, seed)
+        feedback.comparisons, compare_ratings(feedback.ratings, min_gap, pairs_per_text, seed)
     ):
         left, right = index(item.prompt, item.left), index(item.prompt, item.right)
         found.append((left, right, OUTCOMES[item.preferred]))
@@ -129,7 +129,10 @@ def make_pairs(feedback: Feedback, *, min_gap: float = 0.0, pairs_per_text: int 
     return Pairs(prompts, completions, columns[:, 0], columns[:, 1], columns[:, 2].astype(np.float64))
 
 
-def _of_ratings(ratings: list[Rating], min_gap: float, per_text: int, seed: int) -> Iterable[Comparison]:
+def compare_ratings(
+    ratings: list[Rating], min_gap: float, pairs_per_text: int, seed: int
+) -> Iterable[Comparison]:
+    """Pair up what was rated, as `make_pairs` says."""
     scores: dict[Key, list[float]] = defaultdict(list)
     prompt_of: dict[Key, Text] = {}
     for rating in ratings:
@@ -145,7 +148,7 @@ def _of_ratings(ratings: list[Rating], min_gap: float, per_text: int, seed: int)
         if prompt:
             candidates = itertools.combinations(keys, 2)
         else:
-            others = generator.integers(len(keys), size=(len(keys), per_text))
+            others = generator.integers(len(keys), size=(len(keys), pairs_per_text))
             chosen = {(min(i, int(j)), max(i, int(j))) for i, row in enumerate(others) for j in row if i != j}
             candidates = ((keys[i], keys[j]) for i, j in sorted(chosen))
         for left, right in candidates:

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     TRAIN = 0
     EVALUATE = 1
     SHUFFLE = 2
+    LABEL = 3
 
 
 def uniforms(

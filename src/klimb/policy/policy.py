@@ -4,6 +4,7 @@ Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 """
 
 import copy
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.errors import ConfigError
+from klimb.errors import ArgumentError, ConfigError
 from klimb.policy import chat, plain, sampling
 from klimb.policy.completions import Completions, join
 from klimb.policy.counted import Stream, uniform_rows
@@ -149,6 +150,27 @@ class Policy:
         self.num_updates += 1
         self._working.refresh()
 
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor], num_updates: int) -> None:
+        """Put earlier weights back in the place of the present ones, a tensor at a time.
+
+        The parameters stay the same objects, so whatever holds them, such as an optimiser, moves the weights that were
+        put back.
+
+        Args:
+            weights: A tensor for each weight that moves, by name, as `trainable` gives them.
+            num_updates: How often these weights had been moved.
+
+        Raises:
+            ArgumentError: Names, shapes or dtypes are not those of the weights that move; nothing is changed.
+        """
+        present = self.trainable()
+        _check_like(weights, present)
+        for name, weight in present.items():
+            weight.copy_(weights[name])
+        self.num_updates = num_updates
+        self._working.refresh()
+
     def encode(self, prompt: Text) -> list[int]:
         """Tokenise a prompt: plain text as it is, messages through the chat template."""
         return chat.encode(self.tokenizer, prompt)
@@ -249,6 +271,21 @@ class Reference:
                     scores = plain.score(self._model, part, distribution)
                 total[rows] = scores.sum(dim=1).to(total.dtype)
         return total
+
+
+def _check_like(weights: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+    if unlike := weights.keys() ^ present.keys():
+        raise ArgumentError(
+            f"weights: expected those of the {len(present)} that move, "
+            f"got {'none' if min(unlike) in present else 'one'} of the name {min(unlike)}"
+        )
+    for name, weight in present.items():
+        given = weights[name]
+        if given.shape != weight.shape or given.dtype != weight.dtype:
+            raise ArgumentError(
+                f"weights: expected {name} as {tuple(weight.shape)} of {weight.dtype}, "
+                f"got {tuple(given.shape)} of {given.dtype}"
+            )
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -2,9 +2,10 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from klimb.errors import ConfigError
 from klimb.policy.trunk import decoder_layers
@@ -42,16 +43,19 @@ def train_last_layers(model: Any, num_layers: int) -> None:
         layer.requires_grad_(True)
 
 
-def add_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """Wrap the model in a peft adapter whose first values depend on `seed` alone."""
+def add_lora(
+    model: Any, lora: Lora, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+) -> Any:
+    """Wrap the model in a peft adapter whose first values depend on `seed` alone; with SEQ_CLS its head moves too."""
     from peft import LoraConfig, get_peft_model  # takes a second to import
 
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task_type,
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  peft divides it, whole or not
         lora_dropout=0.0,
         target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     # peft draws from torch's global generator: lend it one of ours and give the old state back.
     with torch.random.fork_rng(devices=[]):

@@ -1,23 +1,33 @@
 """The options of learning a reward, checked before anything is loaded."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from klimb.errors import ConfigError
+
+_USUAL_LR = {"lora": 1e-4, "whole": 1e-5}
+_OF_TUNING = ("num_epochs", "batch_size", "lr", "warmup_share", "max_grad_norm", "micro_batch_size")
+_FOREIGN = {"head": (*_OF_TUNING, "lora_rank"), "lora": (), "whole": ("lora_rank",)}
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """How a reward model is learned from feedback."""
 
-    feedback: tuple[Path, ...]
-    """Files of feedback: .jsonl, .csv, .parquet or .json, in any of the formats of docs/feedback.md."""
+    feedback: tuple[str, ...]
+    """Feedback: files in any of the formats of docs/feedback.md, stores that klimb label writes, postgresql:// URLs."""
 
     base: str
     """The model that reads the texts: a Hugging Face folder, a GGUF file or a hub name."""
 
     out: Path
     """The folder to write: a model that AutoModelForSequenceClassification opens, and a report."""
+
+    method: Literal["head", "lora", "whole"] = "head"
+    """What is learned: a linear head on frozen features, read once; or, by passes over the pairs with a gradient, a
+    low-rank adapter on every linear layer and the head, or all weights."""
 
     num_layers: int | None = None
     """Keep the first so many decoder layers of the base; all by default."""
@@ -35,10 +45,33 @@ class RewardConfig:
     """Share of the prompts (of the texts, where they have none) that the model is tested on."""
 
     num_members: int = 1
-    """Members of an ensemble, each learned from prompts drawn anew; 1 for none."""
+    """Members of an ensemble, each learned from prompts drawn anew; 1 for none. With head only."""
+
+    num_epochs: int = 1
+    """Passes over the pairs, with lora and whole; the weights of the best are kept."""
+
+    batch_size: int = 32
+    """Pairs that a step learns from, with lora and whole."""
+
+    lr: float | None = None
+    """Learning rate after warm-up, with lora and whole; by default 1e-4 with lora, 1e-5 with whole."""
+
+    warmup_share: float = 0.1
+    """Share of the steps over which the learning rate rises to lr, with lora and whole; then it falls to 0."""
+
+    max_grad_norm: float | None = 1.0
+    """Longest gradient, over all weights that move, with lora and whole; longer ones are scaled down to it.
+    None: never."""
+
+    lora_rank: int = 16
+    """Rank of the adapter, with lora."""
+
+    micro_batch_size: int | None = None
+    """Texts that go through the model at once, with lora and whole; all of a step by default. Fewer take less memory
+    and up to a third more time, and change results only by rounding."""
 
     seed: int = 0
-    """Decides the split, the pairs, the folds and the ensemble."""
+    """Decides the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's first values."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -51,3 +84,34 @@ class RewardConfig:
             raise ConfigError(f"min_gap: expected at least 0, got {self.min_gap:g}")
         if not self.feedback:
             raise ConfigError("feedback: expected at least one file")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed: expected a number from 0 up to below 2^64, got {self.seed}")
+        self._check_method()
+        self._check_tuning()
+
+    @property
+    def used_lr(self) -> float:
+        """The learning rate, as given or as is usual with the method; head has none."""
+        return _USUAL_LR[self.method] if self.lr is None else self.lr
+
+    def _check_method(self) -> None:
+        if self.num_members > 1 and self.method != "head":
+            raise ConfigError(
+                f"num_members: an ensemble is one of heads on frozen features; with method {self.method} it is 1, "
+                f"got {self.num_members}"
+            )
+        for field in fields(self):
+            if field.name in _FOREIGN[self.method] and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{field.name}: has no meaning with method {self.method}")
+
+    def _check_tuning(self) -> None:
+        for name in ("num_epochs", "batch_size", "lora_rank", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        for name in ("lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}: expected a finite number above 0, got {value:g}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ConfigError(f"warmup_share: expected a share from 0 to 1, got {self.warmup_share:g}")

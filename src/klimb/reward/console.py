@@ -19,6 +19,8 @@ def show_reward(result: RewardResult, console: Console | None = None) -> None:
     table.add_row(
         "pairs ordered as people did", f"{held_out.accuracy:.3f}", interval, f"{result.train.accuracy:.3f}"
     )
+    if result.before is not None:
+        table.add_row("the linear head at the start", f"{result.before.accuracy:.3f}", "", "")
     table.add_row(
         f"negative log-likelihood, nats (a coin: {result.coin:.3f})",
         f"{held_out.nll:.3f}",

@@ -16,11 +16,17 @@ def draw_report(result: "RewardResult", config: RewardConfig) -> str:
     figures = [_calibration(result)]
     if len(result.curve) > 1:
         figures.insert(0, _learning_curve(result))
+    learner = {
+        "head": "a linear head on frozen features",
+        "lora": f"a low-rank adapter of rank {config.lora_rank} on every linear layer, and a head",
+        "whole": "all weights, and a head",
+    }[config.method]
     return render(
         "klimb.reward",
         "report.html.jinja",
         result=result,
         config=config,
+        learner=learner,
         held_out=result.held_out,
         figures=figures,
     )

@@ -90,7 +90,10 @@ class Scorer:
             ModelNotFoundError: Nothing loadable at `base`.
             ConfigError: There are not so many layers, or the tokenizer cannot append.
         """
-        model, tokenizer = _load(base, False, num_labels=1)
+        # Layers that the base lacks, such as a pooler, are drawn from torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, tokenizer = _load(base, False, num_labels=1)
         if num_layers is not None:
             _keep_layers(model, num_layers)
         if question:
@@ -111,6 +114,11 @@ class Scorer:
             if head is not None:
                 return head
         raise ConfigError(f"{self.name}: found no classification head in {type(self.model).__name__}")
+
+    @torch.no_grad()
+    def set_head(self, weights: Float[np.ndarray, " D"]) -> None:
+        """Give the head weights that were learned on features."""
+        self.head.weight.copy_(torch.from_numpy(weights)[None])
 
     def encode(self, prompt: Text, completion: str) -> list[int]:
         """Tokenise a prompt and its completion together.
@@ -141,7 +149,7 @@ class Scorer:
     def scores(self, texts: list[list[int]]) -> Float[np.ndarray, " n"]:
         """Score encoded texts."""
         found = np.zeros(len(texts), dtype=np.float32)
-        for rows, inputs in self._batches(texts):
+        for rows, inputs in self.batches(texts):
             found[rows] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
         return found
 
@@ -152,7 +160,7 @@ class Scorer:
         seen: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
-            for rows, inputs in self._batches(texts):
+            for rows, inputs in self.batches(texts):
                 seen.clear()
                 self.model(**inputs)
                 states = seen[0]
@@ -174,11 +182,20 @@ class Scorer:
         if self.members is not None:
             save_file({"heads": self.members.astype(np.float32)}, folder / ENSEMBLE)
 
-    def _batches(self, texts: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
-        """Texts of like length together, which leaves little padding."""
+    def batches(self, texts: list[list[int]], most: int | None = None) -> Iterator[tuple[list[int], Any]]:
+        """Put texts of like length together, which leaves little padding.
+
+        Args:
+            texts: Encoded.
+            most: How many of them at once; as many as a batch of padded tokens holds where None.
+
+        Returns:
+            Indices of some of the texts, and the model's inputs for these, until each was there once.
+        """
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         while order:
             count = max(1, _BATCH_TOKENS // len(texts[order[0]])) if texts[order[0]] else len(order)
+            count = count if most is None else min(count, most)
             rows, order = order[:count], order[count:]
             inputs = self.tokenizer.pad({"input_ids": [texts[row] for row in rows]}, return_tensors="pt")
             yield rows, inputs.to(self.model.device)

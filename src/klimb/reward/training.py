@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from klimb.errors import DataError, RunFolderError
-from klimb.feedback.formats import Feedback, read_feedback
+from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs, make_pairs, split_by_prompt
+from klimb.feedback.sources import read_sources
 from klimb.files import cache_folder, make_folder, whole_folder, write_file
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.head import Head, fit_head
 from klimb.reward.scorer import Scorer
+from klimb.reward.tuning import Tuning, tune
 
 _CURVE = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the prompts that the learning curve learns from
 _LEAST = 10  # prompts that a point of the curve needs
@@ -38,11 +39,13 @@ class RewardResult:
         report: Its page.
         held_out: What it is worth on prompts it did not learn from.
         train: The same on those it did.
-        curve: Prompts learned from, and held-out accuracy with its interval.
-        ridge: The ridge that was chosen.
+        curve: Prompts learned from, and held-out accuracy with its interval; with method head only.
+        ridge: The ridge that was chosen for the linear head.
         tie: ν, how readily people call a tie.
         has_prompts: Whether texts answer prompts; where they stand alone, the split is by text.
         facts: What was read and done, for people.
+        tuning: How weights were moved, with methods lora and whole.
+        before: What the linear head that they started with is worth on prompts held out.
     """
 
     folder: Path
@@ -54,6 +57,8 @@ class RewardResult:
     tie: float
     has_prompts: bool
     facts: dict[str, str]
+    tuning: Tuning | None = None
+    before: Evaluation | None = None
 
     @property
     def coin(self) -> float:
@@ -61,11 +66,25 @@ class RewardResult:
         return float(np.log(2 + self.tie))
 
 
+@dataclass(frozen=True)
+class _Learned:
+    """What a method found: its head on frozen features, ν, and the scores of the texts of either side."""
+
+    head: Head
+    tie: float
+    scores: list[np.ndarray]
+    fact: str
+    curve: list[tuple[int, float, float, float]] = dataclasses.field(default_factory=list)
+    tuning: Tuning | None = None
+    before: Evaluation | None = None
+
+
 def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: None) -> RewardResult:
-    """Learn a linear head on frozen features of a base model, test it, and write it.
+    """Learn a reward from what people said, test it on prompts held out, and write it.
 
     s(x, y) = w · h(x, y), h the base's last hidden state at the last token (or what its own head would
-    see), w the weights that make what people said likeliest under Bradley–Terry with ties.
+    see), w the weights that make what people said likeliest under Bradley–Terry with ties; with methods
+    lora and whole h then moves too (`klimb.reward.tuning`).
 
     Args:
         config: What to learn from, and how.
@@ -73,12 +92,14 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
     Raises:
         DataError: Nothing can be learned from the files.
+        DivergedError: Weights have gone where scores are no longer finite.
+        RewardError: A text is longer than the base can read, or has messages while it has no chat template.
         RunFolderError: The folder exists already.
         ModelNotFoundError: No such base.
     """
     if config.out.exists():
         raise RunFolderError(f"{config.out}: exists already; choose another folder, or remove it")
-    feedback = read_feedback(*config.feedback)
+    feedback = read_sources(config.feedback)
     say(feedback.summary)
     for place, reason in feedback.refused[:5]:
         say(f"  refused {place}: {reason}")
@@ -88,32 +109,74 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
     say(f"Loading {config.base} …")
     scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.question)
-    start = time.perf_counter()
-    features = _features(scorer, sides, say)
-    facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
-    train, held_out = sides
-    start = time.perf_counter()
-    head = fit_head(features[0], train, seed=config.seed)
-    evaluations = [
-        evaluate(head.scores(x), side, head.tie, config.seed) for x, side in zip(features, sides, strict=True)
+    if config.method != "head":
+        scorer.model.float()
+    encoded = [
+        [scorer.encode(*text) for text in zip(side.prompts, side.completions, strict=True)] for side in sides
     ]
-    curve = _learning_curve(features, train, held_out, head, config.seed)
-    members = _ensemble(features[0], train, head, config)
-    facts["head"] = f"ridge {head.ridge:,.4g}, learned in {time.perf_counter() - start:.0f} s"
-
+    start = time.perf_counter()
+    features = _features(scorer, encoded, say)
+    facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
+    if config.method == "head":
+        learned = _learn_head(scorer, features, sides, config)
+    else:
+        learned = _learn_weights(scorer, encoded, features, sides, config, say)
+    facts["learned"] = learned.fact
+    evaluations = [
+        evaluate(scores, side, learned.tie, config.seed)
+        for scores, side in zip(learned.scores, sides, strict=True)
+    ]
     result = RewardResult(
         config.out,
         config.out / "report.html",
         evaluations[1],
         evaluations[0],
-        curve,
-        head.ridge,
-        head.tie,
-        any(train.prompts),
+        learned.curve,
+        learned.head.ridge,
+        learned.tie,
+        any(sides[0].prompts),
         facts,
+        learned.tuning,
+        learned.before,
     )
-    _write(result, config, scorer, head, members)
+    _write(result, config, scorer)
     return result
+
+
+def _learn_head(
+    scorer: Scorer, features: list[np.ndarray], sides: list[Pairs], config: RewardConfig
+) -> _Learned:
+    start = time.perf_counter()
+    head = fit_head(features[0], sides[0], seed=config.seed)
+    curve = _learning_curve(features, sides[0], sides[1], head, config.seed)
+    scorer.set_head(head.weights)
+    scorer.members = _ensemble(features[0], sides[0], head, config)
+    fact = f"ridge {head.ridge:,.4g}, learned in {time.perf_counter() - start:.0f} s"
+    return _Learned(head, head.tie, [head.scores(x) for x in features], fact, curve)
+
+
+def _learn_weights(
+    scorer: Scorer,
+    encoded: list[list[list[int]]],
+    features: list[np.ndarray],
+    sides: list[Pairs],
+    config: RewardConfig,
+    say: Callable[[str], None],
+) -> _Learned:
+    start = time.perf_counter()
+    tuning = tune(scorer, encoded[0], features[0], sides[0], config, say)
+    head = tuning.start
+    before = evaluate(head.scores(features[1]), sides[1], head.tie, config.seed)
+    kept = f"the weights after epoch {tuning.chosen.number} of {config.num_epochs} were kept"
+    if tuning.chosen.number == 0:
+        kept = "no epoch was better than the linear head, which was kept as it is"
+    fact = (
+        f"{tuning.num_weights:,} weights moved by {tuning.num_pairs:,} of the pairs, the others chose the epoch: "
+        f"{kept}; {time.perf_counter() - start:.0f} s"
+    )
+    say(fact)
+    scores = [scorer.scores(texts) for texts in encoded]
+    return _Learned(head, tuning.tie, scores, fact, tuning=tuning, before=before)
 
 
 def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dict[str, str]]:
@@ -125,7 +188,7 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
             sides.append(make_pairs(side, **options))
         except DataError as error:
             raise DataError(
-                f"{', '.join(map(str, config.feedback))}: too little was said: {name}, {error}; held_out is "
+                f"{', '.join(config.feedback)}: too little was said: {name}, {error}; held_out is "
                 f"{config.held_out:g}"
             ) from error
     facts = {
@@ -138,19 +201,15 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
 
 
 def _features(
-    scorer: Scorer, sides: list[Pairs], say: Callable[[str], None]
+    scorer: Scorer, encoded: list[list[list[int]]], say: Callable[[str], None]
 ) -> list[Float[np.ndarray, "n D"]]:
     """Computed once for the same model and texts, however these are split, then taken from the cache."""
-    encoded = [
-        [tuple(scorer.encode(*text)) for text in zip(side.prompts, side.completions, strict=True)]
-        for side in sides
-    ]
-    texts = sorted({ids for side in encoded for ids in side})
+    texts = sorted({tuple(ids) for side in encoded for ids in side})
     digest = hashlib.sha256(json.dumps(texts).encode())
     for name, weight in scorer.model.named_parameters():  # of each weight a few numbers stand for all
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode() + sample.tobytes())
     file = cache_folder() / "features" / f"{digest.hexdigest()[:32]}.npy"
     if file.is_file():
         found = np.load(file, allow_pickle=False)
@@ -160,7 +219,7 @@ def _features(
         make_folder(file.parent)
         write_file(file, _npy(found))
     row_of = {ids: row for row, ids in enumerate(texts)}
-    return [found[[row_of[ids] for ids in side]] for side in encoded]
+    return [found[[row_of[tuple(ids)] for ids in side]] for side in encoded]
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -210,14 +269,9 @@ def _ensemble(features: np.ndarray, train: Pairs, head: Head, config: RewardConf
     return np.stack(members)
 
 
-def _write(
-    result: RewardResult, config: RewardConfig, scorer: Scorer, head: Head, members: np.ndarray | None
-) -> None:
+def _write(result: RewardResult, config: RewardConfig, scorer: Scorer) -> None:
     from klimb.reward.report import draw_report
 
-    with torch.no_grad():
-        scorer.head.weight.copy_(torch.from_numpy(head.weights)[None])
-    scorer.members = members
     with whole_folder(config.out) as unfinished:
         scorer.save(unfinished)
         options = {
@@ -236,5 +290,7 @@ def _write(
             "ridge": result.ridge,
             "tie": result.tie,
         }
+        if result.tuning is not None and result.before is not None:
+            said |= {"tuning": result.tuning.as_dict(), "before": result.before.as_dict()}
         (unfinished / "reward.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         (unfinished / "report.html").write_text(draw_report(result, config), encoding="utf-8")

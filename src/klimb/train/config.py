@@ -46,6 +46,17 @@ class TrainConfig:
     eval_completions_per_prompt: int = 4
     """Completions drawn for each prompt that is judged by."""
 
+    eval_every: int | None = None
+    """Steps between evaluations on the prompts that are judged by; one more follows the last step. None: only before
+    and after."""
+
+    keep_best: str | None = None
+    """Judge, or `reward`, by whose mean on the prompts that are judged by the best weights are kept, those of the start
+    among them; the model that is saved is then the best, not the last. Needs eval_every."""
+
+    patience: int | None = None
+    """Evaluations in a row without a new best after which the run stops; None: never. Needs keep_best."""
+
     num_trainable_layers: int | None = None
     """Train the last so many layers only; all by default."""
 
@@ -153,6 +164,22 @@ class TrainConfig:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ConfigError("lora_alpha: has no meaning without lora_rank")
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        judges = ", ".join(self.judges) or "there are none"
+        if self.keep_best is not None and self.keep_best not in ("reward", *self.judges):
+            raise ConfigError(
+                f"keep_best: expected reward or one of the judges ({judges}), got {self.keep_best!r}"
+            )
+        if self.keep_best is not None and self.eval_every is None:
+            raise ConfigError(
+                "keep_best: chooses among evaluations along the run; set eval_every, the steps between them"
+            )
+        if self.patience is not None and self.keep_best is None:
+            raise ConfigError(
+                "patience: waits for a new best; set keep_best, the judge that says what is best"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types."""
@@ -180,6 +207,8 @@ class TrainConfig:
 
 _AT_LEAST_ONE = (
     "eval_completions_per_prompt",
+    "eval_every",
+    "patience",
     "num_trainable_layers",
     "lora_rank",
     "prompts_per_step",

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -8,11 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
+from klimb.train.estimates import REWARD, Point, short_name
 from klimb.train.folder import RunFolder
 from klimb.train.objective import Declaration
 from klimb.train.step import Judged
-from klimb.train.summary import Summary, short_name, show_prompt
+from klimb.train.summary import Summary, show_prompt
 
 _SAMPLE_EVERY = 5  # steps between samples shown
 _LONGEST_SAMPLE = 140  # characters of a prompt, or of a completion
@@ -54,6 +57,21 @@ class Display:
     def evaluating(self, when: str, num_prompts: int) -> None:
         """The policy is about to be judged."""
         self.console.print(f"Judging the model {when} training, on {num_prompts} prompts …")
+
+    def judged(self, point: Point, *, is_best: bool = False) -> None:
+        """The policy was judged along the run."""
+        opinions = [
+            f"{name if name == REWARD else short_name(name)} "
+            + ("no opinion" if math.isnan(found.mean) else f"{found.mean:+.3f}")
+            for name, found in point.means.items()
+        ]
+        line = "  ".join([f"judged after {point.step} steps:", *opinions, f"KL {point.kl.mean:.2f}"])
+        self.console.print(Text(line + ("  ★ the best so far" if is_best else ""), style="bold"))
+
+    def chosen(self, choice: Choice, num_steps: int) -> None:
+        """It was decided which weights are kept."""
+        for sentence in choice.sentences(num_steps):
+            self.console.print(Text(sentence))
 
     def stepped(self, metrics: dict[str, Any], judged: Judged) -> None:
         """A step was taken."""
@@ -116,7 +134,8 @@ def _table(summary: Summary) -> Table:
         "mean ± 95 % interval over prompts",
         title_justify="left",
     )
-    for column in ("", "before", "after", "change"):
+    after = "after" if summary.choice is None else f"after {summary.choice.step} steps"
+    for column in ("", "before", after, "change"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("reward", str(summary.before), str(summary.after), str(summary.gain))
     for name, change in summary.judges.items():

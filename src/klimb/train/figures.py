@@ -7,15 +7,32 @@ from typing import Any
 from matplotlib.colors import LinearSegmentedColormap
 
 from klimb.page import ACCENT, LINE, Figure, draw_figure
-from klimb.train.summary import Summary, short_name
+from klimb.train.choice import Choice
+from klimb.train.estimates import REWARD, Estimate, Point, short_name
+from klimb.train.summary import Summary
 
 _WINDOW = 5  # steps of the running mean, odd
+_KL_LABEL = "KL from the reference, nats a completion"
+_OVER_OPTIMISED = (
+    "Where it turns down while the reward still climbs, the policy has begun to please the reward alone."
+)
 
 
 def draw_figures(
-    metrics: Sequence[dict[str, Any]], summary: Summary | None, judges: Sequence[str] = ()
+    metrics: Sequence[dict[str, Any]],
+    summary: Summary | None,
+    judges: Sequence[str] = (),
+    points: Sequence[Point] = (),
 ) -> list[Figure]:
-    """Draw reward, KL, entropy, length, and reward and judges against KL."""
+    """Draw reward, KL, entropy, length, and reward and judges against KL.
+
+    Args:
+        metrics: The rows of `metrics.jsonl`.
+        summary: What changed; None where the run is not finished.
+        judges: Names of the rewards that were asked and never trained on.
+        points: What evaluations along the run found, the start first. Where there are some, the judges are drawn by
+            them instead of by the completions that were trained on.
+    """
     steps = [row["step"] for row in metrics]
 
     def curve(key: str) -> Callable[[Any], None]:
@@ -30,30 +47,11 @@ def draw_figures(
 
     def reward(axes: Any) -> None:
         curve("reward")(axes)
-        if summary is not None:
-            for place, estimate in ((0, summary.before), (len(steps), summary.after)):
-                axes.errorbar(
-                    place,
-                    estimate.mean,
-                    yerr=estimate.half_width,
-                    fmt="D",
-                    color=ACCENT,
-                    capsize=4,
-                    markersize=6,
-                )
+        for place, estimate in _diamonds(len(steps), summary, points):
+            axes.errorbar(
+                place, estimate.mean, yerr=estimate.half_width, fmt="D", color=ACCENT, capsize=4, markersize=6
+            )
         axes.set_ylabel("reward")
-
-    def against_kl(values_of: Callable[[dict[str, Any]], float | None], label: str) -> Callable[[Any], None]:
-        def draw(axes: Any) -> None:
-            rows = [row for row in metrics if values_of(row) is not None]
-            kl = running_mean([row["kl"] for row in rows])
-            values = running_mean([float(values_of(row) or 0.0) for row in rows])
-            axes.plot(kl, values, color=LINE, linewidth=1.2, alpha=0.6)
-            axes.scatter(kl, values, c=[row["step"] for row in rows], cmap=_colours(), s=22, zorder=3)
-            axes.set_xlabel("KL from the reference, nats a completion")
-            axes.set_ylabel(label)
-
-        return draw
 
     def labelled(draw: Callable[[Any], None], label: str) -> Callable[[Any], None]:
         def both(axes: Any) -> None:
@@ -62,7 +60,12 @@ def draw_figures(
 
         return both
 
-    judged = " Diamonds: the prompts judged before and after, with 95 % intervals." if summary else ""
+    judged = ""
+    if summary or points:
+        when = "at each evaluation" if points else "before and after"
+        judged = f" Diamonds: the prompts judged {when}, with 95 % intervals."
+    choice = None if summary is None else summary.choice
+    along = _judges_along(points, judges, choice) if points else _judges_in_training(metrics, judges)
     return [
         draw_figure(
             "Reward",
@@ -78,17 +81,9 @@ def draw_figures(
         draw_figure(
             "Reward against distance",
             f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
-            against_kl(lambda row: row["reward"], "reward"),
+            _against_kl(metrics, lambda row: row["reward"], "reward"),
         ),
-        *(
-            draw_figure(
-                f"The judge {short_name(judge)} against distance",
-                "A judge that is asked and never trained on. Where it turns down while the reward still climbs, the "
-                "policy has begun to please the reward alone.",
-                against_kl(lambda row, judge=judge: row["rewards"][judge], short_name(judge)),
-            )
-            for judge in judges
-        ),
+        *along,
         draw_figure(
             "Entropy",
             "How undecided the policy is about each next token. Near 0 it repeats itself.",
@@ -106,6 +101,102 @@ def running_mean(values: Sequence[float]) -> list[float]:
     """Average each value with its neighbours, `_WINDOW` of them away from the ends."""
     reach = _WINDOW // 2
     return [statistics.fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+
+
+def _diamonds(
+    num_updates: int, summary: Summary | None, points: Sequence[Point]
+) -> list[tuple[int, Estimate]]:
+    """Where the reward stands on the prompts that are judged by, and after how many updates."""
+    if points:
+        return [(point.step, point.means[REWARD]) for point in points]
+    return [] if summary is None else [(0, summary.before), (num_updates, summary.after)]
+
+
+def _against_kl(
+    metrics: Sequence[dict[str, Any]], values_of: Callable[[dict[str, Any]], float | None], label: str
+) -> Callable[[Any], None]:
+    def draw(axes: Any) -> None:
+        rows = [row for row in metrics if values_of(row) is not None]
+        kl = running_mean([row["kl"] for row in rows])
+        values = running_mean([float(values_of(row) or 0.0) for row in rows])
+        axes.plot(kl, values, color=LINE, linewidth=1.2, alpha=0.6)
+        axes.scatter(kl, values, c=[row["step"] for row in rows], cmap=_colours(), s=22, zorder=3)
+        axes.set_xlabel(_KL_LABEL)
+        axes.set_ylabel(label)
+
+    return draw
+
+
+def _judges_in_training(metrics: Sequence[dict[str, Any]], judges: Sequence[str]) -> list[Figure]:
+    return [
+        draw_figure(
+            f"The judge {short_name(judge)} against distance",
+            f"A judge that is asked and never trained on. {_OVER_OPTIMISED}",
+            _against_kl(metrics, lambda row, judge=judge: row["rewards"][judge], short_name(judge)),
+        )
+        for judge in judges
+    ]
+
+
+def _judges_along(points: Sequence[Point], judges: Sequence[str], choice: Choice | None) -> list[Figure]:
+    """The reward and each judge on the prompts that are judged by; the reward alone where there is no judge."""
+    kept = "" if choice is None else f" Dotted: the weights that are kept, {_named(choice.step)}."
+    if not judges:
+        return [
+            draw_figure(
+                "The reward along the run",
+                f"On the prompts that are judged by, with 95 % intervals, at each evaluation.{kept}",
+                lambda axes: _draw_along(axes, points, None, choice),
+            )
+        ]
+    return [
+        draw_figure(
+            f"Reward and the judge {short_name(judge)} along the run",
+            "On the prompts that are judged by, with 95 % intervals, at each evaluation: the reward (blue, left) and a "
+            f"judge that is never trained on (orange, right). {_OVER_OPTIMISED}{kept}",
+            lambda axes, judge=judge: _draw_along(axes, points, judge, choice),
+        )
+        for judge in judges
+    ]
+
+
+def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, choice: Choice | None) -> None:
+    _draw_points(axes, points, REWARD, {"color": LINE, "fmt": "o-"})
+    axes.set_xlabel(_KL_LABEL)
+    if judge is not None:
+        right = axes.twinx()
+        right.grid(visible=False)
+        right.spines["right"].set_visible(True)
+        _draw_points(right, points, judge, {"color": ACCENT, "fmt": "D--"})
+    for point in points:
+        if choice is not None and point.step == choice.step:
+            axes.axvline(point.kl.mean, color="gray", linestyle=":", linewidth=1.5, zorder=0)
+            axes.annotate(
+                _named(point.step),
+                (point.kl.mean, 1),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="bottom",
+            )
+
+
+def _draw_points(axes: Any, points: Sequence[Point], name: str, style: dict[str, str]) -> None:
+    means = [point.means[name] for point in points]
+    axes.errorbar(
+        [point.kl.mean for point in points],
+        [estimate.mean for estimate in means],
+        yerr=[estimate.half_width for estimate in means],
+        linewidth=1.6,
+        elinewidth=0.8,
+        capsize=2,
+        markersize=4.5,
+        **style,
+    )
+    axes.set_ylabel(name if name == REWARD else short_name(name), color=style["color"])
+
+
+def _named(step: int) -> str:
+    return f"step {step}" if step else "the start"
 
 
 def _colours() -> Any:

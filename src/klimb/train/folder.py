@@ -1,25 +1,26 @@
 """A run is a folder: what is in it, and how it is written so that nothing is ever half there."""
 
-import hashlib
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from klimb.errors import RunFolderError
+from klimb.errors import ArgumentError, RunFolderError
 from klimb.files import append_text, make_folder, whole_folder, write_file
 from klimb.policy.policy import Policy
 from klimb.train.ascent import Ascent
+from klimb.train.checkpoint import open_part, write_checkpoint
+from klimb.train.choice import Choice
 
 
 class RunFolder:
     """The files of one run.
 
     `config.json` what was asked for · `metrics.jsonl` one line a step · `completions.jsonl` one
-    line a completion · `evaluations.jsonl` one line a completion judged before and after ·
-    `checkpoints/step-000040/` after 40 updates · `model/` the result · `report.html`.
+    line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
+    `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
+    `model/` the result · `report.html`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,25 +106,65 @@ class RunFolder:
         with whole_folder(self.model) as unfinished:
             policy.save(unfinished)
 
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after so many updates is, if there is one."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
     def save_checkpoint(self, policy: Policy, ascent: Ascent) -> Path:
         """Write the weights that move and the optimiser's state, with their checksums.
 
         The step and the seed decide all else, since random numbers are counted. A checkpoint
         of this number of updates that exists already is left as it is.
         """
-        path = self.path / "checkpoints" / f"step-{policy.num_updates:06d}"
+        path = self.checkpoint(policy.num_updates)
         if path.exists():
             return path
         weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
-        with whole_folder(path) as unfinished:
-            save_file(weights, unfinished / "weights.safetensors")
-            save_file(ascent.moments(), unfinished / "optimiser.safetensors")
-            checksums = {file.name: _sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
-            state = {"num_updates": policy.num_updates, "sha256": checksums}
-            (unfinished / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        write_checkpoint(path, {"weights": weights, "optimiser": ascent.moments()}, policy.num_updates)
         return path
 
+    def load_weights(self, policy: Policy, step: int) -> None:
+        """Give a policy the weights that it had after so many updates, in place.
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        Nothing is changed unless the checkpoint is what was written and fits the policy; one tensor at a
+        time is read.
+
+        Raises:
+            RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of other weights
+                than those that the policy moves.
+        """
+        path = self.checkpoint(step)
+        weights = open_part(path, "weights", step)
+        try:
+            policy.restore(weights, step)
+        except ArgumentError as error:
+            raise RunFolderError(
+                f"{path / 'weights.safetensors'}: not weights of this policy: {error}; "
+                "use the model and the options of its run"
+            ) from error
+
+    def remove_checkpoint(self, step: int) -> None:
+        """Remove a checkpoint, so that it is there whole or not at all whatever the moment of a crash."""
+        path = self.checkpoint(step)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as doomed:
+            path.rename(Path(doomed) / path.name)
+
+    def write_choice(self, choice: Choice) -> None:
+        """Write `best.json`: which weights are the best so far, and why."""
+        write_file(self.path / "best.json", json.dumps(choice.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    def read_choice(self) -> Choice | None:
+        """Read `best.json`; None where the run keeps its last weights.
+
+        Raises:
+            RunFolderError: The file is not what `write_choice` wrote.
+        """
+        file = self.path / "best.json"
+        if not file.is_file():
+            return None
+        try:
+            return Choice.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{file}: not as a run writes it: {type(error).__name__}: {error}"
+            ) from error

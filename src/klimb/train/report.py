@@ -1,11 +1,13 @@
 """A run's report: one self-contained page, made from the run's folder alone."""
 
 from pathlib import Path
+from typing import Any
 
 from klimb.errors import ConfigError, RunFolderError
 from klimb.files import write_file
 from klimb.page import render
 from klimb.train.config import TrainConfig
+from klimb.train.estimates import points_along
 from klimb.train.figures import draw_figures
 from klimb.train.folder import RunFolder
 from klimb.train.objective import declare
@@ -28,14 +30,15 @@ def write_report(folder: RunFolder) -> Path:
     metrics = folder.read("metrics")
     if not metrics:
         raise RunFolderError(f"{folder.path / 'metrics.jsonl'}: empty; the run took no step")
-    summary = _summary(folder, config)
+    evaluations = folder.read("evaluations")
+    summary = _summary(folder, config, evaluations)
     page = render(
         "klimb.train",
         "report.html.jinja",
         config=config,
         options=options,
         declaration=declare(config),
-        figures=draw_figures(metrics, summary, config.judges),
+        figures=draw_figures(metrics, summary, config.judges, points_along(evaluations, config.judges)),
         summary=summary,
         metrics=metrics,
         seconds={
@@ -47,8 +50,12 @@ def write_report(folder: RunFolder) -> Path:
     return folder.report
 
 
-def _summary(folder: RunFolder, config: TrainConfig) -> Summary | None:
-    evaluations = folder.read("evaluations")
+def _summary(folder: RunFolder, config: TrainConfig, evaluations: list[dict[str, Any]]) -> Summary | None:
     if not is_complete(evaluations):
         return None
-    return summarise(evaluations, are_held_out=config.eval_prompts is not None, judges=config.judges)
+    return summarise(
+        evaluations,
+        are_held_out=config.eval_prompts is not None,
+        judges=config.judges,
+        choice=folder.read_choice(),
+    )

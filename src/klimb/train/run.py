@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from klimb.errors import DataError, DivergedError, KlimbError
-from klimb.policy.counted import Stream
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
@@ -19,15 +18,17 @@ from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
+from klimb.train.estimates import short_name
 from klimb.train.folder import RunFolder
+from klimb.train.judging import Evaluator, Watch, completion_rows
+from klimb.train.lengths import check_lengths
 from klimb.train.objective import declare
 from klimb.train.prompts import PromptRow, indices_of_step, read_prompts
 from klimb.train.report import write_report
-from klimb.train.step import Judged, sample_and_judge, take_step
+from klimb.train.step import Judged, take_step
 from klimb.train.summary import Summary, summarise
 
 _MOST_TRAINING_PROMPTS_JUDGED = 32  # where no held-out prompts are given
-_EVALUATION_BATCH = 64  # completions drawn at once for judging, or fewer by the micro-batch size
 
 
 @dataclass(frozen=True)
@@ -71,44 +72,73 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
     )
     display.loading(config.model)
     policy = load_policy(config)
-    _check_lengths(policy, [*rows, *judged_rows], config.max_new_tokens)
+    check_lengths(policy, [*rows, *judged_rows], config.max_new_tokens)
     display.started(config, declare(config), _facts(config, policy, rows))
 
     # Judged before anything is written: a reward that fails at once leaves no folder behind.
-    before = _evaluate("before", policy, reward, judged_rows, config, display)
+    evaluator = Evaluator(policy, reward, judged_rows, config)
+    display.evaluating("before", len(judged_rows))
+    before = evaluator.evaluate_start()
     folder = RunFolder.create(config.out, config.to_dict())
-    folder.append("evaluations", before)
     ascent = Ascent(policy, config)
+    watch = Watch(evaluator, folder, ascent, display)
+    climb = _Climb(config, rows, policy, reward, ascent, folder, display)
     try:
+        watch.start(before)
         for step in range(config.num_steps):
-            indices = indices_of_step(step, len(rows), config.prompts_per_step, config.seed)
-            judged, ascended = take_step(
-                policy, reward, ascent, [rows[i] for i in indices], Draw(config.seed, step, indices), config
-            )
-            metrics = _metrics(step, judged, ascended, policy.model.device)
-            folder.append("metrics", [metrics])
-            folder.append("completions", _completion_rows(judged, step=step))
-            display.stepped(metrics, judged)
-            if policy.num_updates % config.checkpoint_every == 0:
-                folder.save_checkpoint(policy, ascent)
+            climb.take(step)
+            if not watch.look():
+                break
         display.stopped()
         folder.save_checkpoint(policy, ascent)
+        watch.settle()
         folder.save_model(policy)
-        folder.append("evaluations", _evaluate("after", policy, reward, judged_rows, config, display))
+        watch.finish()
     except KlimbError as error:
         if policy.num_updates and not isinstance(error, DivergedError):
             folder.save_checkpoint(policy, ascent)
-        error.add_note(f"{policy.num_updates} updates were made; what was written stays in {config.out}")
+        error.add_note(f"{climb.num_updates} updates were made; what was written stays in {config.out}")
         raise
     finally:
         display.stopped()
 
     summary = summarise(
-        folder.read("evaluations"), are_held_out=config.eval_prompts is not None, judges=config.judges
+        folder.read("evaluations"),
+        are_held_out=config.eval_prompts is not None,
+        judges=config.judges,
+        choice=watch.choice,
     )
     write_report(folder)
     display.finished(folder, summary)
     return RunResult(folder, summary)
+
+
+@dataclass
+class _Climb:
+    """What a step works on, and how many were taken."""
+
+    config: TrainConfig
+    rows: list[PromptRow]
+    policy: Policy
+    reward: WeightedSum
+    ascent: Ascent
+    folder: RunFolder
+    display: Display
+    num_updates: int = 0
+
+    def take(self, step: int) -> None:
+        """Take a step, write down what it did, and write a checkpoint when one is due."""
+        config = self.config
+        indices = indices_of_step(step, len(self.rows), config.prompts_per_step, config.seed)
+        rows, draw = [self.rows[index] for index in indices], Draw(config.seed, step, indices)
+        judged, ascended = take_step(self.policy, self.reward, self.ascent, rows, draw, config)
+        self.num_updates = self.policy.num_updates
+        metrics = _metrics(step, judged, ascended, self.policy.model.device)
+        self.folder.append("metrics", [metrics])
+        self.folder.append("completions", completion_rows(judged, step=step))
+        self.display.stepped(metrics, judged)
+        if self.num_updates % config.checkpoint_every == 0:
+            self.folder.save_checkpoint(self.policy, self.ascent)
 
 
 def load_policy(config: TrainConfig) -> Policy:
@@ -140,21 +170,6 @@ def _rows_to_judge(config: TrainConfig, rows: list[PromptRow]) -> list[PromptRow
     return held_out
 
 
-def _check_lengths(policy: Policy, rows: list[PromptRow], max_new_tokens: int) -> None:
-    for row in rows:
-        try:
-            num_tokens = len(policy.encode(row.prompt))
-        except DataError as error:
-            raise DataError(f"{row.place}: {error}") from error
-        if num_tokens == 0:
-            raise DataError(f"{row.place}: the prompt has no tokens")
-        if policy.context_length is not None and num_tokens + max_new_tokens > policy.context_length:
-            raise DataError(
-                f"{row.place}: the prompt has {num_tokens} tokens; with max_new_tokens {max_new_tokens} it does not "
-                f"fit the model's context of {policy.context_length}: shorten it, or lower --max-new-tokens"
-            )
-
-
 def _facts(config: TrainConfig, policy: Policy, rows: list[PromptRow]) -> dict[str, str]:
     num_moved = sum(p.numel() for p in policy.trainable().values())
     num_parameters = sum(p.numel() for p in policy.model.parameters())
@@ -167,53 +182,18 @@ def _facts(config: TrainConfig, policy: Policy, rows: list[PromptRow]) -> dict[s
     }
     if not policy.way.shares_prompts:
         facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
+    if config.eval_every is not None:
+        facts["judging"] = _judging_words(config)
     return facts
 
 
-def _evaluate(
-    when: str,
-    policy: Policy,
-    reward: WeightedSum,
-    rows: list[PromptRow],
-    config: TrainConfig,
-    display: Display,
-) -> list[dict[str, Any]]:
-    """Judge the policy; before and after draw with the same random numbers, which pairs them."""
-    display.evaluating(when, len(rows))
-    group = config.eval_completions_per_prompt
-    at_once = max(_EVALUATION_BATCH // group, 1)
-    evaluations = []
-    for start in range(0, len(rows), at_once):
-        part = rows[start : start + at_once]
-        indices = list(range(start, start + len(part)))
-        judged = sample_and_judge(
-            policy,
-            reward,
-            part,
-            completions_per_prompt=group,
-            max_new_tokens=config.max_new_tokens,
-            draw=Draw(config.seed, 0, indices, Stream.EVALUATE),
-        )
-        evaluations += _completion_rows(judged, when=when, first_index=start)
-    return evaluations
-
-
-def _completion_rows(judged: Judged, *, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:
-    lengths = judged.completions.lengths.tolist()
-    return [
-        columns
-        | {
-            "prompt_index": first_index + owner,
-            "prompt": judged.rows[owner].prompt,
-            "completion": judged.texts[index],
-            "reward": judged.rewards.total[index],
-            "rewards": {name: values[index] for name, values in judged.rewards.parts.items()},
-            "kl": judged.kl[index],
-            "length": lengths[index],
-            "finish_reason": judged.completions.finish_reasons[index],
-        }
-        for index, owner in enumerate(judged.completions.prompt_of.tolist())
-    ]
+def _judging_words(config: TrainConfig) -> str:
+    words = f"every {config.eval_every} steps"
+    if config.keep_best is not None:
+        words += f"; the weights are kept that {short_name(config.keep_best)} finds best"
+    if config.patience is not None:
+        words += f"; {config.patience} evaluations in a row with nothing better end the run"
+    return words
 
 
 def _metrics(step: int, judged: Judged, ascended: AscentMetrics, device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""What a store of feedback holds: completions and their origin, pairs that are asked about, what was said of them."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from klimb.text import Text
+
+Choice = Literal["first", "second", "tie", "both_bad", "skip"]
+"""What may be said of a pair."""
+
+Side = Literal["first", "second", ""]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A completion and where it came from.
+
+    Attributes:
+        text: The completion.
+        source: Model, checkpoint and settings that it was sampled with; empty where nothing is known.
+    """
+
+    text: str
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A pair to be judged.
+
+    Attributes:
+        pair_id: The store's number of the pair.
+        prompt: What both completions answer.
+        first: The completion that the store had first; which is shown left is the asker's business.
+        second: The other.
+    """
+
+    pair_id: int
+    prompt: Text
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What somebody says of a pair.
+
+    Attributes:
+        pair_id: The pair.
+        rater: Who says it.
+        preferred: What is said.
+        key: Chosen by the sender; the same key twice is one judgement.
+        shown_left: Which completion was shown left; "" where that is not known.
+        seconds: How long it took.
+        note: What the rater adds.
+    """
+
+    pair_id: int
+    rater: str
+    preferred: Choice
+    key: str
+    shown_left: Side = ""
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judgement that stands, with all about it.
+
+    Attributes:
+        id: The store's number of it.
+        pair_id: Of the pair.
+        prompt: What both completions answer.
+        first: One completion.
+        second: The other.
+        preferred: What was said.
+        rater: Who said it; "" where that is not known.
+        shown_left: Which completion was shown left; "" where that is not known.
+        seconds: How long it took.
+        note: What the rater added.
+        judged_at: When, in seconds since 1970, UTC.
+    """
+
+    id: int
+    pair_id: int
+    prompt: Text
+    first: Candidate
+    second: Candidate
+    preferred: Choice
+    rater: str
+    shown_left: Side
+    seconds: float | None
+    note: str
+    judged_at: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the judging is, for one rater.
+
+    Attributes:
+        num_pairs: Pairs in the store.
+        num_done: Of them, those with as many judgements as are wanted; skips do not count.
+        num_own: The rater's judgements that stand, skips included.
+        median_seconds: Of the rater's last judgements.
+    """
+
+    num_pairs: int
+    num_done: int
+    num_own: int
+    median_seconds: float | None
+
+
+@dataclass(frozen=True)
+class RaterSummary:
+    """One rater's work.
+
+    Attributes:
+        rater: Who; "" for all of whom nothing is known.
+        num_judgements: That stand, skips included.
+        num_skipped: Of them, pairs that were skipped.
+        median_seconds: Of a judgement.
+    """
+
+    rater: str
+    num_judgements: int
+    num_skipped: int
+    median_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How much raters agree about the pairs that two or more of them judged.
+
+    Attributes:
+        num_pairs: Such pairs.
+        share: Mean share of a pair's raters, two by two, who said the same.
+        alpha: Krippendorff's α: 1 where all agree, 0 where they agree as chance would.
+    """
+
+    num_pairs: int
+    share: float
+    alpha: float
+
+
+def as_json(value: Any) -> str:
+    """One form for one value, so that equal values are equal texts."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

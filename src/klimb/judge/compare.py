@@ -1,0 +1,275 @@
+"""`klimb compare`: two models answer the same prompts, and rewards or people say whose answers are better.
+
+Axes: B prompts, G comparisons a prompt.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from klimb.errors import DataError
+from klimb.files import make_folder, write_file
+from klimb.judge.candidates import Drawn, NamedModel, draw_to_compare, find_models
+from klimb.judge.config import PEOPLE, CompareConfig
+from klimb.judge.console import watched
+from klimb.judge.report import Example, draw_report
+from klimb.judge.serving import Say, Serve
+from klimb.judge.tally import Opinions, Tally, opinions_of_scores, tally
+from klimb.reward.load import load_rewards
+from klimb.reward.reward import Batch, WeightedSum
+from klimb.train.estimates import short_name
+from klimb.train.prompts import PromptRow, read_prompts
+from klimb.train.summary import show_prompt
+
+_AT_ONCE = 64  # completions that a reward is given together
+_MOST_EXAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models, and what its completions are like.
+
+    Attributes:
+        name: What a reader knows it by.
+        model: As it was named.
+        mean_tokens: Tokens of a completion.
+        mean_characters: Characters of one.
+        num_empty: Completions without any text.
+    """
+
+    name: str
+    model: str
+    mean_tokens: float
+    mean_characters: float
+    num_empty: int
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """Which of two models is better, as far as the judges can tell.
+
+    Attributes:
+        a: One model.
+        b: The other.
+        num_prompts: B.
+        num_same: Comparisons in which both said the same.
+        tallies: What each judge said, in the order in which the judges were named.
+        examples: The first comparison of each prompt, some prompts alone where they are many.
+        page: The report.
+        data: The numbers.
+    """
+
+    a: Side
+    b: Side
+    num_prompts: int
+    num_same: int
+    tallies: list[Tally]
+    examples: list[Example]
+    page: Path
+    data: Path
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What each judge's opinions mean, in words."""
+        return [judged.verdict(self.a.name, self.b.name) for judged in self.tallies]
+
+
+def compare(config: CompareConfig, say: Say = print, serve: Serve | None = None) -> ComparisonResult:
+    """Compare two models.
+
+    Both answer every prompt with the same random numbers, and the first completion of one is compared with the first
+    of the other, and so on. Everything that can be wrong with options and files is found before anything is sampled.
+
+    Args:
+        config: The options.
+        say: Tells of what goes on.
+        serve: Serves the page on which people judge; in the browser where None.
+
+    Returns:
+        What came of it, which is written to the page and the file beside it.
+
+    Raises:
+        KlimbError: Something is wrong with an option, a file, a model, a reward or the store, or nobody judged.
+    """
+    rows = read_prompts(config.prompts, config.prompt_column)
+    models = find_models((config.model_a, config.model_b))
+    make_folder(config.out.parent)
+    reward = None
+    if config.rewards:
+        loaded = load_rewards(
+            config.rewards, device=config.device, trust_remote_code=config.trust_remote_code
+        )
+        reward = WeightedSum([], judges=loaded.rewards)  # each is asked and checked, nothing is added up
+    if PEOPLE in config.by:
+        _check_store(config)
+    drawn = _draw(models, rows, config, say)
+    opinions: dict[str, Opinions] = {}
+    if reward is not None:
+        opinions |= _ask_rewards(reward, rows, drawn, config.tie_margin)
+    if PEOPLE in config.by:
+        opinions[PEOPLE] = _ask_people(rows, drawn, config, say, serve)
+    result = _result(rows, drawn, [opinions[judge] for judge in config.by], config)
+    write_file(result.page, draw_report(result, config))
+    write_file(result.data, _as_json(result, rows, drawn, opinions, config))
+    return result
+
+
+def _store_of(config: CompareConfig) -> str | Path:
+    return config.store or config.out.with_suffix(".db")
+
+
+def _check_store(config: CompareConfig) -> None:
+    """Find out what is wrong with the store before anything is sampled."""
+    from klimb.feedback.store import Store
+
+    Store.open(_store_of(config)).close()
+
+
+def _draw(
+    models: Sequence[NamedModel], rows: list[PromptRow], config: CompareConfig, say: Say
+) -> tuple[Drawn, Drawn]:
+    say(
+        f"Sampling {config.completions_per_prompt} completions for each of {len(rows):,} prompts, "
+        f"temperature {config.temperature:g}, up to {config.max_new_tokens} tokens each"
+    )
+    drawn: list[Drawn] = []
+    for letter, model in zip("AB", models, strict=True):
+        say(f"  {letter} from {model.name} …")
+        drawn.append(draw_to_compare(model, rows, config, watched))
+    return drawn[0], drawn[1]
+
+
+def _ask_people(
+    rows: list[PromptRow], drawn: tuple[Drawn, Drawn], config: CompareConfig, say: Say, serve: Serve | None
+) -> Opinions:
+    from klimb.feedback.server import serve as serve_in_browser  # rewards need no server
+    from klimb.feedback.store import Store
+    from klimb.judge.people import ask_people
+
+    with Store.open(_store_of(config)) as store:
+        return ask_people(store, rows, drawn, config, say, serve or serve_in_browser)
+
+
+def _ask_rewards(
+    reward: WeightedSum, rows: list[PromptRow], drawn: tuple[Drawn, Drawn], tie_margin: float
+) -> dict[str, Opinions]:
+    scores_a, scores_b = (_scores(reward, rows, side) for side in drawn)
+    return {
+        judge.name: opinions_of_scores(judge.name, scores_a[judge.name], scores_b[judge.name], tie_margin)
+        for judge in reward.judges
+    }
+
+
+def _scores(reward: WeightedSum, rows: list[PromptRow], drawn: Drawn) -> dict[str, list[list[float | None]]]:
+    """What each reward gives to each completion, (B, G)."""
+    owners = [row for row, side in zip(rows, drawn.candidates, strict=True) for _ in side]
+    texts = [candidate.text for side in drawn.candidates for candidate in side]
+    flat: dict[str, list[float | None]] = {judge.name: [] for judge in reward.judges}
+    for start in range(0, len(texts), _AT_ONCE):
+        part = owners[start : start + _AT_ONCE]
+        columns = {name: [row.columns[name] for row in part] for name in part[0].columns}
+        batch = Batch([row.prompt for row in part], texts[start : start + _AT_ONCE], columns)
+        for name, scores in reward(batch).parts.items():
+            flat[name] += scores
+    group = len(drawn.candidates[0])
+    return {
+        name: [scores[start : start + group] for start in range(0, len(scores), group)]
+        for name, scores in flat.items()
+    }
+
+
+def _result(
+    rows: list[PromptRow], drawn: tuple[Drawn, Drawn], opinions: list[Opinions], config: CompareConfig
+) -> ComparisonResult:
+    lengths = [np.array(side.num_tokens, dtype=np.float64) for side in drawn]
+    tallies = [tally(said, lengths[0], lengths[1], config.seed) for said in opinions]
+    if not any(judged.num_comparisons for judged in tallies):
+        what_next = (
+            f"the pairs are kept in {_store_of(config)}: run the same command again to judge them"
+            if PEOPLE in config.by
+            else "no reward had an opinion on both completions of a pair"
+        )
+        raise DataError(f"nothing was judged, so that there is nothing to tell; {what_next}")
+    names = [short_name(config.model_a), short_name(config.model_b)]
+    if names[0] == names[1]:
+        names = [config.model_a, config.model_b]
+    sides = [
+        _side(name, model, side)
+        for name, model, side in zip(names, (config.model_a, config.model_b), drawn, strict=True)
+    ]
+    return ComparisonResult(
+        a=sides[0],
+        b=sides[1],
+        num_prompts=len(rows),
+        num_same=sum(
+            a.text == b.text
+            for sides_of_prompt in zip(*(side.candidates for side in drawn), strict=True)
+            for a, b in zip(*sides_of_prompt, strict=True)
+        ),
+        tallies=tallies,
+        examples=[
+            Example(
+                prompt=show_prompt(row.prompt),
+                a=drawn[0].candidates[index][0].text,
+                b=drawn[1].candidates[index][0].text,
+                said={said.judge: said.said(index, 0) for said in opinions},
+            )
+            for index, row in enumerate(rows[:_MOST_EXAMPLES])
+        ],
+        page=config.out,
+        data=config.out.with_suffix(".json"),
+    )
+
+
+def _side(name: str, model: str, drawn: Drawn) -> Side:
+    texts = [candidate.text for side in drawn.candidates for candidate in side]
+    return Side(
+        name=name,
+        model=model,
+        mean_tokens=statistics.fmean(count for side in drawn.num_tokens for count in side),
+        mean_characters=statistics.fmean(map(len, texts)),
+        num_empty=sum(not text.strip() for text in texts),
+    )
+
+
+def _as_json(
+    result: ComparisonResult,
+    rows: list[PromptRow],
+    drawn: tuple[Drawn, Drawn],
+    opinions: dict[str, Opinions],
+    config: CompareConfig,
+) -> str:
+    """The numbers, and every comparison with what each judge said of it: from 1 for A to −1 for B."""
+    outcomes = {
+        judge: np.where(said.has_opinion, said.outcomes, math.nan).tolist()
+        for judge, said in opinions.items()
+    }
+    comparisons = [
+        {
+            "prompt": row.prompt,
+            "a": a.text,
+            "b": b.text,
+            "outcomes": {
+                judge: None if math.isnan(values[index][place]) else values[index][place]
+                for judge, values in outcomes.items()
+            },
+        }
+        for index, row in enumerate(rows)
+        for place, (a, b) in enumerate(zip(*(side.candidates[index] for side in drawn), strict=True))
+    ]
+    content = {
+        "a": asdict(result.a),
+        "b": asdict(result.b),
+        "num_prompts": result.num_prompts,
+        "num_same": result.num_same,
+        "judges": [judged.to_dict() for judged in result.tallies],
+        "verdicts": result.verdicts,
+        "options": config.to_dict(),
+        "comparisons": comparisons,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

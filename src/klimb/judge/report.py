@@ -1,0 +1,70 @@
+"""The page of a comparison."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from klimb.judge.config import PEOPLE, CompareConfig
+from klimb.judge.tally import Tally
+from klimb.judge.words import in_rows, lengths
+from klimb.page import ACCENT, LINE, Figure, draw_figure, render
+from klimb.train.estimates import short_name
+
+if TYPE_CHECKING:
+    from klimb.judge.compare import ComparisonResult
+
+
+@dataclass(frozen=True)
+class Example:
+    """A comparison, for a reader.
+
+    Attributes:
+        prompt: What both answer.
+        a: A's completion.
+        b: B's.
+        said: What each judge said: A, B, tie, or nothing.
+    """
+
+    prompt: str
+    a: str
+    b: str
+    said: dict[str, str]
+
+
+def draw_report(result: "ComparisonResult", config: CompareConfig) -> str:
+    """Return the page."""
+    judged = [each for each in result.tallies if each.num_comparisons]
+    return render(
+        "klimb.judge",
+        "report.html.jinja",
+        result=result,
+        config=config,
+        options=config.to_dict(),
+        rows=in_rows(result.tallies),
+        lengths=lengths(result),
+        has_people=PEOPLE in config.by,
+        figure=_win_rates(judged, result.a.name),
+    )
+
+
+def _win_rates(tallies: list[Tally], a: str) -> Figure:
+    def draw(axes: Any) -> None:
+        places = range(len(tallies))
+        axes.axvline(0.5, linestyle="--", color=ACCENT, linewidth=1)
+        for place, judged in zip(places, tallies, strict=True):
+            axes.plot([judged.low, judged.high], [place, place], color=LINE, linewidth=3, alpha=0.4)
+            axes.plot([judged.win_rate], [place], "o", color=LINE, markersize=7)
+        axes.set_yticks(list(places), [_cut(judged.judge) for judged in tallies])
+        axes.set_ylim(len(tallies) - 0.4, -0.6)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("win rate of A")
+
+    caption = (
+        f"How often A ({a}) is preferred, a tie counting half; the bar is the 95 % interval over prompts. "
+        "Where it crosses the dashed line at one half, chance alone may explain the difference."
+    )
+    return draw_figure("Win rate", caption, draw)
+
+
+def _cut(name: str) -> str:
+    short = short_name(name).replace("$", r"\$")  # a dollar begins a formula
+    return short if len(short) <= 24 else short[:23] + "…"

@@ -1,0 +1,97 @@
+"""The owner's page and the exports."""
+
+import json
+
+import pytest
+from fastapi.testclient import TestClient
+
+from klimb.feedback.export import EXPORTS
+from klimb.feedback.records import Candidate
+from klimb.feedback.server import ServeOptions, create_app
+from klimb.feedback.store import Store
+
+MODEL = "a-model-that-nobody-may-see"
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "feedback.db") as store:
+        store.add_pairs(
+            (
+                f"prompt {i}",
+                Candidate(f"older {i}", {"model": MODEL}),
+                Candidate(f"newer {i}", {"model": "tuned"}),
+            )
+            for i in range(6)
+        )
+        yield store
+
+
+def visit(store, address="http://127.0.0.1:8321", name="anna", **options):
+    client = TestClient(create_app(store, ServeOptions(**options)), base_url=address, follow_redirects=False)
+    if name:
+        assert client.post("/api/rater", json={"name": name}).status_code == 200
+    return client
+
+
+def said(question, preferred="left", key="key-00000001", **more):
+    return {"pair_id": question["pair_id"], "preferred": preferred, "key": key, "seconds": 2.5, **more}
+
+
+def test_results_show_who_said_what_escaped_and_in_pages(store, monkeypatch):
+    store.add_pairs(
+        [("<script>bad()</script>", Candidate("x" * 500), Candidate("<img src=q onerror=bad()>"))]
+    )
+    monkeypatch.setattr("klimb.feedback.results._PER_PAGE", 5)
+    client = visit(store, name="<i>anna</i>")
+    for number in range(7):
+        question = client.get("/api/next").json()["question"]
+        sent = said(question, "tie", f"key-{number:08}", note=f"note-{number} <u>")
+        assert client.post("/api/judgements", json=sent).status_code == 200
+    newest, oldest = client.get("/results").text, client.get("/results?page=2").text
+    assert "&lt;i&gt;anna&lt;/i&gt;" in newest
+    assert "&lt;script&gt;bad()" in newest
+    for page in (newest, oldest):
+        assert "<i>" not in page
+        assert "<u>" not in page
+        assert "<script" not in page
+        assert "<img" not in page
+    assert [n for n in range(7) if f"note-{n} " in newest] == [2, 3, 4, 5, 6]
+    assert [n for n in range(7) if f"note-{n} " in oldest] == [0, 1]
+    assert client.get("/results?page=99").text == oldest
+    assert client.get("/results?page=0").status_code == 422
+    assert MODEL in oldest
+
+
+def test_results_count_wins_by_model_and_by_side(store):
+    client = visit(store)
+    for number in range(4):
+        question = client.get("/api/next").json()["question"]
+        preferred = "left" if "newer" in question["left"] else "right"
+        client.post("/api/judgements", json=said(question, preferred, f"key-{number:08}"))
+    num_left = sum(j.shown_left == "second" for j in store.judgements())
+    page = client.get("/results").text
+    row = page[page.index('<th scope="row">tuned') :]
+    assert row[: row.index("</tr>")].count('<td class="number">') == 4
+    assert '<td class="number">4</td><td class="number">0</td><td class="number">0</td>' in row
+    assert f'{100 * num_left / 4:.0f} %</div><div class="label">of 4 preferences' in page
+
+
+def test_exports_are_attachments_in_each_form(store):
+    client = visit(store)
+    question = client.get("/api/next").json()["question"]
+    client.post("/api/judgements", json=said(question))
+    for form, export in EXPORTS.items():
+        answer = client.get(f"/export/{form}")
+        assert answer.status_code == 200
+        name = f'attachment; filename="klimb-{form}{export.suffix}"'
+        assert answer.headers["content-disposition"] == name
+        text = answer.text
+        rows = (
+            [json.loads(line) for line in text.splitlines()]
+            if export.suffix == ".jsonl"
+            else json.loads(text)
+        )
+        assert len(rows) == 1
+        assert "prompt 0" in text
+    assert client.get("/export/nothing").status_code == 404

@@ -1,0 +1,162 @@
+"""What a checkpoint gives back, and what it refuses to."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from klimb import KlimbError
+from klimb.errors import RunFolderError
+from klimb.policy.policy import Policy
+from klimb.train.ascent import Ascent
+from klimb.train.checkpoint import open_part
+from klimb.train.config import TrainConfig
+from klimb.train.folder import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(model="m", prompts=tmp_path / "p", reward=("vader",), out=tmp_path / "run")
+
+
+@pytest.fixture
+def policy(make_model, bare_tokenizer):
+    return Policy(make_model("llama", vocab_size=11), bare_tokenizer)
+
+
+@pytest.fixture
+def folder(config, policy):
+    """A run's folder with a checkpoint after three updates, which the policy has moved away from."""
+    folder = RunFolder.create(config.out, config.to_dict())
+    policy.num_updates = 3
+    folder.save_checkpoint(policy, Ascent(policy, config))
+    with torch.no_grad():
+        for weight in policy.trainable().values():
+            weight.add_(1)
+    policy.num_updates = 7
+    return folder
+
+
+def copies(policy):
+    return {name: weight.detach().clone() for name, weight in policy.trainable().items()}
+
+
+def test_a_policy_gets_the_weights_of_its_checkpoint_back_in_place(folder, policy):
+    places = {name: weight.data_ptr() for name, weight in policy.trainable().items()}
+    folder.load_weights(policy, 3)
+    stored = load_file(folder.checkpoint(3) / "weights.safetensors")
+    assert policy.num_updates == 3
+    assert set(stored) == set(policy.trainable())
+    for name, weight in policy.trainable().items():
+        assert torch.equal(weight, stored[name])
+        assert weight.data_ptr() == places[name]
+        assert weight.requires_grad
+
+
+def test_the_tensors_of_a_checkpoint_are_read_by_name(folder):
+    tensors = open_part(folder.checkpoint(3), "weights", 3)
+    stored = load_file(folder.checkpoint(3) / "weights.safetensors")
+    assert len(tensors) == len(stored)
+    assert all(torch.equal(tensors[name], stored[name]) for name in tensors)
+    with pytest.raises(KeyError, match="nothing"):
+        tensors["nothing"]
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        (
+            "weights.safetensors",
+            flip_a_bit,
+            r"weights\.safetensors: cut short or altered since it was written",
+        ),
+        (
+            "weights.safetensors",
+            cut_short,
+            r"weights\.safetensors: cut short or altered since it was written",
+        ),
+        ("weights.safetensors", lambda file: file.unlink(), r"weights\.safetensors: missing"),
+        ("state.json", lambda file: file.unlink(), r"state\.json: missing"),
+        ("state.json", cut_short, r"state\.json: cut short or altered"),
+        ("state.json", lambda file: file.write_text("{}"), r"state\.json: altered: expected num_updates"),
+        ("state.json", lambda file: file.write_bytes(b"\xff"), r"state\.json: cut short or altered"),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_changes_nothing(
+    name, damage, message, folder, policy
+):
+    damage(folder.checkpoint(3) / name)
+    present = copies(policy)
+    with pytest.raises(RunFolderError, match=message):
+        folder.load_weights(policy, 3)
+    assert policy.num_updates == 7
+    assert all(torch.equal(weight, present[name]) for name, weight in policy.trainable().items())
+
+
+def test_a_checkpoint_that_is_not_there_is_named(folder, policy):
+    with pytest.raises(
+        KlimbError, match=r"step-000004: no such checkpoint; choose one that is in .*checkpoints"
+    ):
+        folder.load_weights(policy, 4)
+
+
+def test_a_checkpoint_under_the_name_of_another_is_refused(folder, policy):
+    folder.checkpoint(3).rename(folder.checkpoint(5))
+    with pytest.raises(KlimbError, match=r"state\.json: the checkpoint is of 3 updates, not of 5"):
+        folder.load_weights(policy, 5)
+
+
+def rewritten(change, file):
+    """Other tensors in a checkpoint's file, with a checksum that is right for them."""
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    from klimb.train.checkpoint import _sha256
+
+    state = json.loads((file.parent / "state.json").read_text())
+    state["sha256"][file.name] = _sha256(file)
+    (file.parent / "state.json").write_text(json.dumps(state))
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(NORM), rf"got none of the name {NORM}"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "got one of the name extra"),
+        (
+            lambda weights: weights.update({NORM: torch.zeros(3)}),
+            rf"expected {NORM} as \(16,\) .* got \(3,\)",
+        ),
+        (
+            lambda weights: weights.update({NORM: torch.zeros(16, dtype=torch.float64)}),
+            rf"expected {NORM} as \(16,\) of torch.float32, got \(16,\) of torch.float64",
+        ),
+    ],
+)
+def test_weights_of_another_policy_are_refused_and_change_nothing(change, message, folder, policy):
+    rewritten(change, folder.checkpoint(3) / "weights.safetensors")
+    present = copies(policy)
+    with pytest.raises(
+        RunFolderError, match=rf"weights\.safetensors: not weights of this policy: .*{message}"
+    ):
+        folder.load_weights(policy, 3)
+    assert all(torch.equal(weight, present[name]) for name, weight in policy.trainable().items())
+
+
+def test_a_checkpoint_that_is_removed_leaves_nothing_behind(folder):
+    folder.remove_checkpoint(3)
+    assert not list(folder.checkpoint(3).parent.iterdir())
