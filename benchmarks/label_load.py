@@ -182,7 +182,7 @@ def show(works: list[Work], seconds: float) -> None:
     print(f"{num_retries:,} requests were not answered and sent again")
     for method in ("POST", "GET"):
         times = [1000 * value for work in works for value in work.seconds[method]]
-        hundredths = statistics.quantiles(times, n=100)
+        hundredths = statistics.quantiles(times, n=100, method="inclusive")
         print(
             f"{method:<4} {len(times):>7,} requests, ms: p50 {hundredths[49]:.1f}, p99 {hundredths[98]:.1f}, "
             f"max {max(times):.1f}"

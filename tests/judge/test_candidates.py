@@ -7,6 +7,8 @@ import pytest
 from klimb import KlimbError
 from klimb.judge.candidates import draw_to_compare, draw_to_label, find_models
 from klimb.judge.config import CompareConfig, LabelConfig
+from klimb.policy.counted import Stream
+from klimb.policy.policy import Draw, Policy
 from klimb.train.prompts import read_prompts
 
 
@@ -126,3 +128,17 @@ def test_a_prompt_that_does_not_fit_is_named(model_folder, write_jsonl):
     prompts = write_jsonl([{"prompt": "short"}, {"prompt": "x" * 80}])
     with pytest.raises(KlimbError, match=r"prompts\.jsonl:2: the prompt has 80 tokens"):
         draw_pairs([model_folder], prompts)
+
+
+def test_models_are_compared_on_what_training_judges_them_by(model_folder, prompts_file):
+    config = CompareConfig(model_a=str(model_folder), model_b="b", prompts=prompts_file, max_new_tokens=4)
+    rows = read_prompts(prompts_file)
+    drawn = draw_to_compare(find_models([str(model_folder)])[0], rows, config)
+    policy = Policy.load(model_folder)
+    completions = policy.sample(
+        [policy.encode(row.prompt) for row in rows],
+        4,
+        max_new_tokens=4,
+        draw=Draw(0, 0, list(range(6)), Stream.EVALUATE),
+    )
+    assert [side.text for sides in drawn.candidates for side in sides] == policy.decode(completions)

@@ -9,8 +9,16 @@ import pytest
 from klimb import KlimbError
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.store import Store
+from klimb.judge.candidates import Drawn
 from klimb.judge.compare import compare
-from klimb.judge.config import CompareConfig
+from klimb.judge.config import CompareConfig, LabelConfig
+from klimb.judge.people import ask_people
+from klimb.train.prompts import PromptRow
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -184,3 +192,55 @@ def test_a_store_that_cannot_be_opened_is_found_before_anything_is_sampled(make_
     with pytest.raises(KlimbError, match=r"compare\.db: "):
         compare(make_config(), said.append, judged_by(dearer))
     assert said == []
+
+
+def drawn(name, texts):
+    """Completions of a model, a row for each prompt, that nobody had to draw."""
+    candidates = [
+        [
+            Candidate(text, {"model": name, "prompt_index": row, "draw": place})
+            for place, text in enumerate(group)
+        ]
+        for row, group in enumerate(texts)
+    ]
+    return Drawn(candidates, [[len(text) for text in group] for group in texts])
+
+
+def ask(store, sides, serve, say=quiet):
+    rows = [PromptRow(f"prompt {index}", {}, "") for index in range(len(sides[0].candidates))]
+    config = LabelConfig(browser=False)
+    return ask_people(store, rows, sides, config, say, serve)
+
+
+def test_the_same_text_twice_is_a_tie_as_far_as_the_judging_has_come(judged_by):
+    sides = drawn("a", [["x"], ["same"], ["y"], ["same"]]), drawn("b", [["xx"], ["same"], ["yy"], ["same"]])
+    with Store.open("feedback.db") as store:
+        begun = ask(store, sides, judged_by(dearer, at_most=1))
+        assert begun.has_opinion.ravel().tolist() == [True, False, False, False]
+        ended = ask(store, sides, judged_by(dearer))
+    assert ended.has_opinion.all()
+    assert ended.outcomes.ravel().tolist() == [-1, 0, -1, 0]
+
+
+def test_which_completion_the_store_had_first_does_not_matter(judged_by):
+    a, b = drawn("a", [["long and dear"], ["y"]]), drawn("b", [["x"], ["dear and long"]])
+    with Store.open("feedback.db") as store:
+        store.add_pairs(
+            [
+                (f"prompt {index}", second[0], first[0])
+                for index, (first, second) in enumerate(zip(a.candidates, b.candidates, strict=True))
+            ]
+        )
+        said = ask(store, (a, b), judged_by(dearer))
+    assert said.outcomes.ravel().tolist() == [1, -1]
+
+
+def test_completions_of_two_comparisons_are_no_comparison(judged_by):
+    a, b = drawn("a", [["a one", "a two"]]), drawn("b", [["b one", "b two"]])
+    lines = []
+    with Store.open("feedback.db") as store:
+        store.add_pairs([("prompt 0", a.candidates[0][0], b.candidates[0][1])])
+        judged_by(lambda _: "first")(store, LabelConfig().serve_options(), quiet, False)
+        said = ask(store, (a, b), judged_by(dearer), lines.append)
+    assert said.outcomes.tolist() == [[-1, -1]]
+    assert any(line.startswith("1 judgements in ") for line in lines)

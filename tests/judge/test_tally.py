@@ -48,9 +48,9 @@ def test_scores_that_differ_by_the_margin_at_most_are_ties_and_none_is_no_opinio
 
 
 def test_how_often_the_longer_wins_by_hand():
-    # Winners: A longer, A shorter, B as long; the tie does not count: (1 + 0 + 1/2) / 3.
-    said = opinions([[1, 1, 0, 0]], [[0, 0, 1, 0]])
-    assert count(said, [[9, 1, 4, 9]], [[1, 9, 4, 1]]).longer_wins == pytest.approx(0.5)
+    # Winners: A longer, A longer, A shorter, B as long; the tie does not count: (1 + 1 + 0 + 1/2) / 4.
+    said = opinions([[1, 1, 1, 0, 0]], [[0, 0, 0, 1, 0]])
+    assert count(said, [[9, 8, 1, 4, 1]], [[1, 1, 9, 4, 9]]).longer_wins == pytest.approx(5 / 8)
     assert math.isnan(count(opinions([[0]], [[0]])).longer_wins)
 
 

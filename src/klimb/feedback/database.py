@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Database:
 
     def __init__(self, where: str | Path, *, must_exist: bool = False) -> None:
         url = _url(where)
+        # SQLite has one writer at a time and lets those who wait try again at random; a lock is fair.
+        self._turn = threading.Lock() if url.drivername == "sqlite" else contextlib.nullcontext()
         self.where = str(where) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
         if must_exist and url.drivername == "sqlite" and not Path(str(url.database)).is_file():
             raise StoreError(f"{self.where}: no such store of feedback")
@@ -78,7 +81,7 @@ class Database:
             StoreError: The database fails; nothing was written.
             IntegrityError: What is written goes against a rule of the schema; for who writes to explain.
         """
-        with self._explained(), self.engine.execution_options(writes=True).begin() as connection:
+        with self._turn, self._explained(), self.engine.execution_options(writes=True).begin() as connection:
             yield connection
 
     def _prepare(self, connection: Connection) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from klimb.errors import AlreadyJudgedError, ArgumentError
@@ -52,7 +52,16 @@ def insert_judgement(connection: Connection, answer: Answer) -> int:
         "judged_at": time.time(),
         "key": answer.key,
     }
-    return connection.execute(insert(judgements).values(values).returning(judgements.c.id)).scalar_one()
+    number = connection.execute(insert(judgements).values(values).returning(judgements.c.id)).scalar_one()
+    count_opinion(connection, answer.pair_id, answer.preferred, 1)
+    return number
+
+
+def count_opinion(connection: Connection, pair_id: int, preferred: str, more: int) -> None:
+    """Keep count of a pair's opinions: who is asked what next needs it of every pair at once."""
+    if preferred != "skip":
+        count = pairs.c.num_opinions + more
+        connection.execute(update(pairs).where(pairs.c.id == pair_id).values(num_opinions=count))
 
 
 def judgement_of_key(connection: Connection, answer: Answer) -> int | None:
@@ -104,7 +113,9 @@ def pair_ids(connection: Connection, rows: Sequence[Pair]) -> list[tuple[int, bo
 def _number_pairs(connection: Connection, ends: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
     if not ends:
         return {}
-    rows = [{"first_id": first, "second_id": second, "priority": 0.0} for first, second in ends]
+    rows = [
+        {"first_id": first, "second_id": second, "priority": 0.0, "num_opinions": 0} for first, second in ends
+    ]
     connection.execute(_insert_new(connection, pairs), rows)
     found: dict[tuple[int, int], int] = {}
     for start in range(0, len(ends), _AT_ONCE):

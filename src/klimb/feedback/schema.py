@@ -56,10 +56,12 @@ pairs = Table(
     Column("first_id", ForeignKey("completions.id"), nullable=False),
     Column("second_id", ForeignKey("completions.id"), nullable=False),
     Column("priority", Float, nullable=False),  # asked first where it is higher
+    Column("num_opinions", Integer, nullable=False),  # judgements that stand, skips apart
     UniqueConstraint("first_id", "second_id", name="one_pair_of_two_completions"),
     CheckConstraint("first_id < second_id", name="first_is_the_older"),
-    Index("pairs_in_the_order_asked", "priority", "id"),
 )
+
+Index("pairs_in_the_order_asked", pairs.c.priority.desc(), pairs.c.id)
 
 judgements = Table(
     "judgements",
@@ -85,6 +87,7 @@ Index(
     postgresql_where=_stands,
 )
 Index("judgements_of_a_rater", judgements.c.rater, judgements.c.id)
+Index("judgements_of_a_pair", judgements.c.pair_id, judgements.c.rater)
 
 assignments = Table(
     "assignments",

@@ -22,6 +22,7 @@ from klimb.feedback.queries import (
     Pair,
     as_judgement,
     as_question,
+    count_opinion,
     count_rows,
     digest_of,
     find_question,
@@ -107,9 +108,9 @@ class Store:
 
     def open_questions(self) -> list[Question]:
         """Pairs that nobody has judged yet, skips apart."""
-        is_judged = select(judgements.c.id).where(judgements.c.pair_id == pairs.c.id, IS_OPINION).exists()
         with self._database.reading() as connection:
-            return [as_question(row) for row in connection.execute(select_questions().where(~is_judged))]
+            rows = connection.execute(select_questions().where(pairs.c.num_opinions == 0))
+            return [as_question(row) for row in rows]
 
     def question(self, pair_id: int) -> Question | None:
         """Find a pair by its number."""
@@ -129,12 +130,8 @@ class Store:
         now = time.time()
         own = judgements.alias()
         theirs = assignments.alias()
-        num_taken = (
+        num_asked = (
             select(func.count())
-            .where(judgements.c.pair_id == pairs.c.id, IS_OPINION)
-            .correlate(pairs)
-            .scalar_subquery()
-            + select(func.count())
             .where(
                 theirs.c.pair_id == pairs.c.id,
                 theirs.c.rater != rater,
@@ -150,7 +147,7 @@ class Store:
         )
         fresh = (
             select(pairs.c.id)
-            .where(~was_asked, num_taken < per_pair)
+            .where(pairs.c.num_opinions < per_pair, pairs.c.num_opinions + num_asked < per_pair, ~was_asked)
             .order_by(pairs.c.priority.desc(), pairs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)  # SQLite has one writer at a time anyway
@@ -195,7 +192,7 @@ class Store:
             The pair; None where there is nothing to take back.
         """
         newest = (
-            select(judgements.c.id, judgements.c.pair_id)
+            select(judgements.c.id, judgements.c.pair_id, judgements.c.preferred)
             .where(judgements.c.rater == rater, STANDS)
             .order_by(judgements.c.id.desc())
             .limit(1)
@@ -206,6 +203,7 @@ class Store:
             if found is None:
                 return None
             connection.execute(update(judgements).where(judgements.c.id == found.id).values(withdrawn_at=now))
+            count_opinion(connection, found.pair_id, found.preferred, -1)
             connection.execute(delete(assignments).where(assignments.c.rater == rater))
             connection.execute(
                 insert(assignments).values(pair_id=found.pair_id, rater=rater, assigned_at=now)
@@ -214,12 +212,7 @@ class Store:
 
     def progress(self, rater: str, *, per_pair: int = 1) -> Progress:
         """Tell how far the judging is."""
-        done = (
-            select(judgements.c.pair_id)
-            .where(IS_OPINION)
-            .group_by(judgements.c.pair_id)
-            .having(func.count() >= per_pair)
-        )
+        done = select(pairs.c.id).where(pairs.c.num_opinions >= per_pair)
         own = select(judgements.c.seconds).where(judgements.c.rater == rater, STANDS)
         with self._database.reading() as connection:
             last = connection.scalars(own.order_by(judgements.c.id.desc()).limit(_LAST)).all()

@@ -29,10 +29,11 @@ def upgrade() -> None:
         sa.Column("first_id", sa.Integer, sa.ForeignKey("completions.id"), nullable=False),
         sa.Column("second_id", sa.Integer, sa.ForeignKey("completions.id"), nullable=False),
         sa.Column("priority", sa.Float, nullable=False),
+        sa.Column("num_opinions", sa.Integer, nullable=False),
         sa.UniqueConstraint("first_id", "second_id", name="one_pair_of_two_completions"),
         sa.CheckConstraint("first_id < second_id", name="first_is_the_older"),
     )
-    op.create_index("pairs_in_the_order_asked", "pairs", ["priority", "id"])
+    op.create_index("pairs_in_the_order_asked", "pairs", [sa.text("priority DESC"), "id"])
     op.create_table(
         "judgements",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -56,6 +57,7 @@ def upgrade() -> None:
         postgresql_where=stands,
     )
     op.create_index("judgements_of_a_rater", "judgements", ["rater", "id"])
+    op.create_index("judgements_of_a_pair", "judgements", ["pair_id", "rater"])
     op.create_table(
         "assignments",
         sa.Column("pair_id", sa.Integer, sa.ForeignKey("pairs.id"), primary_key=True),
