@@ -129,7 +129,7 @@ def _by_place(judgements: Sequence[Judgement], asked: _Asked) -> tuple[dict[Plac
         if first is None or second is None or first[0] != second[0]:
             num_others += 1
             continue
-        models = {"first": "a", "second": "b"}
+        models = {"first": first[1], "second": second[1]}
         preferred = models.get(judgement.preferred, judgement.preferred)
         found[first[0]].append(_Said(judgement.rater, preferred))
     return dict(found), num_others
