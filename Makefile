@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test test-slow check lint types layers format vs-trl clean
+.PHONY: help demo test test-slow check audit lint types layers format vs-trl clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -20,6 +20,15 @@ test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
 	$(BIN)/python -m pytest -m slow
 
 check: lint types layers test  ## everything a commit must pass
+
+audit: $(VENV)/.dev .venv-audit/.done  ## what is installed against its pins, and for known vulnerabilities where that can be asked
+	$(BIN)/python tools/audit.py --python .venv-audit/bin/python
+
+.venv-audit/.done: pyproject.toml
+	@echo "klimb: installing pip-audit in an environment of its own"
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(sed -n 's/^audit = \["\(.*\)"\]/\1/p' pyproject.toml)" && touch $@ || echo "klimb: pip-audit could not be installed"
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check
@@ -47,7 +56,7 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 	@touch $@
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .venv-trl .venv-audit .pytest_cache .ruff_cache .import_linter_cache build dist
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"

@@ -168,7 +168,9 @@ def test_a_failing_reward_says_where_the_weights_are(model_folder, prompts_file,
         "calls = 0\ndef f(completions, **_):\n    global calls\n    calls += 1\n"
         "    return [1.0] * len(completions) if calls < 3 else [1.0]\n"
     )
-    arguments = train_arguments(model_folder, prompts_file, "--out", "runs/x", "--num-steps", "4")
+    arguments = train_arguments(
+        model_folder, prompts_file, "--out", "runs/x", "--num-steps", "4", "--no-preflight"
+    )
     arguments[arguments.index("vader")] = "judge.py:f"
     assert main(arguments) == 2
     error = capsys.readouterr().err

@@ -1,11 +1,12 @@
 """Files that appear whole or not at all."""
 
 import os
+import re
 import stat
 
 import pytest
 
-from klimb.files import cache_folder, whole_folder, write_file
+from klimb.files import cache_folder, remove_folder, remove_leftovers, shorten, whole_folder, write_file
 
 
 def test_a_file_is_replaced_by_the_new_content(tmp_path):
@@ -63,3 +64,51 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_file_is_shortened_and_never_lengthened(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("abcdef")
+    shorten(path, 9)
+    assert path.read_text() == "abcdef"
+    shorten(path, 2)
+    assert path.read_text() == "ab"
+
+
+def test_a_folder_is_replaced_when_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "folder"
+    for content in ("old", "new"):
+        with whole_folder(path, replaces=True) as unfinished:
+            (unfinished / content).write_text(content)
+            assert content == "old" or (path / "old").exists()
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_could_not_be_replaced_is_as_it_was(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("old")
+
+    def fill_and_fail():
+        with whole_folder(path, replaces=True):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fill_and_fail()
+    assert os.listdir(path) == ["old"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_removed(tmp_path):
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    remove_folder(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_are_removed_by_their_names_alone(tmp_path):
+    for name in (".a.json.abcd_123", ".b.json.abcd_123", ".a.json", "a.json", ".a.json.abcd_1234"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".a.json.00000000").mkdir()
+    remove_leftovers(tmp_path, re.compile(r"a\.json"))
+    assert sorted(os.listdir(tmp_path)) == [".a.json", ".a.json.abcd_1234", ".b.json.abcd_123", "a.json"]

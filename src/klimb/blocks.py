@@ -2,6 +2,7 @@
 
 import json
 import math
+import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def _find_in_npy(file: Path, stream: BinaryIO, _: str) -> StoredMatrix:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, is_fortran, dtype = read_header(stream)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, tokenize.TokenError) as error:
         raise DataError(f"{file}: not a .npy file that can be read: {error}") from error
     if dtype.hasobject:
         raise DataError(f"{file}: holds Python objects, which are never unpickled; expected numbers")
@@ -113,20 +114,26 @@ def _find_in_safetensors(file: Path, stream: BinaryIO, name: str) -> StoredMatri
             raise ValueError(f"its header would have {length} bytes")
         header = json.loads(stream.read(length))
         tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: not a .safetensors file: {error}") from error
     if name not in tensors:
         raise DataError(f"{file}: has no tensor {name!r}; it has {', '.join(tensors) or 'none'}")
-    tensor = tensors[name]
-    dtype = _SAFETENSORS_DTYPES.get(tensor["dtype"])
+    try:
+        tensor = tensors[name]
+        stored, (first, _), shape = str(tensor["dtype"]), tensor["data_offsets"], list(tensor["shape"])
+        is_sound = all(isinstance(n, int) and n >= 0 for n in (first, *shape))
+    except (KeyError, TypeError, ValueError):
+        is_sound, stored, first, shape = False, "", 0, []
+    if not is_sound:
+        raise DataError(f"{file}: {name}: its entry in the header is damaged")
+    dtype = _SAFETENSORS_DTYPES.get(stored)
     if dtype is None:
-        raise DataError(f"{file}: {name}: expected a floating dtype, got {tensor['dtype']}")
-    offset = 8 + length + tensor["data_offsets"][0]
-    return StoredMatrix(file, offset, _rows_and_columns(file, tensor["shape"]), _numpy_dtype(file, dtype))
+        raise DataError(f"{file}: {name}: expected a floating dtype, got {stored}")
+    return StoredMatrix(file, 8 + length + first, _rows_and_columns(file, shape), _numpy_dtype(file, dtype))
 
 
 def _rows_and_columns(file: Path, shape: Sequence[int]) -> tuple[int, int]:
-    if len(shape) != 2:
+    if len(shape) != 2 or min(shape) < 0:
         raise DataError(f"{file}: expected a matrix (N, P), got shape {tuple(shape)}")
     return shape[0], shape[1]
 

@@ -5,9 +5,11 @@ imported when they run, so that `klimb --help` answers at once.
 """
 
 import sys
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,7 +17,8 @@ import tyro
 from klimb.errors import ConfigError, KlimbError, MissingExtraError
 from klimb.judge.config import CompareConfig, LabelConfig
 from klimb.reward.config import RewardConfig
-from klimb.train.config import TrainConfig, read_options
+from klimb.text import safe
+from klimb.train.config import TrainConfig, read_options, read_run_options
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
 _INTERRUPTED = 130
@@ -30,6 +33,26 @@ class Train(TrainConfig):
 
     Every option may also stand in a TOML file, by the same name with underscores:
     klimb train --config run.toml [--lr 3e-5 …]; what the command line says goes first.
+    A run that was interrupted goes on with klimb train --resume RUN, to the same bits as if it had not been; its
+    options are those that it has, but for those that are given now.
+    """
+
+    resume: Path | None = None
+    """Folder of a run to go on with; the other options are then not required."""
+
+    accept: tuple[str, ...] = ()
+    """Names of content (prompts, model, or a reward) that may have changed since the run to go on with began."""
+
+    def __post_init__(self) -> None:
+        """Leave the checks to the TrainConfig that is made from this: tyro would reword what they say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(TrainConfig):
+    """Make the checks that a run makes before its first step, and nothing else.
+
+    Takes the options of klimb train, --config included. Shows what was found, and what the memory would be
+    taken by; exit code 2 where a check fails.
     """
 
     def __post_init__(self) -> None:
@@ -90,7 +113,7 @@ class Demo:
 class RewardTrain(RewardConfig):
     """Learn a reward model from what people preferred, test it on prompts held out, and write a page.
 
-    A linear head on the base model's frozen features; the folder is one that
+    A linear head on frozen features, a low-rank adapter, or all weights (--method); the folder is one that
     AutoModelForSequenceClassification opens and that `klimb train --reward` takes.
     """
 
@@ -216,6 +239,7 @@ class FeedbackVerbs:
 
 _Verb = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Update, tyro.conf.subcommand("update")]
     | Annotated[RewardVerbs, tyro.conf.subcommand("reward")]
@@ -227,8 +251,9 @@ _Verb = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line and return its exit code: 0, 2 for bad input, 130 or 143 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.excepthook = _show_traceback
     is_debugging = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -237,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog="klimb",
             description="Fine-tune model weights from human feedback with a KL-penalised policy gradient. "
             "--debug, anywhere, shows the traceback of an error.",
-            args=_with_file_options(arguments),
+            args=_with_run_options(_with_file_options(arguments)),
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
         try:
@@ -250,36 +275,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KlimbError as error:
         if is_debugging:
             raise
-        print("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        print(safe("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])])), file=sys.stderr)  # noqa: T201
         return _ARGUMENTS_OR_DATA
     except OSError as error:  # a full disk, a folder that may not be written
         if is_debugging:
             raise
-        print(f"klimb: {error}", file=sys.stderr)  # noqa: T201
+        print(safe(f"klimb: {error}"), file=sys.stderr)  # noqa: T201
         return _ARGUMENTS_OR_DATA
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if is_debugging:
             raise
-        print("\nklimb: interrupted; what was written stays", file=sys.stderr)  # noqa: T201
-        return _INTERRUPTED
+        print(f"\nklimb: {str(interruption) or 'interrupted; what was written stays'}", file=sys.stderr)  # noqa: T201
+        return getattr(interruption, "exit_code", _INTERRUPTED)
     return 0
 
 
-def _run(verb: Train | Update | Report | Demo | RewardVerbs | Label | Compare | FeedbackVerbs) -> None:
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error that was not handled without secrets, and without what would steer the terminal."""
+    sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _run(
+    verb: Train | Check | Update | Report | Demo | RewardVerbs | Label | Compare | FeedbackVerbs,
+) -> None:
     match verb:
-        case RewardVerbs(RewardTrain() as options):
-            from klimb.reward.console import show_reward
-            from klimb.reward.training import train_reward
-
-            show_reward(train_reward(RewardConfig(**vars(options)), print))
-        case RewardVerbs(RewardScore() as options):
-            from klimb.reward.score import score_file
-
-            print(score_file(options.texts, options.reward, options.output))  # noqa: T201
+        case RewardVerbs(verb=chosen):
+            _run_reward(chosen)
         case Train():
-            from klimb.train.run import train
+            _train(verb)
+        case Check():
+            from klimb.train.run import check
 
-            train(TrainConfig(**vars(verb)))
+            check(TrainConfig(**vars(verb)))
         case Update():
             from klimb.update import update_file
 
@@ -305,6 +332,31 @@ def _run(verb: Train | Update | Report | Demo | RewardVerbs | Label | Compare | 
             from klimb.judge.console import show_comparison
 
             show_comparison(compare(CompareConfig(**vars(verb))))
+
+
+def _train(verb: Train) -> None:
+    from klimb.train.run import train
+
+    options = dict(vars(verb))
+    run, accept = options.pop("resume"), options.pop("accept")
+    if run is None and accept:
+        raise ConfigError("accept: has no meaning without --resume")
+    if run is not None and options["out"] != run:
+        raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
+    train(TrainConfig(**options), resume=run is not None, accept=accept)
+
+
+def _run_reward(verb: RewardTrain | RewardScore) -> None:
+    match verb:
+        case RewardTrain():
+            from klimb.reward.console import show_reward
+            from klimb.reward.training import train_reward
+
+            show_reward(train_reward(RewardConfig(**vars(verb)), print))
+        case RewardScore():
+            from klimb.reward.score import score_file
+
+            print(score_file(verb.texts, verb.reward, verb.output))  # noqa: T201
 
 
 def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | FeedbackPrioritise) -> None:
@@ -335,26 +387,53 @@ def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | Feedbac
 
 def _with_file_options(arguments: list[str]) -> list[str]:
     """Replace `--config FILE` by the options in the file that the command line does not give itself."""
-    if arguments[:1] != ["train"]:
+    if arguments[:1] not in (["train"], ["check"]):
         return arguments
-    split = [part for argument in arguments for part in _split_config(argument)]
+    split = _split(arguments, "--config")
     if "--config" not in split:
         return arguments
     place = split.index("--config")
     if place + 1 == len(split):
         raise ConfigError("--config: expected a TOML file after it")
     file, rest = Path(split[place + 1]), split[1:place] + split[place + 2 :]
-    given = {argument.split("=")[0].replace("_", "-") for argument in rest if argument.startswith("--")}
-    from_file: list[str] = []
-    for name, value in read_options(file).items():
+    return [arguments[0], *_not_given(read_options(file), rest), *rest]
+
+
+def _with_run_options(arguments: list[str]) -> list[str]:
+    """Add to `--resume RUN` the options that the run has and the command line does not give itself."""
+    split = _split(arguments, "--resume")
+    if arguments[:1] != ["train"] or "--resume" not in split:
+        return arguments
+    place = split.index("--resume")
+    if place + 1 == len(split):
+        raise ConfigError("--resume: expected the folder of a run after it")
+    run, usual = split[place + 1], {field.name: field.default for field in fields(TrainConfig)}
+    options = {
+        name: value
+        for name, value in (read_run_options(Path(run)) | {"out": run}).items()
+        if (tuple(value) if isinstance(value, list) else value) != usual[name]
+    }
+    return ["train", *_not_given(options, split[1:]), *split[1:]]
+
+
+def _split(arguments: list[str], flag: str) -> list[str]:
+    """Take `flag=value` apart."""
+    return [
+        part
+        for argument in arguments
+        for part in (argument.split("=", 1) if argument.startswith(f"{flag}=") else [argument])
+    ]
+
+
+def _not_given(options: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Write as arguments those options that these do not give themselves."""
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    added: list[str] = []
+    for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         if not given & {flag, flag.replace("--", "--no-", 1)}:
-            from_file += _as_arguments(flag, value)
-    return ["train", *from_file, *rest]
-
-
-def _split_config(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+            added += _as_arguments(flag, value)
+    return added
 
 
 def _as_arguments(flag: str, value: Any) -> list[str]:

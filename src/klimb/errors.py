@@ -23,7 +23,11 @@ class DataError(KlimbError, ValueError):
 
 
 class RewardError(KlimbError, RuntimeError):
-    """A reward could not be loaded, raised, or returned something unusable."""
+    """A reward could not be loaded, or failed for more completions than may fail."""
+
+
+class RewardHangsError(RewardError):
+    """A reward is still busy with a call that was given up, and cannot be asked again."""
 
 
 class ModelNotFoundError(KlimbError, FileNotFoundError):
@@ -34,8 +38,16 @@ class DivergedError(KlimbError, ArithmeticError):
     """The weights have gone where predictions or gradients are no longer finite numbers."""
 
 
+class PreflightError(KlimbError, RuntimeError):
+    """A check before the first step failed; the message gives the remedy."""
+
+
 class SamplerGapError(KlimbError, ArithmeticError):
     """Sampling and training give the same tokens different log-probs."""
+
+
+class GuardError(KlimbError, ArithmeticError):
+    """A run has passed a bound that its options state, and was stopped."""
 
 
 class RunFolderError(KlimbError, OSError):

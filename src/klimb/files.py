@@ -1,11 +1,15 @@
 """Files that appear whole or not at all, and the folder where klimb caches what it converts."""
 
 import contextlib
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as tempfile names what is written aside
 
 
 def cache_folder() -> Path:
@@ -44,6 +48,20 @@ def append_text(path: Path, text: str) -> None:
         _sync_folder(path.parent)
 
 
+def shorten(path: Path, size: int) -> None:
+    """Cut a file after so many bytes, synced to the disk; one that is no longer is left as it is."""
+    with path.open("r+b") as file:
+        if file.seek(0, os.SEEK_END) > size:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, which is read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, synced to the disk; one that exists is left as it is."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -53,11 +71,12 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replaces: bool = False) -> Iterator[Path]:
     """Yield a folder to fill; on success it becomes `path`, on failure it is removed.
 
     Every file is synced to the disk before the rename, so a folder under the final name is
-    complete whatever the moment of a crash. An existing `path` is an error.
+    complete whatever the moment of a crash. An existing `path` is an error, or is replaced if asked: there
+    is an instant then when neither is there.
     """
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -71,11 +90,39 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 file.chmod(0o666 & ~mask)  # some libraries write files that only their owner can read
                 _sync_file(file)
             _sync_folder(Path(folder))
+        if replaces and path.exists():
+            remove_folder(path)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, so that it is there whole or not at all whatever the moment of a crash."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        path.rename(aside / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what a crash left of files and folders that were being written here, or removed.
+
+    Args:
+        folder: Where; nothing in its folders is looked at.
+        names: What names of theirs must match as a whole.
+    """
+    for path in folder.iterdir():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and names.fullmatch(found[1]):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

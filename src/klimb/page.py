@@ -26,6 +26,7 @@ _STYLE = {
     "grid.color": _INK,
     "svg.fonttype": "none",
     "text.color": _INK,
+    "text.parse_math": False,  # a dollar in a name begins no formula
     "xtick.color": _INK,
     "ytick.color": _INK,
 }

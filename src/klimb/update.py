@@ -81,7 +81,7 @@ def _read(step: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         archive = np.load(step, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{step}: cannot read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, SyntaxError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{step}: not a .npz file") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{step}: expected a .npz file of several arrays, got a single array")
@@ -94,5 +94,5 @@ def _read(step: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
             )
         try:
             return {name: archive[name] for name in names}
-        except (ValueError, zipfile.BadZipFile, zlib.error, OSError) as error:
+        except (ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, OSError, MemoryError) as error:
             raise DataError(f"{step}: an array in it cannot be read: {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klimb import batch_mean, group_normalised, leave_one_out, no_baseline, policy_gradient
+from klimb import batch_mean, group_normalised, leave_one_out, no_baseline, policy_gradient, reinforce
 from klimb.core.advantages import BASELINES
 
 
@@ -135,3 +135,125 @@ def test_the_batch_mean_of_a_single_sample_is_refused():
     with pytest.raises(ValueError, match="at least 2 samples"):
         batch_mean([[1.0]])
     np.testing.assert_array_equal(batch_mean([[1.0], [3.0]]), [[-1.0], [1.0]])
+
+
+NAN = float("nan")
+
+
+def test_what_does_not_count_by_hand():
+    rewards = [[1.0, 3.0, NAN], [6.0, NAN, NAN], [NAN, NAN, NAN]]
+    is_valid = [[True, True, False], [True, False, False], [False] * 3]
+    # Three samples count, with mean 10/3; the first prompt has 1 and 3, the second one alone, the third none.
+    np.testing.assert_array_equal(
+        no_baseline(rewards, is_valid=is_valid), [[1.0, 3.0, 0.0], [6.0, 0.0, 0.0], [0.0] * 3]
+    )
+    np.testing.assert_allclose(
+        batch_mean(rewards, is_valid=is_valid),
+        [[-7 / 3, -1 / 3, 0.0], [8 / 3, 0.0, 0.0], [0.0] * 3],
+        atol=1e-14,
+    )
+    np.testing.assert_allclose(
+        leave_one_out(rewards, is_valid=is_valid), [[-2.0, 2.0, 0.0], [0.0] * 3, [0.0] * 3], atol=1e-14
+    )
+    half = 1 / np.sqrt(2)  # (1 − 2)/√2
+    np.testing.assert_allclose(
+        group_normalised(rewards, 0.0, is_valid=is_valid),
+        [[-half, half, 0.0], [0.0] * 3, [0.0] * 3],
+        atol=1e-14,
+    )
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_a_batch_with_failures_is_the_batch_without_them(name):
+    rewards = random_rewards(num_prompts=4, group_size=5)
+    is_valid = np.ones((4, 5), dtype=bool)
+    for prompt, failed in enumerate([(0, 3), (1, 2), (4, 0), (2, 4)]):
+        is_valid[prompt, list(failed)] = False
+    rewards[~is_valid] = NAN
+    advantages = BASELINES[name](rewards, is_valid=is_valid)
+    np.testing.assert_allclose(
+        advantages[is_valid].reshape(4, 3), BASELINES[name](rewards[is_valid].reshape(4, 3)), atol=1e-14
+    )
+    assert (advantages[~is_valid] == 0).all()
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_a_prompt_of_which_all_failed_changes_nothing_for_the_others(name):
+    rewards = random_rewards(num_prompts=4)
+    is_valid = np.array([[True] * 4, [True] * 4, [False] * 4, [True] * 4])
+    advantages = BASELINES[name](rewards, is_valid=is_valid)
+    np.testing.assert_allclose(
+        advantages[[0, 1, 3]], BASELINES[name](rewards[[0, 1, 3]]), rtol=1e-13, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_where_all_count_it_is_as_if_nothing_were_said(name):
+    rewards = random_rewards()
+    np.testing.assert_array_equal(
+        BASELINES[name](rewards, is_valid=np.ones((3, 4), dtype=bool)), BASELINES[name](rewards)
+    )
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_where_all_failed_there_is_nothing_to_learn(name):
+    np.testing.assert_array_equal(
+        BASELINES[name](np.full((2, 3), NAN), is_valid=np.zeros((2, 3), dtype=bool)), np.zeros((2, 3))
+    )
+
+
+@pytest.mark.parametrize("name", ["batch_mean", "leave_one_out", "group_normalised"])
+@pytest.mark.parametrize("is_valid", [None, [[True, True, True, False]]])
+def test_equal_rewards_give_exactly_zero(name, is_valid):
+    # 0.1 + 0.1 + 0.1 rounds, so the mean is not exactly 0.1.
+    rewards = [[0.1, 0.1, 0.1]] if is_valid is None else [[0.1, 0.1, 0.1, 9.0]]
+    assert (BASELINES[name](rewards, is_valid=is_valid) == 0).all()
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_gradients_with_failures_are_those_of_finite_differences(name):
+    rng = np.random.default_rng(5)
+    logits, arms = rng.normal(size=4), np.array([[0, 2, 1], [3, 0, 2]])
+    rewards, is_valid = rng.normal(size=(2, 3)), np.array([[True, False, True], [True, True, True]])
+    advantages = BASELINES[name](rewards, is_valid=is_valid)[is_valid]
+    chosen = arms[is_valid]
+
+    def surrogate(logits):
+        log_probs = torch.log_softmax(torch.as_tensor(logits), 0)[torch.as_tensor(chosen)]
+        return reinforce(log_probs, torch.from_numpy(advantages), num_samples=int(is_valid.sum()))
+
+    variable = torch.from_numpy(logits).requires_grad_()
+    surrogate(variable).backward()
+    nudges = 1e-6 * np.eye(4)
+    differences = [float(surrogate(logits + nudge) - surrogate(logits - nudge)) / 2e-6 for nudge in nudges]
+    np.testing.assert_allclose(variable.grad.numpy(), differences, atol=1e-9)
+    probs = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(
+        variable.grad.numpy(), policy_gradient(advantages, np.eye(4)[chosen] - probs), atol=1e-14
+    )
+
+
+def test_leave_one_out_stays_unbiased_where_some_failed():
+    probs, rewards, grads = softmax_policy(num_arms=4, seed=1)
+    is_valid = [[True, False, True, True]]
+
+    def of_those_that_count(group_rewards):
+        return leave_one_out(group_rewards, is_valid=is_valid)
+
+    total = np.zeros(4)
+    for group in itertools.product(range(4), repeat=4):
+        arms = list(group)
+        advantages = of_those_that_count(rewards[arms][None, :])[0]
+        total += np.prod(probs[arms]) * policy_gradient(advantages, grads[arms]) * 4 / 3  # 3 of 4 count
+    np.testing.assert_allclose(total, (probs * rewards) @ grads, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_flags_that_are_none_are_refused(name):
+    rewards = [[1.0, 2.0], [3.0, 4.0]]
+    with pytest.raises(ValueError, match=r"is_valid: expected shape \(2, 2\), got \(2,\)"):
+        BASELINES[name](rewards, is_valid=[True, False])
+    with pytest.raises(ValueError, match="is_valid: expected booleans"):
+        BASELINES[name](rewards, is_valid=[[1.0, 0.5], [0.0, 1.0]])
+    with pytest.raises(ValueError, match=r"rewards: expected finite numbers, got nan at \[1, 0\]"):
+        BASELINES[name]([[NAN, 1.0], [NAN, 1.0]], is_valid=[[False, True], [True, True]])

@@ -42,8 +42,12 @@ def test_every_equation_gives_the_same_on_every_library(library):
     rng = np.random.default_rng(1)
     convert = LIBRARIES[library]
     rewards = rng.normal(size=(3, 4))
+    is_valid = np.array([[True, False, True, True], [False] * 4, [False, True, False, False]])
     for baseline in BASELINES.values():
         np.testing.assert_allclose(np.asarray(baseline(convert(rewards))), baseline(rewards), atol=1e-13)
+        masked = baseline(convert(rewards), is_valid=convert(is_valid))
+        assert type(masked) is type(convert(rewards))
+        np.testing.assert_allclose(np.asarray(masked), baseline(rewards, is_valid=is_valid), atol=1e-13)
     policy, reference = (np.log(rng.dirichlet(np.ones(6))) for _ in range(2))
     for function in (klimb.k1, klimb.k2, klimb.k3, klimb.exact_kl):
         np.testing.assert_allclose(

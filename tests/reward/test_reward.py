@@ -26,7 +26,7 @@ def reward_file(tmp_path, monkeypatch):
 
 
 def judge(specs, batch=None, weights=None):
-    return load_rewards(specs, weights)(batch or Batch(["p", "p"], ["good", "bad"]))
+    return load_rewards(specs, weights)(batch or Batch(["p", "p"], ["good", "bad"])).complete()
 
 
 def test_vader_prefers_pleasant_words():
@@ -46,7 +46,7 @@ def test_a_judge_is_asked_and_counts_for_nothing(reward_file):
     assert rewards.parts["vader"][0] > 0
     assert rewards.parts[f"{file}:shy"] == [None]
     with pytest.raises(KlimbError, match="every reward returned None"):
-        load_rewards([f"{file}:shy"], judges=["vader"])(Batch(["p"], ["good"]))
+        load_rewards([f"{file}:shy"], judges=["vader"])(Batch(["p"], ["good"])).complete()
     with pytest.raises(KlimbError, match="each reward or judge may be named once"):
         load_rewards(["vader"], judges=["vader"])
 
@@ -115,13 +115,13 @@ def test_several_rewards_are_weighted_and_added(reward_file):
     ("body", "message"),
     [
         ("return [1.0]", "expected 2 numbers, one a completion, got 1"),
-        ("return [1.0, float('nan')]", "expected a finite number, got nan for completion 1 of 2: 'bad'"),
-        ("return [float('inf'), 1.0]", "expected a finite number, got inf for completion 0"),
-        ("return [1.0, 'x']", "expected a number or None, got 'x' for completion 1"),
+        ("return [1.0, float('nan')]", "expected a finite number, got nan, at completion 1 of 2: 'bad'"),
+        ("return [float('inf'), 1.0]", "expected a finite number, got inf, at completion 0"),
+        ("return [1.0, 'x']", "expected a number or None, got 'x', at completion 1"),
         ("return 1.0", "expected a list of 2 numbers, one a completion, got float"),
         ("return None", "expected a list of 2 numbers, one a completion, got NoneType"),
         ("yield 1 / 0", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
-        ("return [None, 1.0]", "every reward returned None for completion 0"),
+        ("return [None, 1.0]", "every reward returned None, at completion 0"),
         ("return [1 / 0]", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
     ],
 )
@@ -199,10 +199,14 @@ def test_a_classifier_with_several_outputs_is_refused(classifier_folder):
         load_rewards([str(folder)])
 
 
-def test_a_text_longer_than_the_classifier_reads_is_refused(classifier_folder):
+def test_a_text_longer_than_the_classifier_reads_fails_alone(classifier_folder):
     folder, _ = classifier_folder(1)
     with pytest.raises(KlimbError, match="have 65 tokens and it reads at most 64"):
         judge([str(folder)], Batch(["a" * 60], ["b" * 5]))
+    rewards = load_rewards([str(folder)])(Batch(["a", "a" * 60, "ab"], ["b", "b" * 5, "c"]))
+    assert [failure.index for failure in rewards.failures] == [1]
+    expected = judge([str(folder)], Batch(["a", "ab"], ["b", "c"])).total
+    assert rewards.given == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_reward_model_that_is_not_there_is_said():

@@ -38,9 +38,9 @@ SCRIPT = """
 num_evaluations = 0
 def judge(completions, **_):
     global num_evaluations
-    if len(completions) != 12:
+    if len(completions) != 12 and num_evaluations <= len({values}):
         return [None] * len(completions)
-    num_evaluations += 1
+    num_evaluations += len(completions) == 12
     return [{values}[num_evaluations - 1]] * 12
 """
 
@@ -124,7 +124,8 @@ def turned(model_folder, tmp_path_factory):
         num_steps=60,
         completions_per_prompt=24,
         eval_completions_per_prompt=16,
-        checkpoint_every=5,
+        checkpoint_every=6,
+        keep_checkpoints=None,
     )
     return config, *run(config)
 
@@ -324,7 +325,10 @@ def test_the_best_so_far_outlives_a_run_that_fails(make_config, scripted):
     with pytest.raises(KlimbError, match="raised IndexError") as caught:
         run(config)
     folder = RunFolder.open(config.out)
-    assert caught.value.__notes__ == [f"3 updates were made; what was written stays in {config.out}"]
+    assert caught.value.__notes__ == [
+        f"3 updates were made; what was written stays in {config.out}",
+        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {config.out}",
+    ]
     assert folder.read_choice().step == 1
     assert not folder.model.exists()
     policy = load_policy(config)
@@ -346,7 +350,10 @@ def judge(completions, **_):
         RunFolderError, match=r"step-000001/weights\.safetensors: cut short or altered"
     ) as caught:
         run(make_config(judges=(judge,), keep_best=judge, eval_every=1, num_steps=3))
-    assert caught.value.__notes__ == [f"3 updates were made; what was written stays in {tmp_path / 'run'}"]
+    assert caught.value.__notes__ == [
+        f"3 updates were made; what was written stays in {tmp_path / 'run'}",
+        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {tmp_path / 'run'}",
+    ]
     assert (tmp_path / "run/checkpoints/step-000003/state.json").is_file()
     assert not (tmp_path / "run/model").exists()
 

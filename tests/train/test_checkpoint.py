@@ -69,6 +69,10 @@ def flip_a_bit(file):
     file.write_bytes(bytes(content))
 
 
+def another_beta(file):
+    file.write_text(file.read_text().replace('"remembered": {}', '"remembered": {"beta": 7}'))
+
+
 def cut_short(file):
     file.write_bytes(file.read_bytes()[:-5])
 
@@ -90,6 +94,7 @@ def cut_short(file):
         ("state.json", lambda file: file.unlink(), r"state\.json: missing"),
         ("state.json", cut_short, r"state\.json: cut short or altered"),
         ("state.json", lambda file: file.write_text("{}"), r"state\.json: altered: expected num_updates"),
+        ("state.json", another_beta, r"state\.json: altered since it was written"),
         ("state.json", lambda file: file.write_bytes(b"\xff"), r"state\.json: cut short or altered"),
     ],
 )
@@ -122,10 +127,12 @@ def rewritten(change, file):
     weights = load_file(file)
     change(weights)
     save_file(weights, file)
-    from klimb.train.checkpoint import _sha256
+    from klimb.files import sha256
+    from klimb.train.checkpoint import seal
 
     state = json.loads((file.parent / "state.json").read_text())
-    state["sha256"][file.name] = _sha256(file)
+    state["sha256"][file.name] = sha256(file)
+    state["seal"] = seal(state)
     (file.parent / "state.json").write_text(json.dumps(state))
 
 

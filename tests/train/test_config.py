@@ -27,6 +27,8 @@ def test_the_options_and_their_defaults_are_these():
         "reward_weights": None,
         "judges": [],
         "caution": 0.0,
+        "max_failed": 0.1,
+        "reward_timeout": None,
         "prompt_column": "prompt",
         "eval_prompts": None,
         "eval_completions_per_prompt": 4,
@@ -47,6 +49,8 @@ def test_the_options_and_their_defaults_are_these():
         "objective": "reinforce",
         "baseline": "leave_one_out",
         "beta": 0.05,
+        "kl_target": None,
+        "kl_horizon": 500,
         "optimiser": "adamw",
         "lr": 1e-5,
         "weight_decay": 0.0,
@@ -54,9 +58,18 @@ def test_the_options_and_their_defaults_are_these():
         "adam_epsilon": 1e-8,
         "max_grad_norm": 1.0,
         "warmup_steps": 0,
+        "lr_schedule": "constant",
         "max_sampler_gap": None,
+        "on_guard": "stop",
+        "max_kl": None,
+        "min_entropy": None,
+        "max_entropy": None,
+        "max_same": None,
+        "max_spike": None,
+        "preflight": True,
         "num_steps": 100,
         "checkpoint_every": 50,
+        "keep_checkpoints": 3,
         "seed": 0,
     }
 
@@ -90,6 +103,15 @@ def test_a_configuration_survives_json():
         ({"lora_alpha": 4.0}, "lora_alpha: has no meaning without lora_rank"),
         ({"eval_every": 0}, "eval_every: expected at least 1, got 0"),
         ({"patience": 0}, "patience: expected at least 1, got 0"),
+        ({"max_failed": 1.1}, "max_failed: expected a share from 0 to 1, got 1.1"),
+        ({"max_failed": float("nan")}, "max_failed: expected a share from 0 to 1, got nan"),
+        ({"reward_timeout": 0.0}, "reward_timeout: expected a finite number above 0, got 0.0"),
+        ({"judges": ("https://me:hush@host/",)}, "reward https://\\*\\*\\*@host/ has a password, token"),
+        ({"max_kl": 0.0}, "max_kl: expected a finite number above 0, got 0"),
+        ({"min_entropy": -1.0}, "min_entropy: expected a finite number above 0"),
+        ({"max_entropy": float("inf")}, "max_entropy: expected a finite number above 0"),
+        ({"max_same": 1.0}, "max_same: expected a share below 1, got 1"),
+        ({"max_spike": 0.0}, "max_spike: expected a finite number above 0"),
         ({"keep_best": "reward"}, "keep_best: chooses among evaluations along the run; set eval_every"),
         (
             {"keep_best": "vader", "eval_every": 5},
@@ -100,6 +122,17 @@ def test_a_configuration_survives_json():
             r"one of the judges \(a, b\), got 'x'",
         ),
         ({"patience": 2, "eval_every": 5}, "patience: waits for a new best; set keep_best"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: expected at least 1, got 0"),
+        ({"kl_target": 0.0}, "kl_target: expected a finite number above 0, got 0.0"),
+        ({"kl_target": 6.0, "beta": 0.0}, "kl_target: multiplies beta, and 0 stays 0"),
+        (
+            {"kl_target": 6.0, "kl_horizon": 31},
+            "kl_horizon: expected at least the 32 completions of a step, got 31",
+        ),
+        (
+            {"lr_schedule": "cosine", "warmup_steps": 10, "num_steps": 10},
+            "lr_schedule: falls after warm-up, and warmup_steps 10 leaves none of the 10 steps",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_refused(changes, message):
@@ -160,3 +193,30 @@ def test_the_declared_objective_states_weights_and_what_is_trained():
     assert "(a + 0.5 · b)" in words
     assert "low-rank adapter (rank 8)" in words
     assert "over 3 steps" in words
+
+
+def test_the_declared_update_has_the_fall_of_the_rate():
+    linear = declare(
+        config(
+            lr_schedule="linear", lr=0.1, warmup_steps=4, num_steps=100, max_grad_norm=None, optimiser="sgd"
+        )
+    )
+    assert linear.formulas[-2:] == [
+        "lr = 0.1 · min(1, step / 4) · min(1, (101 − step) / 96)",
+        "w ← w + lr · g",
+    ]
+    assert (
+        "reached linearly over 4 steps, which falls linearly to 0 at the end of 100 steps" in linear.words[-1]
+    )
+    cosine = declare(config(lr_schedule="cosine", lr=0.1, num_steps=100))
+    assert "lr = 0.1 · (1 + cos(π · max(0, step − 1) / 100)) / 2" in cosine.formulas
+
+
+def test_the_declared_objective_says_how_beta_is_moved():
+    declaration = declare(config(beta=0.25, kl_target=6.0))
+    assert "maximise  E_π[r(y)] − β · KL(π‖π_ref)" in declaration.formulas
+    assert "r̃_i = r_i − β · k_i" in declaration.formulas
+    assert declaration.formulas[-1] == "β ← β · (1 + min(0.2, max(−0.2, (mean of k) / 6 − 1)) · 32 / 500)"
+    assert "β is 0.25 in the first step and moved after each, so that the KL stays near 6 nats" in " ".join(
+        declaration.words
+    )

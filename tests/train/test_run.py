@@ -61,6 +61,7 @@ def test_the_folder_has_all_that_the_design_promises(make_config):
         "completions.jsonl",
         "config.json",
         "evaluations.jsonl",
+        "fingerprints.json",
         "metrics.jsonl",
         "model",
         "report.html",
@@ -200,12 +201,15 @@ def failing_reward(tmp_path, body):
 
 def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
     # The first call judges before training; steps 0, 1, 2 succeed, step 3 fails.
-    body = "    if calls == 5:\n        raise ValueError('no more')\n    return [float(len(c)) for c in completions]\n"
-    config = make_config(reward=failing_reward(tmp_path, body))
+    body = "    if calls >= 5:\n        raise ValueError('no more')\n    return [float(len(c)) for c in completions]\n"
+    config = make_config(reward=failing_reward(tmp_path, body), preflight=False)
     with pytest.raises(KlimbError, match="raised ValueError: no more") as caught:
         run(config)
     checkpoint = config.out / "checkpoints" / "step-000003"
-    assert caught.value.__notes__ == [f"3 updates were made; what was written stays in {config.out}"]
+    assert caught.value.__notes__ == [
+        f"3 updates were made; what was written stays in {config.out}",
+        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {config.out}",
+    ]
     assert (checkpoint / "state.json").is_file()
     assert len(read_lines(config.out / "metrics.jsonl")) == 3
     assert len(read_lines(config.out / "completions.jsonl")) == 3 * 6
@@ -228,8 +232,8 @@ def test_a_prompt_that_is_trained_on_is_not_held_out(make_config, write_jsonl):
 
 def test_the_result_is_saved_before_it_is_judged(make_config, tmp_path):
     # The first call judges before training, five steps follow, and the seventh call fails.
-    body = "    if calls == 7:\n        raise ValueError('no more')\n    return [float(len(c)) for c in completions]\n"
-    config = make_config(reward=failing_reward(tmp_path, body))
+    body = "    if calls >= 7:\n        raise ValueError('no more')\n    return [float(len(c)) for c in completions]\n"
+    config = make_config(reward=failing_reward(tmp_path, body), preflight=False)
     with pytest.raises(KlimbError, match="no more"):
         run(config)
     assert load_policy(make_config(model=str(config.out / "model")))

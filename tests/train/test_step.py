@@ -6,7 +6,7 @@ import torch
 
 from klimb import rlhf_weight_update
 from klimb.core.objectives import reinforce
-from klimb.errors import DivergedError, SamplerGapError
+from klimb.errors import DivergedError, RewardError, SamplerGapError
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.reward.function import FunctionReward
@@ -14,7 +14,7 @@ from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent
 from klimb.train.config import TrainConfig
 from klimb.train.prompts import PromptRow
-from klimb.train.step import sample_and_judge, take_step
+from klimb.train.step import find_advantages, sample_and_judge, take_step
 
 ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]  # unequal lengths: padding
 BETA, LR, TEMPERATURE = 0.3, 0.05, 0.9
@@ -244,3 +244,113 @@ def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_mo
         reinforce, judged.completions, torch.ones(9, dtype=torch.float64)
     )
     assert (flatten(policy.trainable().values()) != weights).any()
+
+
+def failing(*failed):
+    """The same reward, where some completions of every batch have none."""
+
+    def reward(completions):
+        return [
+            float("nan") if index in failed else value for index, value in enumerate(count_bs(completions))
+        ]
+
+    return WeightedSum([FunctionReward("failing", reward)])
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 4])
+def test_a_step_with_failures_is_rlhf_weight_update_on_the_completions_that_have_a_reward(
+    make_policy, micro_batch_size
+):
+    policy, reward, options = make_policy(micro_batch_size), failing(1, 3, 4, 5), config(max_failed=0.5)
+    ascent = Ascent(policy, options)
+    take_step(policy, reward, ascent, ROWS, Draw(0, 0, [0, 1, 2]), options)
+    weights = flatten(policy.trainable().values())
+    before = make_policy()
+    before.model.load_state_dict(policy.model.state_dict())
+
+    judged, _ = take_step(policy, reward, ascent, ROWS, Draw(0, 1, [0, 1, 2]), options)
+
+    assert judged.valid == [0, 2, 6, 7, 8]  # of the second prompt none
+    completions = judged.completions.rows(torch.tensor(judged.valid))
+    assert len(set(completions.lengths.tolist())) > 1
+    expected = rlhf_weight_update(
+        weights=weights,
+        rewards=judged.rewards.given,
+        policy_log_probs=completions.log_probs.numpy(),
+        ref_log_probs=policy.reference.score(completions).numpy(),
+        log_prob_grads=log_prob_gradients(before, completions),
+        beta=BETA,
+        lr=LR,
+    )
+    updated = flatten(policy.trainable().values())
+    assert np.abs(updated - weights).max() > 1e-3
+    np.testing.assert_allclose(updated, expected, rtol=0, atol=1e-10)
+
+
+def test_what_failed_counts_for_no_advantage(make_policy):
+    policy, options = make_policy(), config(max_failed=1.0, baseline="leave_one_out", beta=0.0)
+    judged, _ = take_step(
+        policy, failing(2, 3, 4), Ascent(policy, options), ROWS, Draw(0, 0, [0, 1, 2]), options
+    )
+    total = judged.rewards.total
+    advantages = find_advantages(judged, options).tolist()
+    # Two are left of the first prompt, one alone of the second, and all of the third.
+    gap, mean = total[0] - total[1], sum(total[6:]) / 3
+    expected = [gap, -gap, 0.0, 0.0, 0.0, 0.0, *[1.5 * (reward - mean) for reward in total[6:]]]
+    np.testing.assert_allclose(advantages, expected, atol=1e-14)
+
+
+def test_a_step_of_which_all_failed_moves_nothing_and_is_counted(make_policy):
+    policy, options = make_policy(), config(max_failed=1.0, optimiser="adamw")
+    ascent = Ascent(policy, options)
+    take_step(policy, REWARD, ascent, ROWS, Draw(0, 0, [0, 1, 2]), options)
+    weights, moments = flatten(policy.trainable().values()), ascent.moments()
+    moments = {name: value.clone() for name, value in moments.items()}
+    judged, metrics = take_step(policy, failing(*range(9)), ascent, ROWS, Draw(0, 1, [0, 1, 2]), options)
+    assert judged.rewards.given == []
+    assert (metrics.grad_norm, metrics.lr) == (0.0, 0.0)
+    assert (flatten(policy.trainable().values()) == weights).all()
+    assert all(torch.equal(value, moments[name]) for name, value in ascent.moments().items())
+    assert policy.num_updates == 2
+    # What comes after is as far from the reference as it was.
+    assert any(judged.kl)
+    take_step(policy, REWARD, ascent, ROWS, Draw(0, 2, [0, 1, 2]), options)
+    assert (flatten(policy.trainable().values()) != weights).any()
+
+
+def test_rewards_that_are_all_equal_move_nothing(make_policy):
+    policy, options = make_policy(), config(baseline="leave_one_out", beta=0.0)
+    reward = WeightedSum([FunctionReward("equal", lambda completions: [0.1] * len(completions))])
+    weights = flatten(policy.trainable().values())
+    _, metrics = take_step(policy, reward, Ascent(policy, options), ROWS, Draw(0, 0, [0, 1, 2]), options)
+    assert metrics.grad_norm == 0.0
+    assert (flatten(policy.trainable().values()) == weights).all()
+
+
+def test_too_many_failures_stop_the_run_before_the_weights_move(make_policy):
+    policy, options = make_policy(), config()
+    weights = flatten(policy.trainable().values())
+    with pytest.raises(
+        RewardError,
+        match=r"failing: expected a finite number, got nan, at completion 2 of 9: .*; 1 of 9 .* max_failed 0\.1",
+    ):
+        take_step(policy, failing(2), Ascent(policy, options), ROWS, Draw(0, 0, [0, 1, 2]), options)
+    assert (flatten(policy.trainable().values()) == weights).all()
+    assert policy.num_updates == 0
+
+
+def test_a_reward_gets_the_prompt_as_the_policy_reads_it(make_policy):
+    seen = []
+
+    class Reward:
+        name = "seen"
+
+        def __call__(self, batch):
+            seen.append(batch.rendered)
+            return [0.0] * len(batch.texts)
+
+    policy = make_policy()
+    take_step(
+        policy, WeightedSum([Reward()]), Ascent(policy, config()), ROWS, Draw(0, 0, [0, 1, 2]), config()
+    )
+    assert seen == [["abc"] * 3 + ["d"] * 3 + ["fghij"] * 3]

@@ -2,8 +2,15 @@
 
 Axes: B prompts, G completions a prompt. Each function takes (adjusted) rewards (B, G) and
 returns advantages (B, G); rewards are constants under differentiation.
+
+A sample may have no reward, because what was to judge it failed: `is_valid` (B, G) is False there. Such a sample counts
+for nothing: no mean, no spread and no number of samples knows of it, its reward may be anything, NaN included, and its
+advantage is 0. The gradient is then to be divided by the number of valid samples of the whole batch.
+
+Where no more than one sample is left to compare, and where all are equal, the advantages are exactly 0.
 """
 
+import math
 from typing import Any, Protocol
 
 from jaxtyping import Float
@@ -15,16 +22,18 @@ from klimb.errors import ArgumentError
 GROUP_EPSILON = 1e-4
 """What `group_normalised` adds to the standard deviation by default, in reward units."""
 
+_BATCH, _GROUP = (0, 1), (1,)  # axes of a mean
+
 
 class Baseline(Protocol):
-    """A function from rewards (B, G) to advantages (B, G)."""
+    """A function from rewards (B, G), and which of them count, to advantages (B, G)."""
 
-    def __call__(self, rewards: ArrayLike, /) -> Float[Array, "B G"]:
+    def __call__(self, rewards: ArrayLike, /, *, is_valid: ArrayLike | None = None) -> Float[Array, "B G"]:
         """Turn rewards into advantages."""
         ...
 
 
-def no_baseline(rewards: ArrayLike) -> Float[Array, "B G"]:
+def no_baseline(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Float[Array, "B G"]:
     """Use the rewards as they are.
 
     a_bg = r_bg
@@ -33,12 +42,13 @@ def no_baseline(rewards: ArrayLike) -> Float[Array, "B G"]:
 
     Args:
         rewards: Adjusted rewards, (B, G).
+        is_valid: Which samples count, (B, G) booleans; all where None.
 
     Returns:
-        The advantages, (B, G).
+        The advantages, (B, G); 0 where a sample does not count.
 
     Raises:
-        ArgumentError: Not two axes, an empty batch, or a value that is not a finite real number.
+        ArgumentError: Not two axes, an empty batch, or a value that counts and is not a finite real number.
 
     Reference:
         Williams (1992), equation 11, with reinforcement baseline 0.
@@ -47,26 +57,27 @@ def no_baseline(rewards: ArrayLike) -> Float[Array, "B G"]:
         >>> no_baseline([[1.0, 3.0]])
         array([[1., 3.]])
     """
-    _, rewards = _checked(rewards)
+    _, rewards, _ = _checked(rewards, is_valid)
     return rewards
 
 
-def batch_mean(rewards: ArrayLike) -> Float[Array, "B G"]:
+def batch_mean(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Float[Array, "B G"]:
     """Subtract the mean reward of the whole batch.
 
-    a_bg = r_bg − (1/BG) Σ_b'g' r_b'g'
+    a_bg = r_bg − (1/N) Σ_b'g' r_b'g',   N = BG, or the samples that count
 
     A sample's own reward is part of its baseline, which scales the expected gradient by
-    1 − 1/(BG): a bias that vanishes as the batch grows and keeps the direction.
+    1 − 1/N: a bias that vanishes as the batch grows and keeps the direction.
 
     Args:
         rewards: Adjusted rewards, (B, G).
+        is_valid: Which samples count, (B, G) booleans; all where None. Where one alone does, its advantage is 0.
 
     Returns:
-        The advantages, (B, G); they sum to 0.
+        The advantages, (B, G); they sum to 0, and are 0 where a sample does not count.
 
     Raises:
-        ArgumentError: Not two axes, a batch of fewer than two samples, or a value that is
+        ArgumentError: Not two axes, a batch of fewer than two samples, or a value that counts and is
             not a finite real number.
 
     Reference:
@@ -77,30 +88,32 @@ def batch_mean(rewards: ArrayLike) -> Float[Array, "B G"]:
         array([[-3., -1.],
                [ 1.,  3.]])
     """
-    xp, rewards = _checked(rewards)
+    xp, rewards, valid = _checked(rewards, is_valid)
     if rewards.shape[0] * rewards.shape[1] < 2:
         raise ArgumentError(
             "rewards: the batch mean of a single sample leaves no advantage; "
             f"expected at least 2 samples, got shape {tuple(rewards.shape)}"
         )
-    return rewards - xp.mean(rewards)
+    return _centred(xp, rewards, valid, _BATCH)
 
 
-def leave_one_out(rewards: ArrayLike) -> Float[Array, "B G"]:
+def leave_one_out(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Float[Array, "B G"]:
     """Subtract from each reward the mean reward of the prompt's other completions.
 
-    a_bg = r_bg − (1/(G−1)) Σ_{g'≠g} r_bg' = (G/(G−1)) (r_bg − mean_g' r_bg')
+    a_bg = r_bg − (1/(G_b−1)) Σ_{g'≠g} r_bg' = (G_b/(G_b−1)) (r_bg − mean_g' r_bg'),   G_b = G, or those that count
 
-    The baseline does not depend on the sample it is used for, so the gradient is unbiased.
+    The baseline does not depend on the sample it is used for, so the gradient is unbiased. Where one sample of a
+    prompt is left there is nothing to compare it with: its advantage is defined as 0, and the prompt adds nothing.
 
     Args:
         rewards: Adjusted rewards, (B, G), G ≥ 2.
+        is_valid: Which samples count, (B, G) booleans; all where None.
 
     Returns:
-        The advantages, (B, G); those of each prompt sum to 0.
+        The advantages, (B, G); those of each prompt sum to 0, and they are 0 where a sample does not count.
 
     Raises:
-        ArgumentError: Not two axes, an empty batch, a group of one, or a value that is not a
+        ArgumentError: Not two axes, an empty batch, a group of one, or a value that counts and is not a
             finite real number.
 
     Reference:
@@ -111,32 +124,37 @@ def leave_one_out(rewards: ArrayLike) -> Float[Array, "B G"]:
         >>> leave_one_out([[1.0, 3.0], [5.0, 5.0]])
         array([[-2.,  2.],
                [ 0.,  0.]])
+        >>> leave_one_out([[1.0, 3.0, 9.0]], is_valid=[[True, True, False]])
+        array([[-2.,  2.,  0.]])
     """
-    xp, rewards = _checked(rewards)
+    xp, rewards, valid = _checked(rewards, is_valid)
     _require_group("leave-one-out", rewards)
-    group_size = rewards.shape[1]
-    return (rewards - xp.mean(rewards, axis=1, keepdims=True)) * (group_size / (group_size - 1))
+    num_valid = _num_valid(xp, rewards, valid, _GROUP)
+    return _centred(xp, rewards, valid, _GROUP) * (num_valid / _divisor(xp, num_valid - 1))
 
 
-def group_normalised(rewards: ArrayLike, epsilon: float = GROUP_EPSILON) -> Float[Array, "B G"]:
+def group_normalised(
+    rewards: ArrayLike, epsilon: float = GROUP_EPSILON, *, is_valid: ArrayLike | None = None
+) -> Float[Array, "B G"]:
     """Subtract the prompt's mean reward and divide by its standard deviation.
 
     a_bg = (r_bg − mean_g' r_bg') / (std_g' r_bg' + ε)
 
-    The standard deviation has the denominator G − 1. Dividing by it weighs each prompt by the
-    inverse of its spread, so the gradient is biased: it is not the gradient of the mean reward.
-    Equal rewards of a prompt give advantages of exactly 0.
+    The standard deviation has the denominator G − 1, or one less than the samples that count. Dividing by it weighs
+    each prompt by the inverse of its spread, so the gradient is biased: it is not the gradient of the mean reward.
+    Equal rewards of a prompt give advantages of exactly 0, and so does a sample that is left alone.
 
     Args:
         rewards: Adjusted rewards, (B, G), G ≥ 2.
         epsilon: ε ≥ 0, in reward units, added to the standard deviation; keeps rewards that
             are equal but for rounding from being blown up to ±1.
+        is_valid: Which samples count, (B, G) booleans; all where None.
 
     Returns:
-        The advantages, (B, G); those of each prompt sum to 0.
+        The advantages, (B, G); those of each prompt sum to 0, and they are 0 where a sample does not count.
 
     Raises:
-        ArgumentError: Not two axes, an empty batch, a group of one, a value that is not a
+        ArgumentError: Not two axes, an empty batch, a group of one, a value that counts and is not a
             finite real number, or a negative `epsilon`.
 
     Reference:
@@ -148,14 +166,14 @@ def group_normalised(rewards: ArrayLike, epsilon: float = GROUP_EPSILON) -> Floa
         array([[-1.,  0.,  1.],
                [ 0.,  0.,  0.]])
     """
-    xp, rewards = _checked(rewards)
+    xp, rewards, valid = _checked(rewards, is_valid)
     _require_group("group-normalised", rewards)
     epsilon = checks.nonnegative_number("epsilon", epsilon)
-    centred = rewards - xp.mean(rewards, axis=1, keepdims=True)
-    equal = xp.max(rewards, axis=1, keepdims=True) == xp.min(rewards, axis=1, keepdims=True)
-    scale = xp.std(rewards, axis=1, keepdims=True, correction=1) + epsilon
-    # Equal rewards: the mean may round, and with ε = 0 the quotient would be 0/0.
-    return xp.where(equal, xp.zeros_like(rewards), centred / xp.where(equal, xp.ones_like(scale), scale))
+    centred = _centred(xp, rewards, valid, _GROUP)
+    # What does not count is 0 there, as the mean is: only the denominator knows how many do.
+    share = (rewards.shape[1] - 1) / _divisor(xp, _num_valid(xp, rewards, valid, _GROUP) - 1)
+    scale = xp.std(centred, axis=1, keepdims=True, correction=1) * share**0.5 + epsilon
+    return centred / xp.where(scale > 0, scale, xp.ones_like(scale))  # equal rewards with ε = 0: not 0/0
 
 
 def whiten(rewards: ArrayLike, *, keep_mean: bool = False, epsilon: float = 1e-8) -> Float[Array, "..."]:
@@ -202,13 +220,52 @@ BASELINES: dict[str, Baseline] = {
 """The baselines under the names that a configuration uses."""
 
 
-def _checked(rewards: ArrayLike) -> tuple[Any, Array]:
-    xp, (rewards,) = checks.floating_arrays(rewards=rewards)
+def _checked(rewards: ArrayLike, is_valid: ArrayLike | None) -> tuple[Any, Array, Array | None]:
+    """The library, the rewards, 0 where they do not count, and where they do: None where all do."""
+    given = {"rewards": rewards} if is_valid is None else {"rewards": rewards, "is_valid": is_valid}
+    xp, (rewards, *flags) = checks.floating_arrays(**given)
     checks.require_shape("rewards", rewards, ("B", "G"))
     if 0 in rewards.shape:
         raise ArgumentError(f"rewards: expected at least one sample, got shape {tuple(rewards.shape)}")
+    valid = _as_booleans(xp, flags[0], tuple(rewards.shape)) if flags else None
+    if valid is not None:
+        rewards = xp.where(valid, rewards, xp.zeros_like(rewards))
     checks.require_finite("rewards", xp, rewards)
-    return xp, rewards
+    return xp, rewards, valid
+
+
+def _as_booleans(xp: Any, flags: Array, shape: tuple[int, ...]) -> Array:
+    checks.require_shape("is_valid", flags, shape)
+    is_either = (flags == 0) | (flags == 1)
+    if not checks.all_finite(xp, xp.where(is_either, flags, xp.full_like(flags, math.nan))):
+        raise ArgumentError("is_valid: expected booleans")
+    return flags == 1
+
+
+def _num_valid(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]) -> Any:
+    """How many samples count along some axes, which are kept."""
+    if valid is None:
+        return math.prod(rewards.shape[axis] for axis in axes)
+    return xp.astype(xp.sum(xp.astype(valid, xp.int32), axis=axes, keepdims=True), rewards.dtype)
+
+
+def _divisor(xp: Any, count: Any) -> Any:
+    """A count to divide by: 1 where there is nothing to count, and what is divided is 0."""
+    return max(count, 1) if isinstance(count, int) else xp.where(count > 0, count, xp.ones_like(count))
+
+
+def _centred(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]) -> Array:
+    """Rewards less the mean of those that count; exactly 0 where these are equal, or one does not count."""
+    mean, low, high = xp.mean(rewards, axis=axes, keepdims=True), rewards, rewards
+    if valid is not None:
+        num_valid = _num_valid(xp, rewards, valid, axes)
+        mean = mean * (_num_valid(xp, rewards, None, axes) / _divisor(xp, num_valid))
+        low = xp.where(valid, rewards, xp.full_like(rewards, math.inf))
+        high = xp.where(valid, rewards, xp.full_like(rewards, -math.inf))
+    # Of equal rewards the mean may round; where none or one counts, they are equal too.
+    is_flat = xp.max(high, axis=axes, keepdims=True) <= xp.min(low, axis=axes, keepdims=True)
+    centred = xp.where(is_flat, xp.zeros_like(rewards), rewards - mean)
+    return centred if valid is None else xp.where(valid, centred, xp.zeros_like(rewards))
 
 
 def _require_group(baseline: str, rewards: Array) -> None:

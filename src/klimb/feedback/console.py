@@ -8,6 +8,7 @@ from rich.table import Table
 
 from klimb.feedback.records import Judgement
 from klimb.feedback.store import Store
+from klimb.text import printable
 
 
 def show_store(store: Store, console: Console | None = None) -> None:
@@ -23,7 +24,7 @@ def show_store(store: Store, console: Console | None = None) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for rater in raters:
         seconds = "" if rater.median_seconds is None else f"{rater.median_seconds:.1f}"
-        name = rater.rater or "(not known)"
+        name = printable(rater.rater) or "(not known)"
         table.add_row(escape(name), f"{rater.num_judgements:,}", f"{rater.num_skipped:,}", seconds)
     say(table)
     agreement = store.agreement()
@@ -38,7 +39,9 @@ def show_store(store: Store, console: Console | None = None) -> None:
         for column in ("model", "preferred", "not", "tie or both bad"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for model, counts in wins.items():
-            table.add_row(escape(model), *(f"{counts[name]:,}" for name in ("won", "lost", "tied")))
+            table.add_row(
+                escape(printable(model)), *(f"{counts[name]:,}" for name in ("won", "lost", "tied"))
+            )
         say(table)
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from klimb.errors import KlimbError, MissingExtraError, StoreError
 from klimb.feedback.schema import TABLES, VERSION_TABLE, upgrade
+from klimb.text import redact
 
 _PATIENCE = 30.0  # seconds that a write waits for another program's
 _MIGRATING = 5_402_118  # the lock that PostgreSQL is asked for while tables are made
@@ -47,7 +48,9 @@ class Database:
         url = _url(where)
         # SQLite has one writer at a time and lets those who wait try again at random; a lock is fair.
         self._turn = threading.Lock() if url.drivername == "sqlite" else contextlib.nullcontext()
-        self.where = str(where) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
+        self.where = (
+            str(where) if url.drivername == "sqlite" else redact(url.render_as_string(hide_password=True))
+        )
         if must_exist and url.drivername == "sqlite" and not Path(str(url.database)).is_file():
             raise StoreError(f"{self.where}: no such store of feedback")
         try:
@@ -103,7 +106,7 @@ class Database:
         except (SQLAlchemyError, sqlite3.Error) as error:
             said = str(getattr(error, "orig", None) or error).strip()
             reason = next((words for sign, words in _REASONS if sign in said.lower()), said)
-            raise StoreError(f"{self.where}: {reason} ({said.splitlines()[0]})") from error
+            raise StoreError(f"{self.where}: {reason} ({redact(said.splitlines()[0])})") from error
 
 
 def _url(where: str | Path) -> URL:
@@ -111,13 +114,13 @@ def _url(where: str | Path) -> URL:
         return URL.create("sqlite", database=str(Path(where).expanduser()))
     try:
         url = make_url(where)
-    except UrlError as error:
+    except (UrlError, ValueError) as error:  # ValueError: a port that is no number
         raise StoreError(
             "the store's URL cannot be read; expected postgresql://user@host/database"
         ) from error
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
         raise StoreError(
-            f"{url.render_as_string(hide_password=True)}: expected a file, or a URL that begins with postgresql://"
+            f"{redact(url.render_as_string(hide_password=True))}: expected a file, or a URL that begins with postgresql://"
         )
     return url.set(drivername="postgresql+psycopg")
 

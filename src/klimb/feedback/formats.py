@@ -4,7 +4,6 @@ Which it is shows in the columns of each row; what cannot be read is refused wit
 the rest is kept.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,9 +12,11 @@ from typing import Any
 
 from klimb.errors import DataError
 from klimb.feedback.comparison import Comparison, Preferred, Rating, ranked
+from klimb.lines import parse_json
 from klimb.rows import Row, read_rows
-from klimb.text import Message, Text, cut, problem_with
+from klimb.text import Message, Text, cut, problem_with, quote, surrogate_in
 
+_LONGEST_RATER = 80  # characters, as a store keeps them
 _ROLES = {"human": "user", "prompter": "user"}  # other names of a role
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _PREFERRED: dict[str, Preferred] = {
@@ -87,16 +88,16 @@ def _rows_of(file: Path) -> Iterator[Row]:
     if not file.is_file():
         raise DataError(f"{file}: no such file")
     try:
-        items = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        items = parse_json(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON: {error}") from error
     if not isinstance(items, list):
-        raise DataError(f"{file}: expected a list of objects, got {cut(repr(items))}")
+        raise DataError(f"{file}: expected a list of objects, got {quote(items)}")
     for number, item in enumerate(items, start=1):
         if isinstance(item, dict):
             yield Row(f"{file}, item {number}", item)
         else:
-            yield Row(f"{file}, item {number}", {}, f"expected an object, got {cut(repr(item))}")
+            yield Row(f"{file}, item {number}", {}, f"expected an object, got {quote(item)}")
 
 
 def _take(row: Row, feedback: Feedback) -> None:
@@ -111,8 +112,9 @@ def _take(row: Row, feedback: Feedback) -> None:
         AttributeError,
         KeyError,
         TypeError,
-    ) as error:  # deep inside an export something is of another kind
-        feedback.refused.append((row.place, f"malformed: {error}"))
+        RecursionError,
+    ) as error:  # deep inside something is of another kind
+        feedback.refused.append((row.place, f"malformed: {cut(str(error))}"))
         return
     feedback.num_skipped += not found
     for judgement in found:
@@ -127,7 +129,7 @@ def _reader_of(values: dict[str, Any]) -> Callable[[dict[str, Any]], list[Compar
         if columns <= values.keys():
             return reader
     raise _RefusedError(
-        f"no known format has the columns {', '.join(map(repr, values)) or 'none'}; expected chosen and rejected, "
+        f"no known format has the columns {', '.join(map(quote, values)) or 'none'}; expected chosen and rejected, "
         "left, right and preferred, completions best first, completion (or text) and score, or an export of Label "
         "Studio or Argilla"
     )
@@ -157,7 +159,7 @@ def _judged_pair(values: dict[str, Any]) -> list[Comparison]:
     if said is None or said in ("skip", "both_bad", ""):
         return []
     if said not in _PREFERRED:
-        raise _RefusedError(f"preferred: expected left, right or tie, got {cut(repr(said))}")
+        raise _RefusedError(f"preferred: expected left, right or tie, got {quote(said)}")
     left, right = _completion("left", values["left"]), _completion("right", values["right"])
     return [_compared(_prompt(values.get("prompt")), left, right, _PREFERRED[said], values)]
 
@@ -166,7 +168,7 @@ def _ranking(values: dict[str, Any]) -> list[Comparison]:
     completions = values["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
         raise _RefusedError(
-            f"completions: expected a list of at least 2, best first, got {cut(repr(completions))}"
+            f"completions: expected a list of at least 2, best first, got {quote(completions)}"
         )
     texts = [_completion("completions", completion) for completion in completions]
     if len(set(texts)) != len(texts):
@@ -181,8 +183,8 @@ def _rating(values: dict[str, Any]) -> list[Rating]:
         return []
     try:
         number = float(score)
-    except (TypeError, ValueError) as error:
-        raise _RefusedError(f"score: expected a number, got {cut(repr(score))}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _RefusedError(f"score: expected a number, got {quote(score)}") from error
     if not math.isfinite(number):
         raise _RefusedError(f"score: expected a finite number, got {number}")
     return [Rating(_prompt(values.get("prompt")), _completion("completion", text), number, _rater(values))]
@@ -191,11 +193,11 @@ def _rating(values: dict[str, Any]) -> list[Rating]:
 def _label_studio(values: dict[str, Any]) -> list[Comparison]:
     data = values["data"]
     if not isinstance(data, dict):
-        raise _RefusedError(f"data: expected an object, got {cut(repr(data))}")
+        raise _RefusedError(f"data: expected an object, got {quote(data)}")
     pair = next(((a, b) for a, b in _PAIRS_OF_LABEL_STUDIO if a in data and b in data), None)
     if pair is None:
         raise _RefusedError(
-            f"data: expected answer1 and answer2 (or text1 and text2), got {', '.join(map(repr, data))}"
+            f"data: expected answer1 and answer2 (or text1 and text2), got {', '.join(map(quote, data))}"
         )
     left, right = (_completion(name, data[name]) for name in pair)
     prompt = _prompt(data.get("prompt"))
@@ -254,7 +256,12 @@ def _compared(
 
 
 def _rater(values: dict[str, Any]) -> str:
-    return str(values.get("rater") or values.get("annotator") or "")
+    rater = str(values.get("rater") or values.get("annotator") or "")
+    if surrogate_in(rater) or "\0" in rater or len(rater) > _LONGEST_RATER:
+        raise _RefusedError(
+            f"rater: expected a name of at most {_LONGEST_RATER} characters, got {quote(rater)}"
+        )
+    return rater
 
 
 def _prompt(prompt: Any) -> Text:
@@ -272,7 +279,7 @@ def _completion(name: str, completion: Any) -> str:
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
         completion = completion[0].get("content")
     if not isinstance(completion, str):
-        raise _RefusedError(f"{name}: expected text or one message, got {cut(repr(completion))}")
+        raise _RefusedError(f"{name}: expected text or one message, got {quote(completion)}")
     if problem := problem_with(completion):
         raise _RefusedError(f"{name}: {problem}")
     return completion

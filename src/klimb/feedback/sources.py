@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from klimb.errors import DataError
 from klimb.feedback.formats import Feedback, read_feedback
 from klimb.feedback.pairs import compare_ratings
+from klimb.text import printable, redact
 
 if TYPE_CHECKING:
     from klimb.feedback.store import Store
@@ -40,7 +41,7 @@ class ImportReport:
             f"{self.num_rows:,} rows read, {self.num_skipped:,} without a judgement, {len(self.refused):,} refused",
             f"{self.num_comparisons:,} comparisons, {self.num_new:,} of them new",
         ]
-        lines += [f"  refused {place}: {reason}" for place, reason in self.refused[:_SHOWN]]
+        lines += [printable(f"  refused {place}: {reason}") for place, reason in self.refused[:_SHOWN]]
         if len(self.refused) > _SHOWN:
             lines.append(f"  … and {len(self.refused) - _SHOWN:,} more")
         return lines
@@ -71,7 +72,7 @@ def read_sources(sources: Sequence[str | Path]) -> Feedback:
         found.num_skipped += part.num_skipped
         found.refused += part.refused
     if not found.comparisons and not found.ratings:
-        raise DataError(f"{', '.join(map(str, sources))}: nothing has been judged there yet")
+        raise DataError(f"{redact(', '.join(map(str, sources)))}: nothing has been judged there yet")
     return found
 
 

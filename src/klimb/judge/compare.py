@@ -174,7 +174,7 @@ def _scores(reward: WeightedSum, rows: list[PromptRow], drawn: Drawn) -> dict[st
         part = owners[start : start + _AT_ONCE]
         columns = {name: [row.columns[name] for row in part] for name in part[0].columns}
         batch = Batch([row.prompt for row in part], texts[start : start + _AT_ONCE], columns)
-        for name, scores in reward(batch).parts.items():
+        for name, scores in reward(batch).complete().parts.items():
             flat[name] += scores
     group = len(drawn.candidates[0])
     return {

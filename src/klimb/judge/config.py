@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from klimb.errors import ConfigError
 from klimb.feedback.serving import ServeOptions
+from klimb.text import redacted
 
 PEOPLE = "people"
 """The judge that is not a reward."""
@@ -152,12 +153,8 @@ class CompareConfig(JudgeConfig):
         return tuple(judge for judge in self.by if judge != PEOPLE)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as JSON types."""
-        return {
-            name: str(value)
-            if isinstance(value, Path)
-            else list(value)
-            if isinstance(value, tuple)
-            else value
-            for name, value in asdict(self).items()
+        """The options as JSON types, without the secrets of URLs."""
+        options = {
+            name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()
         }
+        return redacted(options)

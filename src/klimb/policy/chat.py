@@ -10,14 +10,27 @@ def encode(tokenizer: Any, prompt: Text) -> list[int]:
     """Tokenise a prompt as the model expects it.
 
     Plain text is taken as it is, with the special tokens that the tokenizer puts before a text.
-    Messages go through the model's chat template, ending where the assistant is to speak; if
-    the last message is the assistant's own, it is continued.
+    Messages go through the model's chat template, which has put them there.
 
     Raises:
         DataError: The model has no chat template, or the template refuses the messages.
     """
     if isinstance(prompt, str):
         return tokenizer(prompt).input_ids
+    return tokenizer(render(tokenizer, prompt), add_special_tokens=False).input_ids
+
+
+def render(tokenizer: Any, prompt: Text) -> str:
+    """Write a prompt as the text that the model reads.
+
+    Plain text is taken as it is. Messages go through the model's chat template, ending where the assistant is to
+    speak; if the last message is the assistant's own, it is continued.
+
+    Raises:
+        DataError: The model has no chat template, or the template refuses the messages.
+    """
+    if isinstance(prompt, str):
+        return prompt
     if tokenizer.chat_template is None:
         raise DataError(
             "the prompt is a list of messages but the model's tokenizer has no chat template; "
@@ -25,7 +38,7 @@ def encode(tokenizer: Any, prompt: Text) -> list[int]:
         )
     is_continued = prompt[-1]["role"] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             prompt,
             tokenize=False,
             add_generation_prompt=not is_continued,
@@ -33,4 +46,3 @@ def encode(tokenizer: Any, prompt: Text) -> list[int]:
         )
     except Exception as error:  # a template is a program of the model's maker and raises its own errors
         raise DataError(f"the model's chat template refuses the messages: {error}") from error
-    return tokenizer(text, add_special_tokens=False).input_ids

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     EVALUATE = 1
     SHUFFLE = 2
     LABEL = 3
+    PREFLIGHT = 4
 
 
 def uniforms(

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from klimb.errors import ConfigError, ModelNotFoundError
 from klimb.files import cache_folder, whole_folder
+from klimb.policy.trust import alone, explain, without_pickle
 
 
 def load_model(
@@ -43,7 +44,7 @@ def load_model(
         ConfigError: There is no such device.
     """
     place = resolve(source)
-    with without_progress_bars():
+    with without_progress_bars(), without_pickle():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -51,7 +52,7 @@ def load_model(
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelNotFoundError(
-                f"{source}: cannot load a causal language model from it: {error}"
+                f"{source}: cannot load a causal language model from it: {explain(place, error)}"
             ) from error
     _keep_freed_memory()
     if device is None:
@@ -80,14 +81,20 @@ def convert_gguf(file: Path) -> Path:
     if folder.exists():
         return folder
     # The reader draws its bar on standard error whatever transformers is told.
-    with without_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        without_progress_bars(),
+        contextlib.redirect_stderr(io.StringIO()),
+        without_pickle(),
+        alone(file) as place,
+    ):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                file.parent,
+                place,
                 gguf_file=file.name,
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers' and gguf's readers raise whatever the bytes lead to
             raise ModelNotFoundError(f"{file}: cannot be read as a GGUF model: {error}") from error

@@ -175,6 +175,10 @@ class Policy:
         """Tokenise a prompt: plain text as it is, messages through the chat template."""
         return chat.encode(self.tokenizer, prompt)
 
+    def render(self, prompt: Text) -> str:
+        """Write a prompt as the text that the model reads: messages in the chat template."""
+        return chat.render(self.tokenizer, prompt)
+
     def decode(self, completions: Completions) -> list[str]:
         """Return the completions' texts, without special tokens."""
         rows = [

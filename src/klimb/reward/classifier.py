@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, RewardError
+from klimb.reward.failures import Answer, Failed
 from klimb.reward.reward import Batch
 from klimb.reward.scorer import Scorer
 
@@ -42,15 +43,23 @@ class ClassifierReward:
                 "klimb reward train --num-members 4"
             )
 
-    def __call__(self, batch: Batch) -> list[float | None]:
-        """Score each completion after its prompt.
+    def __call__(self, batch: Batch) -> list[Answer]:
+        """Score each completion after its prompt; one that cannot be read is `Failed`.
 
-        Raises:
-            RewardError: A text is longer than the model can read, or has messages while the
-                model has no chat template.
+        It cannot where it is longer than the model can read, or has messages while the model has no chat template.
         """
-        pairs = zip(batch.prompts, batch.texts, strict=True)
-        texts = [self._scorer.encode(prompt, text) for prompt, text in pairs]
+        said: list[Answer] = []
+        texts: list[list[int]] = []
+        for prompt, text in zip(batch.prompts, batch.texts, strict=True):
+            try:
+                texts.append(self._scorer.encode(prompt, text))
+                said.append(None)
+            except RewardError as error:
+                said.append(Failed(str(error)))
+        scores = iter(self._scores(texts) if texts else [])
+        return [next(scores) if answer is None else answer for answer in said]
+
+    def _scores(self, texts: list[list[int]]) -> list[float]:
         if not self._caution or self._scorer.members is None:
             return self._scorer.scores(texts).tolist()
         scores = self._scorer.features(texts).astype(np.float64) @ self._scorer.members.T

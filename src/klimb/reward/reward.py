@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from klimb.errors import RewardError
+from klimb.errors import RewardError, RewardHangsError
+from klimb.reward.failures import Answer, Failed, Failure, answers
 from klimb.text import Text
 
 
@@ -20,11 +21,14 @@ class Batch:
         prompts: The prompt of each completion, (N,), text or messages as in the data set.
         texts: The completions' texts, (N,).
         columns: The data set's other columns, each repeated for every completion, (N,).
+        rendered: The prompts as the policy reads them, (N,): messages in its chat template, text as it is; None
+            where there is no policy at hand.
     """
 
     prompts: list[Text]
     texts: list[str]
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    rendered: list[str] | None = None
 
     @property
     def completions(self) -> list[Text]:
@@ -34,6 +38,16 @@ class Batch:
             for prompt, text in zip(self.prompts, self.texts, strict=True)
         ]
 
+    def rows(self, first: int, count: int) -> "Batch":
+        """Take some completions that follow each other."""
+        part = slice(first, first + count)
+        return Batch(
+            self.prompts[part],
+            self.texts[part],
+            {name: values[part] for name, values in self.columns.items()},
+            None if self.rendered is None else self.rendered[part],
+        )
+
 
 @runtime_checkable
 class Reward(Protocol):
@@ -42,7 +56,10 @@ class Reward(Protocol):
     name: str
 
     def __call__(self, batch: Batch) -> Any:
-        """Return one number a completion, (N,), None where it has no opinion; `WeightedSum` checks it."""
+        """Return one number a completion, (N,), None where it has no opinion, `Failed` where something went wrong.
+
+        `WeightedSum` checks it; a `RewardError` is a failure of the whole batch.
+        """
         ...
 
 
@@ -51,18 +68,42 @@ class Rewards:
     """The rewards of a batch.
 
     Attributes:
-        total: The weighted sum, (N,).
-        parts: What each reward and each judge gave, unweighted, by name, (N,).
+        total: The weighted sum, (N,); None where a reward failed.
+        parts: What each reward and each judge gave, unweighted, by name, (N,); None where it has no opinion or failed.
+        failures: What went wrong first of the rewards, in the order of completions, and then of each judge.
     """
 
-    total: list[float]
+    total: list[float | None]
     parts: dict[str, list[float | None]]
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def given(self) -> list[float]:
+        """The rewards that there are: those of the completions that did not fail."""
+        return [reward for reward in self.total if reward is not None]
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """What went wrong first, by the completion's index."""
+        return {failure.index: failure.reason for failure in reversed(self.failures)}
+
+    def complete(self) -> "Rewards":
+        """Return these rewards, for who cannot do with some of them.
+
+        Raises:
+            RewardError: One failed; the message tells of the first.
+        """
+        if self.failures:
+            raise RewardError(str(self.failures[0]))
+        return self
 
 
 class WeightedSum:
     """Several rewards, weighted and added.
 
     r_i = Σ_j w_j r_ij, over the rewards j that have an opinion on completion i.
+
+    Where one of the rewards failed, or none has an opinion, there is no r_i.
 
     Args:
         rewards: What is added up.
@@ -81,50 +122,44 @@ class WeightedSum:
         """Judge a batch.
 
         Raises:
-            RewardError: A reward raised, returned a wrong count, something that is not a finite
-                number or None, or no reward had an opinion on some completion.
+            RewardHangsError: A reward is still busy with an earlier batch.
         """
-        parts = {reward.name: _checked(reward.name, reward(batch), batch) for reward in self.rewards}
-        total = []
-        for index, opinions in enumerate(zip(*parts.values(), strict=True)):
-            weighted = [w * r for w, r in zip(self.weights, opinions, strict=True) if r is not None]
-            if not weighted:
-                raise RewardError(f"every reward returned None for completion {_show(batch, index)}")
-            total.append(math.fsum(weighted))
-        opinions = {judge.name: _checked(judge.name, judge(batch), batch) for judge in self.judges}
-        return Rewards(total, parts | opinions)
+        asked = {reward.name: _ask(reward, batch) for reward in [*self.rewards, *self.judges]}
+        of_rewards = [asked[reward.name] for reward in self.rewards]
+        sums = [self._sum(said) for said in zip(*of_rewards, strict=True)]
+        failures = [
+            Failure.of(answer, index, batch.texts)
+            for said in [sums, *[asked[judge.name] for judge in self.judges]]
+            for index, answer in enumerate(said)
+            if isinstance(answer, Failed)
+        ]
+        parts = {name: _numbers(said) for name, said in asked.items()}
+        return Rewards(_numbers(sums), parts, failures)
+
+    def _sum(self, said: Sequence[Answer]) -> Answer:
+        """Add up what the rewards said of one completion; the first failure is that of the sum."""
+        for answer in said:
+            if isinstance(answer, Failed):
+                return answer
+        weighted = [w * r for w, r in zip(self.weights, _numbers(said), strict=True) if r is not None]
+        if not weighted:
+            return Failed("every reward returned None")
+        try:
+            total = math.fsum(weighted)
+        except (OverflowError, ValueError):  # too large on the way, or infinities of both signs
+            total = math.inf
+        return total if math.isfinite(total) else Failed("the weighted sum of the rewards is not finite")
 
 
-def _checked(name: str, values: Any, batch: Batch) -> list[float | None]:
-    expected = len(batch.texts)
+def _ask(reward: Reward, batch: Batch) -> list[Answer]:
     try:
-        given = list(values)
-    except TypeError as error:
-        raise RewardError(
-            f"reward {name}: expected a list of {expected} numbers, one a completion, got {type(values).__name__}"
-        ) from error
-    if len(given) != expected:
-        raise RewardError(f"reward {name}: expected {expected} numbers, one a completion, got {len(given)}")
-    return [
-        None if value is None else _number(name, value, batch, index) for index, value in enumerate(given)
-    ]
+        values = reward(batch)
+    except RewardHangsError:
+        raise
+    except RewardError as error:
+        return [Failed(str(error))] * len(batch.texts)
+    return answers(reward.name, values, len(batch.texts))
 
 
-def _number(name: str, value: Any, batch: Batch, index: int) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise RewardError(
-            f"reward {name}: expected a number or None, got {value!r} for completion {_show(batch, index)}"
-        ) from error
-    if not math.isfinite(number):
-        raise RewardError(
-            f"reward {name}: expected a finite number, got {number} for completion {_show(batch, index)}; "
-            "return None where there is no opinion"
-        )
-    return number
-
-
-def _show(batch: Batch, index: int) -> str:
-    text = batch.texts[index]
-    return f"{index} of {len(batch.texts)}: {text[:80]!r}{'…' if len(text) > 80 else ''}"
+def _numbers(said: Sequence[Answer]) -> list[float | None]:
+    return [None if isinstance(answer, Failed) else answer for answer in said]

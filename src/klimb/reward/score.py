@@ -47,7 +47,8 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
         part = rows[first : first + _AT_ONCE]
         columns = {name: [row.get(name) for row in part] for name in names}
         prompts = [row.get("prompt") or "" for row in part]
-        scores += judge(Batch(prompts, [str(row["completion"]) for row in part], columns)).total  # pyright: ignore[reportArgumentType]
+        batch = Batch(prompts, [str(row["completion"]) for row in part], columns)  # pyright: ignore[reportArgumentType]
+        scores += judge(batch).complete().given
     lines = [
         json.dumps(row | {"score": score}, ensure_ascii=False) + "\n"
         for row, score in zip(rows, scores, strict=True)

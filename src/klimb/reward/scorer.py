@@ -22,6 +22,7 @@ from klimb.errors import ConfigError, ModelNotFoundError, RewardError
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import resolve, without_progress_bars
 from klimb.policy.trunk import decoder_layers
+from klimb.policy.trust import explain, without_pickle
 from klimb.text import Text
 
 ENSEMBLE = "ensemble.safetensors"
@@ -206,7 +207,8 @@ def _device(device: str | None) -> str:
 
 
 def _load(source: str | Path, trust_remote_code: bool, **options: Any) -> tuple[Any, Any]:
-    with without_progress_bars():
+    place = str(source)
+    with without_progress_bars(), without_pickle():
         try:
             place = resolve(source)
             tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -217,7 +219,7 @@ def _load(source: str | Path, trust_remote_code: bool, **options: Any) -> tuple[
             raise ModelNotFoundError(f"reward {error}") from error
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelNotFoundError(
-                f"reward {source}: cannot load a classification model: {error}"
+                f"reward {source}: cannot load a classification model: {explain(place, error)}"
             ) from error
     return model, tokenizer
 

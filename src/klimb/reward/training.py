@@ -25,6 +25,7 @@ from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.head import Head, fit_head
 from klimb.reward.scorer import Scorer
 from klimb.reward.tuning import Tuning, tune
+from klimb.text import printable, redact, redacted
 
 _CURVE = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the prompts that the learning curve learns from
 _LEAST = 10  # prompts that a point of the curve needs
@@ -102,7 +103,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     feedback = read_sources(config.feedback)
     say(feedback.summary)
     for place, reason in feedback.refused[:5]:
-        say(f"  refused {place}: {reason}")
+        say(printable(f"  refused {place}: {reason}"))
     sides, facts = _prepare(feedback, config)
     for fact in facts.values():
         say(fact)
@@ -188,7 +189,7 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
             sides.append(make_pairs(side, **options))
         except DataError as error:
             raise DataError(
-                f"{', '.join(config.feedback)}: too little was said: {name}, {error}; held_out is "
+                f"{redact(', '.join(config.feedback))}: too little was said: {name}, {error}; held_out is "
                 f"{config.held_out:g}"
             ) from error
     facts = {
@@ -283,7 +284,7 @@ def _write(result: RewardResult, config: RewardConfig, scorer: Scorer) -> None:
             for key, value in dataclasses.asdict(config).items()
         }
         said: dict[str, Any] = {
-            "options": options,
+            "options": redacted(options),
             "held_out": result.held_out.as_dict(),
             "train": result.train.as_dict(),
             "learning_curve": result.curve,

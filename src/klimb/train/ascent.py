@@ -4,19 +4,23 @@ Axes: N completions of the whole batch, T tokens.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.errors import DivergedError, SamplerGapError
+from klimb.errors import ArgumentError, DivergedError, SamplerGapError
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
 from klimb.train.config import TrainConfig
+from klimb.train.schedule import learning_rate
 
-_USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}  # nats a token; on SmolLM2 6e-6 and 0.05 are seen
+USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
+"""Most by which sampling and training may differ on average, in nats a token; on SmolLM2 6e-6 and 0.05 are seen."""
+
+_REMEMBERED = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": set[str]()}  # of a weight that has moved
 
 _PORTION = 1 << 22  # weights moved at a time: 16 MB of gradients in float32
 
@@ -42,14 +46,18 @@ class AscentMetrics:
 
 
 class Ascent:
-    """An optimiser with warm-up and clipping, that ascends."""
+    """An optimiser with a schedule of its rate and clipping, that ascends.
+
+    Attributes:
+        rate_scale: What the scheduled learning rate is multiplied by.
+    """
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self._policy = policy
-        self._lr = config.lr
-        self._warmup_steps = config.warmup_steps
+        self._config = config
+        self.rate_scale = 1.0
         self._max_grad_norm = config.max_grad_norm
-        self._max_gap = config.max_sampler_gap or _USUAL_GAPS[config.precision]
+        self._max_gap = config.max_sampler_gap or USUAL_GAPS[config.precision]
         self._names = {id(weight): name for name, weight in policy.trainable().items()}
         # A large weight is moved a piece at a time, so that no more than that of its gradient is ever widened.
         self._pieces = {
@@ -107,7 +115,7 @@ class Ascent:
             )
         is_long = self._max_grad_norm is not None and grad_norm > self._max_grad_norm
         scale = self._max_grad_norm / grad_norm if self._max_grad_norm is not None and is_long else 1.0
-        lr = self._lr * min(1.0, (policy.num_updates + 1) / max(self._warmup_steps, 1))
+        lr = self.rate_scale * learning_rate(self._config, policy.num_updates)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self._move(gradients, scale)
@@ -119,6 +127,11 @@ class Ascent:
             sampler_gap_max=gap_max,
         )
 
+    def skip(self) -> AscentMetrics:
+        """Let a step pass without moving the weights; it counts as an update, so that steps stay counted alike."""
+        self._policy.moved()
+        return AscentMetrics(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0)
+
     def moments(self) -> dict[str, Tensor]:
         """What the optimiser remembers, by the weight's name, the piece of it, and what it is."""
         return {
@@ -127,6 +140,41 @@ class Ascent:
             for number, piece in enumerate(pieces)
             for key, value in self.optimiser.state[piece].items()
         }
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Let the optimiser remember what `moments` gave, a tensor at a time.
+
+        Raises:
+            ArgumentError: Names or shapes are not those of the weights that move; nothing is changed.
+        """
+        pieces = {
+            f"{name}/{number}": piece
+            for name, pieces in self._pieces.items()
+            for number, piece in enumerate(pieces)
+        }
+        remembered: dict[str, set[str]] = {}
+        for key in moments:
+            place, _, what = key.rpartition("/")
+            remembered.setdefault(place, set()).add(what)
+            if place not in pieces:
+                raise ArgumentError(f"moments: {key} is of none of the weights that move")
+            if what != "step" and moments[key].shape != pieces[place].shape:
+                raise ArgumentError(
+                    f"moments: expected {key} as {tuple(pieces[place].shape)}, got {tuple(moments[key].shape)}"
+                )
+        expected = _REMEMBERED[self._config.optimiser]
+        for place, found in remembered.items():
+            if found != expected:
+                raise ArgumentError(
+                    f"moments: expected {', '.join(sorted(expected)) or 'nothing'} of {place}, "
+                    f"got {', '.join(sorted(found))}"
+                )
+        self.optimiser.state.clear()
+        for place, found in remembered.items():
+            piece = pieces[place]
+            self.optimiser.state[piece] = {
+                what: moments[f"{place}/{what}"].to(piece.device) for what in sorted(found)
+            }
 
     def _move(self, gradients: list[tuple[Tensor, Tensor]], scale: float) -> None:
         """Let the optimiser move some weights after the others: of few at a time is the gradient held in full width."""

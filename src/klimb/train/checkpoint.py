@@ -3,15 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from klimb.errors import RunFolderError
-from klimb.files import whole_folder
+from klimb.files import sha256, whole_folder
 
 _STATE = "state.json"
 
@@ -41,20 +42,64 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def write_checkpoint(path: Path, parts: Mapping[str, dict[str, Tensor]], num_updates: int) -> None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is certain to be what was written.
+
+    Attributes:
+        path: Its folder.
+        num_updates: How often the weights had been moved.
+        state: What else the run must remember, as JSON types.
+        weights: The weights that move.
+        moments: What the optimiser remembered.
+    """
+
+    path: Path
+    num_updates: int
+    state: dict[str, Any]
+    weights: StoredTensors
+    moments: StoredTensors
+
+
+def write_checkpoint(
+    path: Path,
+    parts: Mapping[str, dict[str, Tensor]],
+    num_updates: int,
+    remembered: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint as a folder that is there whole or not at all.
 
     Args:
         path: The folder; it must not exist.
         parts: Tensors by name, for each file's name without its suffix: `weights`, `optimiser`.
         num_updates: How often the weights have been moved.
+        remembered: What else the run must remember, as JSON types.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it.
     """
     with whole_folder(path) as unfinished:
         for part, tensors in parts.items():
-            save_file(tensors, unfinished / f"{part}.safetensors")
-        checksums = {file.name: _sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
-        state = {"num_updates": num_updates, "sha256": checksums}
+            try:
+                save_file(tensors, unfinished / f"{part}.safetensors")
+            except SafetensorError as error:  # which says in its own words that a disk is full
+                raise OSError(f"{path}: cannot be written: {error}") from error
+        checksums = {file.name: sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
+        state = {"num_updates": num_updates, "remembered": dict(remembered or {}), "sha256": checksums}
+        state["seal"] = seal(state)
         (unfinished / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+
+
+def open_checkpoint(path: Path, num_updates: int) -> Checkpoint:
+    """Open a checkpoint, once all of it is certain to be what was written.
+
+    Raises:
+        RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of
+            another number of updates.
+    """
+    state = _checked_state(path, num_updates)
+    weights, moments = (_open_file(path, part, state) for part in ("weights", "optimiser"))
+    return Checkpoint(path, num_updates, state["remembered"], weights, moments)
 
 
 def open_part(path: Path, part: str, num_updates: int) -> StoredTensors:
@@ -69,6 +114,28 @@ def open_part(path: Path, part: str, num_updates: int) -> StoredTensors:
         RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of
             another number of updates.
     """
+    return _open_file(path, part, _checked_state(path, num_updates))
+
+
+def seal(state: Mapping[str, Any]) -> str:
+    """SHA-256 of what `state.json` says, its own seal left out."""
+    sealed = {name: value for name, value in state.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def _open_file(path: Path, part: str, state: dict[str, Any]) -> StoredTensors:
+    file = path / f"{part}.safetensors"
+    if not file.is_file():
+        raise RunFolderError(f"{file}: missing; choose another checkpoint")
+    if sha256(file) != state["sha256"].get(file.name):
+        raise RunFolderError(
+            f"{file}: cut short or altered since it was written: its SHA-256 is not the one in {_STATE}; "
+            "choose another checkpoint"
+        )
+    return StoredTensors(file)
+
+
+def _checked_state(path: Path, num_updates: int) -> dict[str, Any]:
     if not path.is_dir():
         raise RunFolderError(f"{path}: no such checkpoint; choose one that is in {path.parent}")
     state = _read_state(path / _STATE)
@@ -77,15 +144,7 @@ def open_part(path: Path, part: str, num_updates: int) -> StoredTensors:
             f"{path / _STATE}: the checkpoint is of {state['num_updates']} updates, not of {num_updates}; "
             "give the folder its own name back, or choose another checkpoint"
         )
-    file = path / f"{part}.safetensors"
-    if not file.is_file():
-        raise RunFolderError(f"{file}: missing; choose another checkpoint")
-    if _sha256(file) != state["sha256"].get(file.name):
-        raise RunFolderError(
-            f"{file}: cut short or altered since it was written: its SHA-256 is not the one in {_STATE}; "
-            "choose another checkpoint"
-        )
-    return StoredTensors(file)
+    return state
 
 
 def _read_state(file: Path) -> dict[str, Any]:
@@ -98,12 +157,12 @@ def _read_state(file: Path) -> dict[str, Any]:
     if not (
         isinstance(state, dict)
         and isinstance(state.get("num_updates"), int)
+        and isinstance(state.get("remembered"), dict)
         and isinstance(state.get("sha256"), dict)
     ):
-        raise RunFolderError(f"{file}: altered: expected num_updates and sha256; choose another checkpoint")
+        raise RunFolderError(
+            f"{file}: altered: expected num_updates, remembered and sha256; choose another checkpoint"
+        )
+    if state.get("seal") != seal(state):
+        raise RunFolderError(f"{file}: altered since it was written; choose another checkpoint")
     return state
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,10 +1,11 @@
 """Which weights of a run are kept, and why: what `best.json` holds."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from klimb.train.estimates import REWARD, Estimate, short_name
+from klimb.train.estimates import REWARD, Estimate, Rows, compare, mean, short_name
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,32 @@ class Choice:
         """Rebuild a choice from what `to_dict` gave."""
         candidates = tuple(Candidate.from_dict(candidate) for candidate in fields["evaluations"])
         return cls(fields["judge"], fields["step"], candidates, fields["was_stopped"])
+
+
+def weigh(choice: Choice | None, best: Rows, rows: Rows, judge: str) -> Choice:
+    """Add an evaluation to a choice.
+
+    Args:
+        choice: What was chosen until then; None where this evaluation is of the start.
+        best: The evaluation of what was chosen.
+        rows: The evaluation to add.
+        judge: The judge that chooses, or `REWARD`.
+    """
+    step, found = rows[0]["step"], mean(rows, judge)
+    if choice is None:
+        return Choice(judge, step, (Candidate(step, found),))
+    candidate = Candidate(step, found, compare(best, rows, judge).gain)
+    is_best = found.mean > choice.best.mean.mean
+    return replace(choice, candidates=(*choice.candidates, candidate), step=step if is_best else choice.step)
+
+
+def recall(evaluations: Sequence[Rows], judge: str) -> tuple[Choice, Rows]:
+    """Choose among evaluations of a run once more, the start first, and return the evaluation of what is chosen too."""
+    choice, best = weigh(None, [], evaluations[0], judge), evaluations[0]
+    for rows in evaluations[1:]:
+        choice = weigh(choice, best, rows, judge)
+        best = rows if choice.step == choice.last.step else best
+    return choice, best
 
 
 def _to_dict(estimate: Estimate) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Every option of a run, in one place: the command line, the files and the docs are made from it."""
 
+import json
 import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klimb.errors import ConfigError
+from klimb.reward.address import refuse_secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,8 @@ class TrainConfig:
     """Prompts to train on: a .jsonl, .csv or .parquet file."""
 
     reward: tuple[str, ...]
-    """One or more rewards: vader, module:function, file.py:function, or a sequence-classification
-    model with one output. Several are added up."""
+    """One or more rewards: vader, module:function, file.py:function, the http(s) address of a service, or a
+    sequence-classification model with one output. Several are added up."""
 
     out: Path
     """The run's folder; it must not exist yet, or be empty."""
@@ -36,6 +38,15 @@ class TrainConfig:
     caution: float = 0.0
     """How many times an ensemble's spread is taken off a reward model's score, so that the policy is not drawn to where
     its members disagree; 0 takes the model's own score."""
+
+    max_failed: float = 0.1
+    """Share of a step's, or of an evaluation's, completions whose reward may fail before the run stops. They are left
+    out, so the rest is what is learned from: of a few the batch hardly changes; many mean that the reward is broken, or
+    fails for one kind of completion, which the policy would then learn nothing against."""
+
+    reward_timeout: float | None = None
+    """Seconds that a reward which is a function may take for a batch, or a service for a request. None: a function may
+    take as long as it likes, a service 60 s. With a limit a function runs in a thread other than the main one."""
 
     prompt_column: str = "prompt"
     """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
@@ -99,6 +110,14 @@ class TrainConfig:
     beta: float = 0.05
     """KL coefficient: reward units that one nat away from the reference costs."""
 
+    kl_target: float | None = None
+    """KL from the reference that beta is moved towards, in nats a completion: after each step beta grows where the KL
+    was above, and shrinks where it was below. None: beta stays as it is."""
+
+    kl_horizon: int = 500
+    """Completions over which beta, where it is moved, changes by at most a fifth; over the 3,200 of a usual run it can
+    then change by a factor of 3.6."""
+
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """How the gradient moves the weights; sgd, without clipping, is the definition's own step."""
 
@@ -120,15 +139,49 @@ class TrainConfig:
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly to lr."""
 
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after warm-up: stay, or fall to 0 over num_steps, along a line or half a cosine."""
+
     max_sampler_gap: float | None = None
     """Mean |log-prob in sampling − log-prob in training| of a token, in nats, above which a run stops;
     None: 0.001 in float32, 0.25 in bfloat16."""
+
+    on_guard: Literal["stop", "slow"] = "stop"
+    """What passing one of the five bounds below does: stop ends the run at a checkpoint, slow halves the learning rate
+    from then on, and stops at the fourth time. Where a bound is None a usual one warns and does nothing else."""
+
+    max_kl: float | None = None
+    """Mean KL from the reference, in nats a completion, past which on_guard acts. The demo ends at 12 for
+    completions of 16 tokens, and is healthy. None: 3 nats a token warn."""
+
+    min_entropy: float | None = None
+    """Mean entropy, in nats a token, below which on_guard acts: the model says one thing over and over. None: a tenth
+    of the first step's warns."""
+
+    max_entropy: float | None = None
+    """Mean entropy, in nats a token, above which on_guard acts: the model comes apart. None: 3 nats more than in the
+    first step warn."""
+
+    max_same: float | None = None
+    """Share of a step's completions that may be one and the same text before on_guard acts. None: 0.9 warns."""
+
+    max_spike: float | None = None
+    """How many times as long as the longest of the last 20 gradients one may be before on_guard acts, from the sixth
+    step on. None: 10 warns."""
 
     num_steps: int = 100
     """Updates of the weights."""
 
     checkpoint_every: int = 50
     """Steps between checkpoints; one more is written at the end."""
+
+    keep_checkpoints: int | None = 3
+    """Newest checkpoints that are kept, and the best one besides where keep_best is set; older ones are removed. Should
+    the newest be damaged, the one before it is taken, so 1 is thrifty rather than safe. None: all are kept."""
+
+    preflight: bool = True
+    """Look before the first step whether policy, reference and sampler agree, completions can end, rewards differ, and
+    memory and disk suffice; what fails stops the run."""
 
     seed: int = 0
     """Decides every random number of the run."""
@@ -142,7 +195,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value}")
-        for name in ("temperature", "max_grad_norm", "lora_alpha", "max_sampler_gap"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}: expected a finite number above 0, got {value}")
@@ -164,7 +217,30 @@ class TrainConfig:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ConfigError("lora_alpha: has no meaning without lora_rank")
+        if self.max_same is not None and self.max_same >= 1:
+            raise ConfigError(f"max_same: expected a share below 1, got {self.max_same}")
+        if not 0 <= self.max_failed <= 1:
+            raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
+        refuse_secrets((*self.reward, *self.judges))
+        self._check_rules()
         self._check_choice()
+
+    def _check_rules(self) -> None:
+        if self.lr_schedule != "constant" and self.warmup_steps >= self.num_steps:
+            raise ConfigError(
+                f"lr_schedule: falls after warm-up, and warmup_steps {self.warmup_steps} leaves none of "
+                f"the {self.num_steps} steps for it; lower warmup_steps, or use --lr-schedule constant"
+            )
+        if self.kl_target is None:
+            return
+        if self.beta == 0:
+            raise ConfigError("kl_target: multiplies beta, and 0 stays 0; set beta to where it should start")
+        batch = self.prompts_per_step * self.completions_per_prompt
+        if self.kl_horizon < batch:
+            raise ConfigError(
+                f"kl_horizon: expected at least the {batch} completions of a step, got {self.kl_horizon}: "
+                "beta would jump from step to step"
+            )
 
     def _check_choice(self) -> None:
         judges = ", ".join(self.judges) or "there are none"
@@ -205,6 +281,19 @@ class TrainConfig:
         return cls(**values)
 
 
+_ABOVE_ZERO = (
+    "temperature",
+    "max_grad_norm",
+    "lora_alpha",
+    "max_sampler_gap",
+    "kl_target",
+    "max_kl",
+    "min_entropy",
+    "max_entropy",
+    "max_same",
+    "max_spike",
+    "reward_timeout",
+)
 _AT_LEAST_ONE = (
     "eval_completions_per_prompt",
     "eval_every",
@@ -217,6 +306,8 @@ _AT_LEAST_ONE = (
     "micro_batch_size",
     "num_steps",
     "checkpoint_every",
+    "keep_checkpoints",
+    "kl_horizon",
 )
 
 
@@ -236,4 +327,30 @@ def read_options(file: Path) -> dict[str, Any]:
     for name in options:
         if name not in known:
             raise ConfigError(f"{file}: unknown option {name!r}; the options are {', '.join(sorted(known))}")
+    return options
+
+
+def read_run_options(run: Path) -> dict[str, Any]:
+    """Read the options that a run has, from the `config.json` in its folder.
+
+    Raises:
+        ConfigError: It is not the folder of a run, or has an option that does not exist.
+    """
+    file = run / "config.json"
+    try:
+        options = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{run}: not the folder of a run: cannot read config.json: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{file}: expected the options of a run, got another kind of JSON")
+    options.pop("resumed", None)
+    known = {field.name for field in fields(TrainConfig)}
+    if unknown := options.keys() - known:
+        raise ConfigError(
+            f"{file}: unknown option {min(unknown)!r}; the run was begun by another version of klimb"
+        )
     return options

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,17 +10,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from klimb.text import safe
 from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
 from klimb.train.estimates import REWARD, Point, short_name
 from klimb.train.folder import RunFolder
+from klimb.train.guards import Finding
+from klimb.train.memory import show_bytes
 from klimb.train.objective import Declaration
+from klimb.train.preflight import Preflight
 from klimb.train.step import Judged
 from klimb.train.summary import Summary, show_prompt
 
 _SAMPLE_EVERY = 5  # steps between samples shown
 _LONGEST_SAMPLE = 140  # characters of a prompt, or of a completion
 _NUM_EXAMPLES = 3
+_MARKS = {"passed": ("✓", ""), "warned": ("!", "yellow"), "failed": ("✗", "bold red")}
 
 
 class Display:
@@ -29,6 +35,7 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._num_steps = 0
+        self._told = ""
 
     def loading(self, model: str) -> None:
         """The model is about to be loaded."""
@@ -37,22 +44,48 @@ class Display:
             if model.endswith(".gguf")
             else ""
         )
-        self.console.print(f"Loading {escape(model)}{hint} …")
+        self.console.print(f"Loading {escape(safe(model))}{hint} …")
 
     def started(self, config: TrainConfig, declaration: Declaration, facts: dict[str, str]) -> None:
         """The run is about to begin."""
         print_ = self.console.print
         print_("\n[bold]What is optimised[/]")
         for sentence in declaration.words:
-            print_(f"  {escape(sentence)}")
+            print_(f"  {escape(safe(sentence))}")
         print_()
         for formula in declaration.formulas:
-            print_(f"    [cyan]{escape(formula)}[/]")
+            print_(f"    [cyan]{escape(safe(formula))}[/]")
         print_("\n[bold]With[/]")
         for name, fact in facts.items():
-            print_(f"  {name:<7} {escape(fact)}")
+            print_(f"  {name:<7} {escape(safe(fact))}")
         print_(f"  {'folder':<7} {escape(str(config.out))}\n")
         self._num_steps = config.num_steps
+
+    def checked(self, preflight: Preflight, *, with_memory: bool = False) -> None:
+        """The checks before the first step were made."""
+        self.console.print(f"[bold]Checked[/] in {preflight.seconds:.1f} s")
+        for result in preflight.results:
+            mark, style = _MARKS[result.outcome]
+            self.console.print(Text(safe(f"  {mark} {result.name:<9} {result.words}"), style=style))
+            if result.remedy:
+                self.console.print(Text(safe(f"    {'':<9} → {result.remedy}"), style=style))
+        if with_memory:
+            for name, size in preflight.memory.terms.items():
+                self.console.print(Text(f"    {show_bytes(size):>9}  {name}"))
+            self.console.print(Text(f"    {show_bytes(preflight.memory.peak):>9}  in all, at most"))
+        self.console.print()
+
+    def alarmed(self, findings: Sequence[Finding], measure: str | None) -> None:
+        """Guards found something new, or something was done about what they found."""
+        for finding in findings:
+            self.console.print(Text(safe(f"    ! {finding}"), style="yellow"))
+        if measure is not None:
+            self.console.print(Text(f"    ! {measure}", style="bold yellow"))
+
+    def resuming(self, sentences: Sequence[str]) -> None:
+        """An interrupted run goes on."""
+        for sentence in sentences:
+            self.console.print(Text(safe(sentence)))
 
     def evaluating(self, when: str, num_prompts: int) -> None:
         """The policy is about to be judged."""
@@ -65,7 +98,8 @@ class Display:
             + ("no opinion" if math.isnan(found.mean) else f"{found.mean:+.3f}")
             for name, found in point.means.items()
         ]
-        line = "  ".join([f"judged after {point.step} steps:", *opinions, f"KL {point.kl.mean:.2f}"])
+        failed = [f"failed {point.num_failed}"] if point.num_failed else []
+        line = "  ".join([f"judged after {point.step} steps:", *opinions, f"KL {point.kl.mean:.2f}", *failed])
         self.console.print(Text(line + ("  ★ the best so far" if is_best else ""), style="bold"))
 
     def chosen(self, choice: Choice, num_steps: int) -> None:
@@ -75,9 +109,10 @@ class Display:
 
     def stepped(self, metrics: dict[str, Any], judged: Judged) -> None:
         """A step was taken."""
+        failed = f"  failed {metrics['failed']}" if metrics["failed"] else ""
         line = (
-            f"reward {metrics['reward']:+.3f}  KL {metrics['kl']:.2f}  entropy {metrics['entropy']:.2f}  "
-            f"length {metrics['length']:.0f}  {metrics['completions_per_second']:.1f}/s"
+            f"reward {_signed(metrics['reward'], 3)}  KL {metrics['kl']:.2f}  entropy {metrics['entropy']:.2f}  "
+            f"length {metrics['length']:.0f}  {metrics['completions_per_second']:.1f}/s{failed}"
         )
         done = metrics["step"] + 1
         if self.console.is_terminal:
@@ -88,6 +123,7 @@ class Display:
             self._progress.update(self._progress.task_ids[0], completed=done, line=line)
         else:
             self.console.print(f"step {done}/{self._num_steps}  {line}")
+        self._tell_of_failures(judged)
         if metrics["step"] % _SAMPLE_EVERY == 0:
             self._sample(judged)
 
@@ -101,18 +137,33 @@ class Display:
         """Everything is written."""
         self.console.print()
         self.console.print(_table(summary))
+        if summary.num_failed:
+            self.console.print(f"{summary.num_failed} completions got no reward and are left out")
         for example in summary.examples[:_NUM_EXAMPLES]:
             self.console.print(Text(f"\n{_one_line(example.prompt)} …", style="bold"))
-            self.console.print(Text(f"  before {example.reward_before:+.2f}  {_one_line(example.before)}"))
-            self.console.print(Text(f"  after  {example.reward_after:+.2f}  {_one_line(example.after)}"))
+            self.console.print(
+                Text(f"  before {_signed(example.reward_before)}  {_one_line(example.before)}")
+            )
+            self.console.print(Text(f"  after  {_signed(example.reward_after)}  {_one_line(example.after)}"))
         self.console.print(f"\n[bold]Model[/]   {escape(str(folder.model))}")
         self.console.print(f"[bold]Report[/]  {escape(str(folder.report))}  (open it in a browser)")
+
+    def _tell_of_failures(self, judged: Judged) -> None:
+        """Say what went wrong with rewards, unless the same was said last."""
+        failures = judged.rewards.failures
+        if not judged.valid:
+            self.console.print(
+                Text("    ! no completion has a reward: nothing was learned", style="bold yellow")
+            )
+        if failures and failures[0].reason != self._told:
+            self._told = failures[0].reason
+            self.console.print(Text(f"    ! {failures[0]}", style="yellow"))
 
     def _sample(self, judged: Judged) -> None:
         prompt = show_prompt(judged.rows[0].prompt)
         sample = Text("    e.g. ", style="dim")
         sample.append(f"{_one_line(prompt)} → {_one_line(judged.texts[0])}", style="italic")
-        sample.append(f"  ({judged.rewards.total[0]:+.2f})")
+        sample.append(f"  ({_signed(judged.rewards.total[0])})")
         self.console.print(sample)
 
 
@@ -145,6 +196,11 @@ def _table(summary: Summary) -> Table:
     table.add_row("KL, nats a completion", "0", str(summary.kl), "")
     table.add_row("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", "")
     return table
+
+
+def _signed(value: float | None, num_digits: int = 2) -> str:
+    """A reward with its sign, where there is one."""
+    return "none" if value is None else f"{value:+.{num_digits}f}"
 
 
 def _one_line(text: str) -> str:

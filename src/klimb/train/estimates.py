@@ -48,17 +48,20 @@ class Point:
         step: Updates of the weights until then.
         kl: Mean log π − log π_ref of the completions, in nats a completion.
         means: The mean of the reward, and of each judge, by name.
+        num_failed: Completions that got no reward, and count for no mean of it.
     """
 
     step: int
     kl: Estimate
     means: dict[str, Estimate]
+    num_failed: int = 0
 
 
 def point(rows: Rows, judges: Sequence[str] = ()) -> Point:
     """Sum up an evaluation."""
     means = {name: mean(rows, name) for name in (REWARD, *judges)}
-    return Point(rows[0]["step"], estimate([mean_of(part, "kl") for part in by_prompt(rows)]), means)
+    kl = estimate([mean_of(part, "kl") for part in by_prompt(rows)])
+    return Point(rows[0]["step"], kl, means, count_failed(rows))
 
 
 def points_along(evaluations: Rows, judges: Sequence[str] = ()) -> list[Point]:
@@ -94,6 +97,11 @@ def compare(before: Rows, after: Rows, name: str) -> Change:
         return Change(*[Estimate(math.nan, math.nan)] * 3)
     gains = [b - a for a, b in zip(*means, strict=True)]
     return Change(estimate(means[0]), estimate(means[1]), estimate(gains))
+
+
+def count_failed(rows: Rows) -> int:
+    """How many completions got no reward: they count for no mean of it, as where a judge has no opinion."""
+    return sum(row["reward"] is None for row in rows)
 
 
 def by_prompt(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -37,9 +37,10 @@ def draw_figures(
 
     def curve(key: str) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
-            values = [row[key] for row in metrics]
-            axes.plot(steps, values, ".", color=LINE, alpha=0.45, markersize=5)
-            axes.plot(steps, running_mean(values), color=LINE, linewidth=2)
+            rows = [row for row in metrics if row[key] is not None]  # none where all failed
+            places, values = [row["step"] for row in rows], [row[key] for row in rows]
+            axes.plot(places, values, ".", color=LINE, alpha=0.45, markersize=5)
+            axes.plot(places, running_mean(values), color=LINE, linewidth=2)
             axes.set_xlabel("updates")
             axes.xaxis.get_major_locator().set_params(integer=True)
 

@@ -1,23 +1,34 @@
 """A run is a folder: what is in it, and how it is written so that nothing is ever half there."""
 
+import contextlib
+import fcntl
 import json
-import tempfile
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from klimb.errors import ArgumentError, RunFolderError
-from klimb.files import append_text, make_folder, whole_folder, write_file
+from klimb.files import append_text, make_folder, remove_folder, remove_leftovers, whole_folder, write_file
 from klimb.policy.policy import Policy
+from klimb.text import redacted
 from klimb.train.ascent import Ascent
-from klimb.train.checkpoint import open_part, write_checkpoint
+from klimb.train.checkpoint import Checkpoint, open_checkpoint, open_part, write_checkpoint
 from klimb.train.choice import Choice
+
+_OF_A_START = re.compile(r"fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}")
+_WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|step-\d{6,}")
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 class RunFolder:
     """The files of one run.
 
-    `config.json` what was asked for · `metrics.jsonl` one line a step · `completions.jsonl` one
+    `config.json` what was asked for, and how the run was resumed · `fingerprints.json` checksums of what it
+    began with · `metrics.jsonl` one line a step · `completions.jsonl` one
     line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
     `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
     `model/` the result · `report.html`.
@@ -27,21 +38,26 @@ class RunFolder:
         self.path = path
         self.model = path / "model"
         self.report = path / "report.html"
+        self.fingerprints = path / "fingerprints.json"
 
     @classmethod
-    def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Make the folder and write the configuration into it.
+    def create(
+        cls, path: Path, config: dict[str, Any], fingerprints: Mapping[str, Mapping[str, str]] | None = None
+    ) -> "RunFolder":
+        """Make the folder and write into it what the run begins with, the configuration last: it makes it a run's.
 
         Raises:
             RunFolderError: Something is there already, or the folder cannot be made.
         """
         cls.require_free(path)
+        folder = cls(path)
         try:
             make_folder(path)
-            write_file(path / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            folder.write_fingerprints(fingerprints or {})
+            write_file(path / "config.json", _json(redacted(config)))
         except OSError as error:
             raise RunFolderError(f"{path}: cannot make the run's folder: {error.strerror}") from error
-        return cls(path)
+        return folder
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -54,13 +70,49 @@ class RunFolder:
             raise RunFolderError(f"{path}: not the folder of a run: it has no config.json and metrics.jsonl")
         return cls(path)
 
+    @classmethod
+    def find(cls, path: Path) -> "RunFolder":
+        """Open the folder of a run that may not have taken a step yet.
+
+        Raises:
+            RunFolderError: It is not the folder of a run.
+        """
+        if not (path / "config.json").is_file():
+            raise RunFolderError(f"{path}: not the folder of a run: it has no config.json")
+        return cls(path)
+
     @staticmethod
     def require_free(path: Path) -> None:
-        """Raise unless nothing, or an empty folder, is at `path`."""
-        if path.is_dir() and not any(path.iterdir()):
+        """Raise unless nothing is at `path`, an empty folder, or what is left of a start that was cut off."""
+        if path.is_dir() and all(_OF_A_START.fullmatch(entry.name) for entry in path.iterdir()):
             return
         if path.exists():
             raise RunFolderError(f"{path}: exists already; choose another --out, or move it away")
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from running in this folder meanwhile; the end of this one ends the claim.
+
+        Raises:
+            RunFolderError: Another process runs in it, or the folder is gone.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be opened: {error.strerror}") from error
+        try:
+            _lock(descriptor, self.path)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def write_config(self, config: Mapping[str, Any], resumed: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write what is asked for now, and how the run was resumed, as one file that is replaced as a whole."""
+        write_file(self.path / "config.json", _json(redacted({**config, "resumed": list(resumed)})))
+
+    def write_fingerprints(self, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
+        """Write `fingerprints.json`: the checksums of what the run is made from."""
+        write_file(self.fingerprints, _json(fingerprints))
 
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Add lines to `metrics.jsonl`, `completions.jsonl` or `evaluations.jsonl`, synced to the disk."""
@@ -90,28 +142,49 @@ class RunFolder:
         return rows
 
     def read_config(self) -> dict[str, Any]:
-        """Read what was asked for.
+        """Read what was asked for, the last time that the run was begun or resumed.
 
         Raises:
             RunFolderError: The file is not JSON.
         """
         file = self.path / "config.json"
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            options = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunFolderError(f"{file}: not JSON: {error}") from error
+        options.pop("resumed", None)
+        return options
+
+    def read_resumed(self) -> list[dict[str, Any]]:
+        """Read how the run was resumed: each time the `step`, the `time`, and the `changes` of options."""
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("resumed", [])
 
     def save_model(self, policy: Policy) -> None:
-        """Write the fine-tuned model as a folder that transformers opens."""
-        with whole_folder(self.model) as unfinished:
-            policy.save(unfinished)
+        """Write the fine-tuned model as a folder that transformers opens, in the place of an earlier one.
+
+        Raises:
+            OSError: It cannot be written; an earlier one is as it was.
+        """
+        with whole_folder(self.model, replaces=True) as unfinished:
+            try:
+                policy.save(unfinished)
+            except SafetensorError as error:  # which says in its own words that a disk is full
+                raise OSError(f"{self.model}: cannot be written: {error}") from error
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after so many updates is, if there is one."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
-    def save_checkpoint(self, policy: Policy, ascent: Ascent) -> Path:
-        """Write the weights that move and the optimiser's state, with their checksums.
+    def checkpoint_steps(self) -> list[int]:
+        """After how many updates there are checkpoints, in order; whether they are good is not looked at."""
+        folder = self.path / "checkpoints"
+        found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name[1]) for name in found if name)
+
+    def save_checkpoint(
+        self, policy: Policy, ascent: Ascent, remembered: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the weights that move, the optimiser's state and what else is remembered, with their checksums.
 
         The step and the seed decide all else, since random numbers are counted. A checkpoint
         of this number of updates that exists already is left as it is.
@@ -120,8 +193,17 @@ class RunFolder:
         if path.exists():
             return path
         weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
-        write_checkpoint(path, {"weights": weights, "optimiser": ascent.moments()}, policy.num_updates)
+        parts = {"weights": weights, "optimiser": ascent.moments()}
+        write_checkpoint(path, parts, policy.num_updates, remembered)
         return path
+
+    def open_checkpoint(self, step: int) -> Checkpoint:
+        """Open the checkpoint after so many updates, once all of it is certain to be what was written.
+
+        Raises:
+            RunFolderError: It or a file of it is missing, cut short or altered.
+        """
+        return open_checkpoint(self.checkpoint(step), step)
 
     def load_weights(self, policy: Policy, step: int) -> None:
         """Give a policy the weights that it had after so many updates, in place.
@@ -144,14 +226,19 @@ class RunFolder:
             ) from error
 
     def remove_checkpoint(self, step: int) -> None:
-        """Remove a checkpoint, so that it is there whole or not at all whatever the moment of a crash."""
-        path = self.checkpoint(step)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as doomed:
-            path.rename(Path(doomed) / path.name)
+        """Remove a checkpoint if it is there, so that it is whole or gone whatever the moment of a crash."""
+        if self.checkpoint(step).is_dir():
+            remove_folder(self.checkpoint(step))
+
+    def sweep(self) -> None:
+        """Remove what a crash left of files and folders that were being written or removed."""
+        for folder in (self.path, self.path / "checkpoints"):
+            if folder.is_dir():
+                remove_leftovers(folder, _WRITTEN_ASIDE)
 
     def write_choice(self, choice: Choice) -> None:
         """Write `best.json`: which weights are the best so far, and why."""
-        write_file(self.path / "best.json", json.dumps(choice.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_file(self.path / "best.json", _json(choice.to_dict()))
 
     def read_choice(self) -> Choice | None:
         """Read `best.json`; None where the run keeps its last weights.
@@ -168,3 +255,18 @@ class RunFolder:
             raise RunFolderError(
                 f"{file}: not as a run writes it: {type(error).__name__}: {error}"
             ) from error
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunFolderError(
+            f"{path}: another process is running in it; wait for its end, or stop it first"
+        ) from error
+    except OSError:  # a file system without locks
+        return

@@ -1,23 +1,24 @@
 """Judging a policy on the evaluation prompts, before, along and after its run, and keeping the best of its weights."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from klimb.errors import RewardError
 from klimb.policy.counted import Stream
 from klimb.policy.policy import Draw, Policy
+from klimb.reward.failures import Tolerance
 from klimb.reward.reward import WeightedSum
-from klimb.train.ascent import Ascent
-from klimb.train.choice import Candidate, Choice
+from klimb.train.choice import Choice, recall, weigh
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
-from klimb.train.estimates import compare, mean, point
+from klimb.train.estimates import Rows, mean, point
 from klimb.train.folder import RunFolder
+from klimb.train.memory import EVALUATED_AT_ONCE
 from klimb.train.prompts import PromptRow
+from klimb.train.retention import Checkpoints
 from klimb.train.step import Judged, sample_and_judge
-
-_EVALUATION_BATCH = 64  # completions drawn at once for judging, or fewer by the micro-batch size
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Evaluator:
         """Judge the policy as it is before its run.
 
         Raises:
-            RewardError: The judge that the best is kept by has no opinion on any completion.
+            RewardError: Rewards failed for more completions than may fail, or the judge that the best is kept by has no
+                opinion on any.
         """
         rows, judge = self.evaluate("before"), self.config.keep_best
         if judge is not None and math.isnan(mean(rows, judge).mean):
@@ -51,10 +53,15 @@ class Evaluator:
         return rows
 
     def evaluate(self, when: str) -> list[dict[str, Any]]:
-        """Judge the policy; every time draws with the same random numbers, which pairs them."""
+        """Judge the policy; every time draws with the same random numbers, which pairs them.
+
+        Raises:
+            RewardError: Rewards failed for more completions than may fail.
+        """
         group = self.config.eval_completions_per_prompt
-        at_once = max(_EVALUATION_BATCH // group, 1)
+        at_once = max(EVALUATED_AT_ONCE // group, 1)
         evaluation = []
+        tolerance = Tolerance(self.config.max_failed, group * len(self.rows))
         for start in range(0, len(self.rows), at_once):
             part = self.rows[start : start + at_once]
             indices = list(range(start, start + len(part)))
@@ -66,6 +73,7 @@ class Evaluator:
                 max_new_tokens=self.config.max_new_tokens,
                 draw=Draw(self.config.seed, 0, indices, Stream.EVALUATE),
             )
+            tolerance.take(judged.rewards.failures)
             evaluation += completion_rows(judged, start, when=when, step=self.policy.num_updates)
         return evaluation
 
@@ -82,29 +90,30 @@ class Keeper:
     """
 
     def __init__(
-        self, judge: str, folder: RunFolder, policy: Policy, ascent: Ascent, config: TrainConfig
+        self, judge: str, folder: RunFolder, policy: Policy, checkpoints: Checkpoints, config: TrainConfig
     ) -> None:
         self._judge = judge
         self.choice: Choice | None = None
-        self._folder, self._policy, self._ascent, self._config = folder, policy, ascent, config
-        self._best_rows: list[dict[str, Any]] = []
+        self._folder, self._policy, self._checkpoints, self._config = folder, policy, checkpoints, config
+        self._best_rows: Rows = []
 
-    def consider(self, rows: list[dict[str, Any]]) -> bool:
+    def consider(self, rows: Rows) -> bool:
         """Take note of an evaluation of the weights as they are, and say whether they are the best so far."""
-        step, found, old = self._policy.num_updates, mean(rows, self._judge), self.choice
-        if old is None:
-            self._keep(Choice(self._judge, step, (Candidate(step, found),)), rows)
-            return True
-        candidate = Candidate(step, found, compare(self._best_rows, rows, self._judge).gain)
-        choice = replace(old, candidates=(*old.candidates, candidate))
-        is_best = found.mean > old.best.mean.mean
+        old, choice = self.choice, weigh(self.choice, self._best_rows, rows, self._judge)
+        is_best = old is None or choice.step != old.step
         if is_best:
-            self._keep(replace(choice, step=step), rows)
-            if old.step == 0 or old.step % self._config.checkpoint_every:
-                self._folder.remove_checkpoint(old.step)  # it was there as the best alone
-        else:
-            self._note(choice)
+            self._checkpoints.save()
+            self._best_rows = rows
+        self._note(choice)
+        if is_best:
+            self._checkpoints.prefer(choice.step)
         return is_best
+
+    def recall(self, evaluations: Sequence[Rows]) -> None:
+        """Take note once more of what an interrupted run had found, the start first."""
+        choice, self._best_rows = recall(evaluations, self._judge)
+        self._checkpoints.best = choice.step
+        self._note(choice)
 
     def is_out_of_patience(self) -> bool:
         """Whether so many evaluations in a row as are allowed brought nothing better."""
@@ -121,11 +130,6 @@ class Keeper:
         if self.choice is not None and self.choice.step != self._policy.num_updates:
             self._folder.load_weights(self._policy, self.choice.step)
 
-    def _keep(self, choice: Choice, rows: list[dict[str, Any]]) -> None:
-        self._folder.save_checkpoint(self._policy, self._ascent)
-        self._note(choice)
-        self._best_rows = rows
-
     def _note(self, choice: Choice) -> None:
         self._folder.write_choice(choice)
         self.choice = choice
@@ -134,14 +138,16 @@ class Keeper:
 class Watch:
     """Judges a policy before, along and after its run, writes and shows what it finds, and keeps the best if asked."""
 
-    def __init__(self, evaluator: Evaluator, folder: RunFolder, ascent: Ascent, display: Display) -> None:
+    def __init__(
+        self, evaluator: Evaluator, folder: RunFolder, checkpoints: Checkpoints, display: Display
+    ) -> None:
         self._evaluator, self._folder, self._display = evaluator, folder, display
         self._policy, self._config = evaluator.policy, evaluator.config
-        self._latest: list[dict[str, Any]] = []
+        self._latest: Rows = []
         self._keeper = (
             None
             if self._config.keep_best is None
-            else Keeper(self._config.keep_best, folder, self._policy, ascent, self._config)
+            else Keeper(self._config.keep_best, folder, self._policy, checkpoints, self._config)
         )
 
     @property
@@ -149,9 +155,15 @@ class Watch:
         """Which weights are the best so far; None where the last are kept."""
         return None if self._keeper is None else self._keeper.choice
 
-    def start(self, before: list[dict[str, Any]]) -> None:
+    def start(self, before: Rows) -> None:
         """Take note of how the policy was judged before its run."""
         self._note(before)
+
+    def recall(self, evaluations: Sequence[Rows]) -> None:
+        """Take note of what an interrupted run had found; nothing is judged, written or shown again."""
+        self._latest = evaluations[-1]
+        if self._keeper is not None:
+            self._keeper.recall(evaluations)
 
     def look(self) -> bool:
         """Judge the policy if it is time to, and say whether the run goes on."""
@@ -159,7 +171,8 @@ class Watch:
         is_last = step == config.num_steps
         if config.eval_every is None or (step % config.eval_every and not is_last):
             return True
-        self._note(self._evaluator.evaluate(f"step-{step:06d}"))
+        if self._latest[0]["step"] != step:  # else it was judged before the run was interrupted
+            self._note(self._evaluator.evaluate(f"step-{step:06d}"))
         if self._keeper is None or is_last or not self._keeper.is_out_of_patience():
             return True
         self._keeper.stop()
@@ -180,7 +193,7 @@ class Watch:
             after = self._evaluator.evaluate("after")
         self._folder.append("evaluations", after)
 
-    def _note(self, rows: list[dict[str, Any]]) -> None:
+    def _note(self, rows: Rows) -> None:
         self._latest = rows
         self._folder.append("evaluations", rows)
         is_best = self._keeper is not None and self._keeper.consider(rows)
@@ -189,14 +202,14 @@ class Watch:
 
 
 def completion_rows(judged: Judged, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:
-    """A row for each completion, as `completions.jsonl` and `evaluations.jsonl` have them.
+    """A row for each completion, as `completions.jsonl` and `evaluations.jsonl` have them: where a reward failed, why.
 
     Args:
         judged: The completions.
         first_index: The number of the first of their prompts.
         columns: What stands first in every row.
     """
-    lengths = judged.completions.lengths.tolist()
+    lengths, reasons = judged.completions.lengths.tolist(), judged.rewards.reasons
     return [
         columns
         | {
@@ -208,6 +221,7 @@ def completion_rows(judged: Judged, first_index: int = 0, **columns: Any) -> lis
             "kl": judged.kl[index],
             "length": lengths[index],
             "finish_reason": judged.completions.finish_reasons[index],
+            "failure": reasons.get(index),
         }
         for index, owner in enumerate(judged.completions.prompt_of.tolist())
     ]

@@ -41,6 +41,8 @@ def write_report(folder: RunFolder) -> Path:
         figures=draw_figures(metrics, summary, config.judges, points_along(evaluations, config.judges)),
         summary=summary,
         metrics=metrics,
+        num_failed=sum(row.get("failed", 0) for row in metrics),
+        num_skipped=sum(row["reward"] is None for row in metrics),
         seconds={
             phase: sum(row["seconds"][phase] for row in metrics) / len(metrics)
             for phase in metrics[-1]["seconds"]

@@ -1,30 +1,40 @@
 """A run from configuration to fine-tuned model and report."""
 
-import json
+import contextlib
+import itertools
 import resource
 import statistics
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from klimb.errors import DataError, DivergedError, KlimbError
+from klimb.errors import KlimbError
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent, AscentMetrics
+from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
-from klimb.train.estimates import short_name
+from klimb.train.estimates import Rows, short_name
+from klimb.train.fingerprint import take_fingerprints
 from klimb.train.folder import RunFolder
+from klimb.train.guards import Guards, note_last_good, share_of_one_text
 from klimb.train.judging import Evaluator, Watch, completion_rows
 from klimb.train.lengths import check_lengths
 from klimb.train.objective import declare
-from klimb.train.prompts import PromptRow, indices_of_step, read_prompts
+from klimb.train.preflight import Preflight, Setting, examine, require_room, same_random_numbers
+from klimb.train.prompts import PromptFile, PromptRow, indices_of_step, read_prompts, require_held_out
 from klimb.train.report import write_report
+from klimb.train.resume import Resumption, plan_resumption
+from klimb.train.retention import Checkpoints
+from klimb.train.schedule import KLCoefficient
+from klimb.train.signals import Interruption, listening
 from klimb.train.step import Judged, take_step
 from klimb.train.summary import Summary, summarise
 
@@ -39,7 +49,9 @@ class RunResult:
     summary: Summary
 
 
-def train(config: TrainConfig, display: Display | None = None) -> RunResult:
+def train(
+    config: TrainConfig, display: Display | None = None, *, resume: bool = False, accept: Sequence[str] = ()
+) -> RunResult:
     """Fine-tune a model.
 
     Everything that can be wrong with the configuration and its files is found before the model
@@ -48,6 +60,8 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
     Args:
         config: The options.
         display: What shows the run; a terminal display where None.
+        resume: Go on with the run in `config.out`, to the same bits as if it had not been interrupted.
+        accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
 
     Returns:
         The run's folder and what changed.
@@ -56,10 +70,70 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
         KlimbError: Something is wrong with an option, a file, a reward or the model; the
             message says what, where, and what to do. After the first update a checkpoint of
             the last one is left in the run's folder, unless the weights have diverged.
+        RunInterrupted: Ctrl-C or SIGTERM came; the step was finished and a checkpoint was written.
+    """
+    display = display or Display()
+    if not resume:
+        RunFolder.require_free(config.out)
+        return _train(config, display)
+    with RunFolder.find(config.out).claimed():
+        resumption = plan_resumption(config)
+        display.resuming(resumption.sentences())
+        if resumption.is_finished:
+            folder = resumption.folder
+            return RunResult(folder, _summary(config, folder, folder.read_choice()))
+        return _train(config, display, resumption, accept)
+
+
+def check(config: TrainConfig, display: Display | None = None) -> Preflight:
+    """Make the checks that a run makes before its first step, and nothing else.
+
+    Raises:
+        KlimbError: Something would keep the run from beginning; the message says what, where, and what to do.
     """
     display = display or Display()
     RunFolder.require_free(config.out)
-    rows = read_prompts(config.prompts, config.prompt_column)
+    setting, _, _ = _prepare(config, display)
+    return _look_first(setting, display, with_memory=True)
+
+
+def _train(
+    config: TrainConfig,
+    display: Display,
+    resumption: Resumption | None = None,
+    accept: Sequence[str] = (),
+) -> RunResult:
+    setting, rows, judged_rows = _prepare(config, display)
+    policy, reward = setting.policy, setting.reward
+    content = take_fingerprints(config)
+    if resumption is not None:
+        display.resuming(resumption.compare(content, accept))
+    display.started(config, declare(config), _facts(config, policy, rows))
+    if config.preflight:
+        _look_first(setting, display)
+
+    # Judged before anything is written: a reward that fails at once leaves no folder behind.
+    evaluator = Evaluator(policy, reward, judged_rows, config)
+    evaluations = [] if resumption is None else resumption.evaluations
+    before = None
+    if not evaluations:
+        display.evaluating("before", len(judged_rows))
+        before = evaluator.evaluate_start()
+    folder = resumption.folder if resumption else RunFolder.create(config.out, config.to_dict(), content)
+    climb = _Climb.begin(config, rows, policy, reward, folder, display)
+    watch = Watch(evaluator, folder, climb.checkpoints, display)
+    with contextlib.nullcontext() if resumption else folder.claimed():
+        if resumption is not None:
+            climb.go_on_from(resumption)
+            resumption.rewind(content, accept)
+        summary = climb.complete(watch, before, evaluations)
+    display.finished(folder, summary)
+    return RunResult(folder, summary)
+
+
+def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile, list[PromptRow]]:
+    """Read and load all that a run is made of; returns it with the prompts to train on, and those to judge by."""
+    rows = PromptFile(config.prompts, config.prompt_column)
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     reward = load_rewards(
@@ -69,76 +143,141 @@ def train(config: TrainConfig, display: Display | None = None) -> RunResult:
         caution=config.caution,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
+        timeout=config.reward_timeout,
     )
+    base = require_room(config)
     display.loading(config.model)
     policy = load_policy(config)
-    check_lengths(policy, [*rows, *judged_rows], config.max_new_tokens)
-    display.started(config, declare(config), _facts(config, policy, rows))
+    longest = check_lengths(policy, itertools.chain(rows, judged_rows), config.max_new_tokens)
+    return Setting(config, policy, reward, rows, len(judged_rows), longest, base), rows, judged_rows
 
-    # Judged before anything is written: a reward that fails at once leaves no folder behind.
-    evaluator = Evaluator(policy, reward, judged_rows, config)
-    display.evaluating("before", len(judged_rows))
-    before = evaluator.evaluate_start()
-    folder = RunFolder.create(config.out, config.to_dict())
-    ascent = Ascent(policy, config)
-    watch = Watch(evaluator, folder, ascent, display)
-    climb = _Climb(config, rows, policy, reward, ascent, folder, display)
-    try:
-        watch.start(before)
-        for step in range(config.num_steps):
-            climb.take(step)
-            if not watch.look():
-                break
-        display.stopped()
-        folder.save_checkpoint(policy, ascent)
-        watch.settle()
-        folder.save_model(policy)
-        watch.finish()
-    except KlimbError as error:
-        if policy.num_updates and not isinstance(error, DivergedError):
-            folder.save_checkpoint(policy, ascent)
-        error.add_note(f"{climb.num_updates} updates were made; what was written stays in {config.out}")
-        raise
-    finally:
-        display.stopped()
 
-    summary = summarise(
-        folder.read("evaluations"),
-        are_held_out=config.eval_prompts is not None,
-        judges=config.judges,
-        choice=watch.choice,
-    )
-    write_report(folder)
-    display.finished(folder, summary)
-    return RunResult(folder, summary)
+def _look_first(setting: Setting, display: Display, *, with_memory: bool = False) -> Preflight:
+    with same_random_numbers():
+        found = examine(setting)
+        display.checked(found, with_memory=with_memory)
+    found.require_passed()
+    return found
 
 
 @dataclass
 class _Climb:
-    """What a step works on, and how many were taken."""
+    """What a step works on, and how many were taken and written down."""
 
     config: TrainConfig
-    rows: list[PromptRow]
+    rows: PromptFile
     policy: Policy
     reward: WeightedSum
     ascent: Ascent
     folder: RunFolder
     display: Display
+    coefficient: KLCoefficient
+    guards: Guards
+    checkpoints: Checkpoints
     num_updates: int = 0
+
+    @classmethod
+    def begin(
+        cls,
+        config: TrainConfig,
+        rows: PromptFile,
+        policy: Policy,
+        reward: WeightedSum,
+        folder: RunFolder,
+        display: Display,
+    ) -> "_Climb":
+        """Begin where the policy is what it is compared with."""
+        ascent, coefficient = Ascent(policy, config), KLCoefficient(config)
+        guards = Guards(config, ascent)
+        remembering = {"kl_coefficient": coefficient, "guards": guards}
+        checkpoints = Checkpoints(folder, policy, ascent, config, remembering)
+        return cls(config, rows, policy, reward, ascent, folder, display, coefficient, guards, checkpoints)
+
+    def go_on_from(self, resumption: Resumption) -> None:
+        """Take up the state of an interrupted run."""
+        if resumption.checkpoint is not None:
+            self.checkpoints.restore(resumption.checkpoint)
+            self.num_updates = self.policy.num_updates
+
+    def complete(self, watch: Watch, before: Rows | None, evaluations: Sequence[Rows]) -> Summary:
+        """Go to the end of the run, or leave a folder from where it can go on, and say so in what is raised.
+
+        Args:
+            watch: What judges the policy.
+            before: How the policy was judged before its run; None where an interrupted one goes on.
+            evaluations: What that one had found, the start first.
+        """
+        folder, config = self.folder, self.config
+        try:
+            with listening(f"go on with: klimb train --resume {config.out}") as interruption:
+                if before is None:
+                    watch.recall(evaluations)
+                else:
+                    watch.start(before)
+                self._to_the_end(watch, interruption)
+            summary = _summary(config, folder, watch.choice)
+            write_report(folder)
+        except KlimbError as error:
+            self.checkpoints.explain(error, self.num_updates)
+            note_last_good(error, folder, self.policy.num_updates)
+            raise
+        except OSError as error:
+            raise self.checkpoints.translate(error, self.num_updates) from error
+        finally:
+            self.display.stopped()
+        return summary
+
+    def _to_the_end(self, watch: Watch, interruption: Interruption) -> None:
+        """Take the steps that are left, and write the model and how it is judged.
+
+        Raises:
+            RunInterrupted: A signal came; the step was finished and a checkpoint was written.
+        """
+        goes_on = watch.look()
+        while goes_on and self.num_updates < self.config.num_steps:
+            self.take(self.num_updates)
+            self._leave_if_asked(interruption)
+            goes_on = watch.look()
+            self._leave_if_asked(interruption)
+        self.display.stopped()
+        self.checkpoints.save()
+        watch.settle()
+        self.folder.save_model(self.policy)
+        if interruption.was_asked_for:
+            interruption.leave(self.num_updates)
+        watch.finish()
 
     def take(self, step: int) -> None:
         """Take a step, write down what it did, and write a checkpoint when one is due."""
-        config = self.config
+        config = replace(self.config, beta=self.coefficient.beta)
         indices = indices_of_step(step, len(self.rows), config.prompts_per_step, config.seed)
         rows, draw = [self.rows[index] for index in indices], Draw(config.seed, step, indices)
         judged, ascended = take_step(self.policy, self.reward, self.ascent, rows, draw, config)
-        self.num_updates = self.policy.num_updates
-        metrics = _metrics(step, judged, ascended, self.policy.model.device)
+        metrics = {**_metrics(step, judged, ascended, self.policy.model.device), "beta": config.beta}
+        findings = self.guards.look(metrics)
+        metrics["guards"] = [finding.guard for finding in findings]
         self.folder.append("metrics", [metrics])
         self.folder.append("completions", completion_rows(judged, step=step))
+        self.num_updates = self.policy.num_updates
+        self.coefficient.adapt(statistics.fmean(judged.kl), len(judged.completions))
         self.display.stepped(metrics, judged)
-        if self.num_updates % config.checkpoint_every == 0:
-            self.folder.save_checkpoint(self.policy, self.ascent)
+        self.display.alarmed(self.guards.new(findings), self.guards.act(findings))
+        self.checkpoints.save_if_due()
+
+    def _leave_if_asked(self, interruption: Interruption) -> None:
+        if interruption.was_asked_for:
+            self.display.stopped()
+            self.checkpoints.save()
+            interruption.leave(self.num_updates)
+
+
+def _summary(config: TrainConfig, folder: RunFolder, choice: Choice | None) -> Summary:
+    return summarise(
+        folder.read("evaluations"),
+        are_held_out=config.eval_prompts is not None,
+        judges=config.judges,
+        choice=choice,
+    )
 
 
 def load_policy(config: TrainConfig) -> Policy:
@@ -159,18 +298,15 @@ def load_policy(config: TrainConfig) -> Policy:
     )
 
 
-def _rows_to_judge(config: TrainConfig, rows: list[PromptRow]) -> list[PromptRow]:
+def _rows_to_judge(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
     if config.eval_prompts is None:
         return rows[:_MOST_TRAINING_PROMPTS_JUDGED]
     held_out = read_prompts(config.eval_prompts, config.prompt_column)
-    places = {json.dumps(row.prompt): row.place for row in rows}
-    for row in held_out:
-        if place := places.get(json.dumps(row.prompt)):
-            raise DataError(f"{row.place}: the prompt is not held out: it is trained on, {place}; remove one")
+    require_held_out(held_out, rows)
     return held_out
 
 
-def _facts(config: TrainConfig, policy: Policy, rows: list[PromptRow]) -> dict[str, str]:
+def _facts(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, str]:
     num_moved = sum(p.numel() for p in policy.trainable().values())
     num_parameters = sum(p.numel() for p in policy.model.parameters())
     batch = config.prompts_per_step * config.completions_per_prompt
@@ -182,6 +318,8 @@ def _facts(config: TrainConfig, policy: Policy, rows: list[PromptRow]) -> dict[s
     }
     if not policy.way.shares_prompts:
         facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
+    if rows.repeats is not None:
+        facts["repeats"] = str(rows.repeats)
     if config.eval_every is not None:
         facts["judging"] = _judging_words(config)
     return facts
@@ -204,13 +342,15 @@ def _metrics(step: int, judged: Judged, ascended: AscentMetrics, device: torch.d
     }
     return {
         "step": step,
-        "reward": statistics.fmean(rewards.total),
-        "reward_std": statistics.pstdev(rewards.total),
+        "reward": statistics.fmean(rewards.given) if rewards.given else None,
+        "reward_std": statistics.pstdev(rewards.given) if rewards.given else None,
+        "failed": len(rewards.total) - len(rewards.given),
         "rewards": {name: statistics.fmean(values) if values else None for name, values in opinions.items()},
         "kl": statistics.fmean(judged.kl),
         "entropy": completions.mean_entropy,
         "length": float(completions.lengths.double().mean()),
         "ended": completions.finish_reasons.count("end") / len(completions),
+        "same": share_of_one_text(judged.texts),
         "grad_norm": ascended.grad_norm,
         "lr": ascended.lr,
         "sampler_gap_mean": ascended.sampler_gap_mean,

@@ -4,9 +4,12 @@ Axes: B prompts, G completions a prompt, N = B·G completions.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from klimb.core.advantages import BASELINES
 from klimb.core.kl import k1
@@ -14,6 +17,7 @@ from klimb.core.objectives import reinforce
 from klimb.core.update import adjusted_rewards
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Draw, Policy
+from klimb.reward.failures import Tolerance
 from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.config import TrainConfig
@@ -31,7 +35,7 @@ class Judged:
         rows: The rows that the B prompts came from.
         completions: The N completions, ordered by prompt.
         texts: Their texts, (N,).
-        rewards: Their rewards, (N,).
+        rewards: Their rewards, (N,), and what went wrong with some.
         kl: log π − log π_ref of each, (N,), in nats.
         seconds: Time spent on `sampling`, `reward` and `reference`.
     """
@@ -42,6 +46,11 @@ class Judged:
     rewards: Rewards
     kl: list[float]
     seconds: dict[str, float]
+
+    @property
+    def valid(self) -> list[int]:
+        """Indices of the completions that have a reward."""
+        return [index for index, reward in enumerate(self.rewards.total) if reward is not None]
 
 
 class Stopwatch:
@@ -76,13 +85,22 @@ def sample_and_judge(
     completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
     texts = policy.decode(completions)
     watch.mark("sampling")
-    owners = [rows[int(index)] for index in completions.prompt_of]
-    columns = {name: [row.columns[name] for row in owners] for name in rows[0].columns}
-    rewards = reward(Batch([row.prompt for row in owners], texts, columns))
+    rewards = reward(to_be_judged(policy, rows, completions, texts))
     watch.mark("reward")
     kl = k1(completions.log_probs, policy.reference.log_probs(completions))
     watch.mark("reference")
     return Judged(rows, completions, texts, rewards, kl.tolist(), watch.seconds)
+
+
+def to_be_judged(
+    policy: Policy, rows: Sequence[PromptRow], completions: Completions, texts: list[str]
+) -> Batch:
+    """Put completions of some rows' prompts, and their texts, as a reward gets them."""
+    owners = [rows[int(index)] for index in completions.prompt_of]
+    columns = {name: [row.columns[name] for row in owners] for name in rows[0].columns}
+    as_read = [policy.render(row.prompt) for row in rows]
+    rendered = [as_read[int(index)] for index in completions.prompt_of]
+    return Batch([row.prompt for row in owners], texts, columns, rendered)
 
 
 def take_step(
@@ -96,7 +114,7 @@ def take_step(
     """Move the policy's weights once.
 
     With the objective `reinforce`, no baseline, plain SGD, no clipping and no decay this computes
-    `klimb.rlhf_weight_update` on the flattened parameters.
+    `klimb.rlhf_weight_update` on the flattened parameters, of the completions that have a reward.
     """
     judged = sample_and_judge(
         policy,
@@ -106,12 +124,35 @@ def take_step(
         max_new_tokens=config.max_new_tokens,
         draw=draw,
     )
+    Tolerance(config.max_failed, len(judged.completions)).take(judged.rewards.failures)
     watch = Stopwatch(policy.model.device)
-    log_probs = judged.completions.log_probs
-    rewards, kl = log_probs.new_tensor(judged.rewards.total), log_probs.new_tensor(judged.kl)
-    adjusted = adjusted_rewards(rewards, kl, config.beta).reshape(len(rows), config.completions_per_prompt)
-    advantages = BASELINES[config.baseline](adjusted).reshape(-1)
-    metrics = ascent.ascend(OBJECTIVES[config.objective], judged.completions, advantages)
+    advantages = find_advantages(judged, config)
+    metrics = _ascend(ascent, judged, advantages, config)
     watch.mark("update")
     judged.seconds.update(watch.seconds)
     return judged, metrics
+
+
+def find_advantages(judged: Judged, config: TrainConfig) -> Float[Tensor, " N"]:
+    """Find the advantages of completions; where a reward failed a completion counts for nothing, and its own is 0."""
+    log_probs, total = judged.completions.log_probs, judged.rewards.total
+    rewards = log_probs.new_tensor([0.0 if reward is None else reward for reward in total])
+    adjusted = adjusted_rewards(rewards, log_probs.new_tensor(judged.kl), config.beta)
+    is_valid = None
+    if len(judged.valid) < len(total):
+        is_valid = torch.tensor([reward is not None for reward in total], device=log_probs.device)
+        is_valid = is_valid.reshape(len(judged.rows), -1)
+    return BASELINES[config.baseline](adjusted.reshape(len(judged.rows), -1), is_valid=is_valid).reshape(-1)
+
+
+def _ascend(
+    ascent: Ascent, judged: Judged, advantages: Float[Tensor, " N"], config: TrainConfig
+) -> AscentMetrics:
+    """Move the weights by the completions that have a reward, and divide by their number; by none, not at all."""
+    completions = judged.completions
+    if not judged.valid:
+        return ascent.skip()
+    if len(judged.valid) < len(completions):
+        valid = torch.tensor(judged.valid, device=advantages.device)
+        completions, advantages = completions.rows(valid), advantages[valid]
+    return ascent.ascend(OBJECTIVES[config.objective], completions, advantages)

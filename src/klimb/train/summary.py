@@ -6,18 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from klimb.train.choice import Choice
-from klimb.train.estimates import REWARD, Change, Estimate, by_prompt, compare, estimate, mean_of
+from klimb.train.estimates import (
+    REWARD,
+    Change,
+    Estimate,
+    by_prompt,
+    compare,
+    count_failed,
+    estimate,
+    mean_of,
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with a completion before and one after, drawn with the same random numbers."""
+    """A prompt with a completion before and one after, by the same random numbers; None where a reward failed."""
 
     prompt: str
     before: str
     after: str
-    reward_before: float
-    reward_after: float
+    reward_before: float | None
+    reward_after: float | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Summary:
         examples: The first completion of every prompt, before and after.
         judges: What each judge that was never trained on makes of them, by its name.
         choice: Which weights are kept, and why; None where they are the last.
+        num_failed: Completions, of both evaluations, that got no reward and are left out of all means of it.
     """
 
     are_held_out: bool
@@ -51,6 +61,7 @@ class Summary:
     examples: list[Example]
     judges: dict[str, Change]
     choice: Choice | None = None
+    num_failed: int = 0
 
 
 def is_complete(evaluations: Sequence[dict[str, Any]]) -> bool:
@@ -105,6 +116,7 @@ def summarise(
         ],
         judges={judge: compare(rows_before, rows_after, judge) for judge in judges},
         choice=choice,
+        num_failed=count_failed([*rows_before, *rows_after]),
     )
 
 

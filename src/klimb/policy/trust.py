@@ -1,0 +1,65 @@
+"""What a model's files may make this process do: no pickle is read, and none of their code runs unless allowed."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from klimb.errors import ModelNotFoundError
+
+_PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+_REMEDY = (
+    "reading a pickle can run any code, so klimb reads safetensors alone: get the model in that format, or, where you "
+    "trust its makers, load it with transformers and save it again with save_pretrained"
+)
+
+
+@contextlib.contextmanager
+def without_pickle() -> Iterator[None]:
+    """Within, `torch.load` refuses whatever any library wants of it.
+
+    transformers is told to read safetensors alone; this holds too where it or another library falls back on a pickle,
+    as for an adapter beside a model. Other threads are refused too meanwhile.
+    """
+    usual = torch.load
+    torch.load = _refuse
+    try:
+        yield
+    finally:
+        torch.load = usual
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[Path]:
+    """Yield a folder in which a file is by itself, so that what lies beside it is not taken for a part of it."""
+    with tempfile.TemporaryDirectory(prefix="klimb-") as scratch:
+        (Path(scratch) / file.name).symlink_to(file.resolve())
+        yield Path(scratch)
+
+
+def explain(place: str, error: Exception) -> str:
+    """Say why a model cannot be loaded, where that is for its makers' code or a pickle with what to do about it.
+
+    Args:
+        place: The folder or the hub's name that was to be loaded.
+        error: What transformers said.
+    """
+    said = str(error)
+    if "trust_remote_code" in said:
+        return (
+            "it comes with Python code of its own, which does not run unless you allow it: read that code, and add "
+            "--trust-remote-code if you trust its makers with this machine"
+        )
+    folder = Path(place)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+        if names:
+            return f"its weights are pickled ({', '.join(names)}); {_REMEDY}"
+    return said
+
+
+def _refuse(file: Any = "", *_: Any, **__: Any) -> NoReturn:
+    raise ModelNotFoundError(f"{file} is a pickle; {_REMEDY}")

@@ -1,0 +1,176 @@
+"""A few completions drawn before the first step, and what they tell of policy, sampler and rewards.
+
+They are drawn from random numbers of their own: a run is the same with the probe and without.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klimb.errors import KlimbError
+from klimb.policy.completions import Completions
+from klimb.policy.counted import Stream
+from klimb.policy.policy import Draw, Policy
+from klimb.reward.load import load_rewards
+from klimb.reward.reward import Batch, Rewards, WeightedSum
+from klimb.train.checks import LOOKED_THROUGH, Result
+from klimb.train.config import TrainConfig
+from klimb.train.prompts import PromptRow
+from klimb.train.step import to_be_judged
+
+_NUM_PROMPTS, _GROUP, _MOST_TOKENS = 2, 2, 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few completions, drawn for the checks alone.
+
+    Attributes:
+        completions: The completions.
+        batch: The same as a reward gets them.
+    """
+
+    completions: Completions
+    batch: Batch
+
+
+def draw_probe(policy: Policy, rows: Sequence[PromptRow], config: TrainConfig) -> Probe:
+    """Draw a few short completions of the shortest among the first training prompts.
+
+    Raises:
+        DivergedError: The model's predictions are not numbers.
+    """
+    first = rows[:LOOKED_THROUGH]
+    by_length = sorted(range(len(first)), key=lambda index: len(str(first[index].prompt)))
+    indices = sorted(by_length[:_NUM_PROMPTS])
+    chosen = [first[index] for index in indices]
+    completions = policy.sample(
+        [policy.encode(row.prompt) for row in chosen],
+        _GROUP,
+        max_new_tokens=min(_MOST_TOKENS, config.max_new_tokens),
+        draw=Draw(config.seed, 0, indices, Stream.PREFLIGHT),
+    )
+    return Probe(completions, to_be_judged(policy, chosen, completions, policy.decode(completions)))
+
+
+@torch.no_grad()
+def check_start(policy: Policy, probe: Probe, bound: float) -> Result:
+    """Whether the KL is 0 and the ratio 1 at the start: policy and reference, each by its own pass, agree.
+
+    Args:
+        policy: The policy, as it is.
+        probe: Completions.
+        bound: Most that they may differ by, in nats a token.
+    """
+    if policy.num_updates:
+        words = f"the policy goes on after {policy.num_updates} updates, away from its reference"
+        return Result("start", "passed", words)
+    completions = probe.completions
+    own = torch.zeros_like(completions.log_probs)
+    for rows in completions.micro_batches(policy.micro_batch_size):
+        own[rows] = policy.log_probs(completions.rows(rows)).sum(dim=1).to(own.dtype)
+    gaps = (own - policy.reference.score(completions)).abs()
+    gap, worst = float((gaps / completions.lengths).max()), float(gaps.max())
+    words = f"KL {worst:.2g} nats a completion, ratio within {math.expm1(min(worst, 700.0)):.2g} of 1"
+    if gap <= bound:
+        return Result("start", "passed", words)
+    remedy = (
+        f"policy and reference must be one model at first, to {bound:g} nats a token: train without dropout "
+        "or code of the model's own that draws random numbers, or use --precision float32"
+    )
+    return Result("start", "failed", words, remedy)
+
+
+def check_sampler(policy: Policy, probe: Probe, bound: float) -> Result:
+    """Whether a pass as the update makes it gives the tokens the log-probs that were recorded in sampling.
+
+    Args:
+        policy: The policy.
+        probe: Completions that it drew.
+        bound: Most that they may differ by on average, in nats a token.
+    """
+    completions = probe.completions
+    gaps: list[Tensor] = []
+    for rows in completions.micro_batches(policy.micro_batch_size):
+        part = completions.rows(rows)
+        gaps.append((policy.log_probs(part).detach() - part.token_log_probs).abs()[part.mask])
+    gap = torch.cat(gaps)
+    words = f"{float(gap.mean()):.2g} nats a token apart, at most {float(gap.max()):.2g} (bound {bound:g})"
+    if float(gap.mean()) <= bound:  # not so either where it is not a number
+        return Result("sampler", "passed", words)
+    remedy = "use --precision float32, or raise --max-sampler-gap if you accept another policy's gradient"
+    return Result("sampler", "failed", words, remedy)
+
+
+def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: TrainConfig) -> Result:
+    """Whether the rewards are finite numbers that differ, and how long they take."""
+    start, mend = time.perf_counter(), "mend the reward, or choose another"
+    try:
+        rewards = reward(probe.batch)
+    except KlimbError as error:
+        return Result("rewards", "failed", str(error), mend)
+    count, values = len(rewards.total), rewards.given
+    seconds = (time.perf_counter() - start) / count
+    if not values:
+        return Result("rewards", "failed", "; ".join(map(str, rewards.failures[:1])), mend)
+    words = (
+        f"{min(values):.3g} to {max(values):.3g} for {len(values)} of {count} completions; {_duration(seconds)} each, "
+        f"{_duration(seconds * config.prompts_per_step * config.completions_per_prompt)} a step"
+    )
+    if rewards.failures:
+        return Result("rewards", "warned", f"{words}; {rewards.failures[0]}", mend)
+    if max(values) == min(values) and count > 1:
+        remedy = (
+            "where all rewards of a prompt are equal there is nothing to learn: look at a few completions"
+        )
+        return Result("rewards", "warned", f"{words}, all the same", remedy)
+    return Result("rewards", "passed", words)
+
+
+def check_reloading(reward: WeightedSum, probe: Probe, config: TrainConfig) -> list[Result]:
+    """Whether each reward model, loaded once more, gives the probe the very same scores; nothing without any."""
+    from klimb.reward.classifier import ClassifierReward
+
+    trained = {id(one) for one in reward.rewards}
+    results: list[Result] = []
+    for model in [*reward.rewards, *reward.judges]:
+        if not isinstance(model, ClassifierReward):
+            continue
+        (again,) = load_rewards(
+            [model.name],
+            caution=config.caution if id(model) in trained else 0.0,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+        ).rewards
+        try:
+            first, second = (list(one(probe.batch)) for one in (model, again))
+        except KlimbError as error:
+            results.append(Result("reloading", "failed", str(error), "choose another reward model"))
+            continue
+        results.append(compare_scores(model.name, first, second))
+    return results
+
+
+def compare_scores(name: str, first: Sequence[Any], second: Sequence[Any]) -> Result:
+    """Whether two loads of a reward model gave the same scores, to the bit."""
+    if first == second:
+        return Result("reloading", "passed", f"{name}: the same scores to the bit")
+    numbers = [
+        pair for pair in zip(first, second, strict=True) if all(isinstance(one, float) for one in pair)
+    ]
+    gap = max((abs(a - b) for a, b in numbers), default=math.nan)
+    return Result(
+        "reloading",
+        "failed",
+        f"{name}: loaded once more it gives other scores, by up to {gap:.2g}",
+        "its folder lacks weights, which are then drawn at random: save the model whole, with its head",
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

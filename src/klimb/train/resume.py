@@ -1,0 +1,265 @@
+"""Continuing a run that was interrupted, at its newest good checkpoint, so that it ends as if it never had been."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from klimb.errors import ConfigError, RunFolderError
+from klimb.train.checkpoint import Checkpoint, open_part
+from klimb.train.choice import recall
+from klimb.train.config import TrainConfig
+from klimb.train.fingerprint import Fingerprint, check_fingerprints, read_fingerprints
+from klimb.train.folder import RunFolder
+from klimb.train.written import EvaluationLines, StepLines
+
+_MAY_CHANGE = {
+    "num_steps": "",
+    "checkpoint_every": "",
+    "keep_checkpoints": "",
+    "eval_every": "",
+    "patience": "",
+    "lr": "",
+    "max_grad_norm": "",
+    "max_sampler_gap": "",
+    "trust_remote_code": "",
+    "preflight": "",
+    "on_guard": "",
+    "max_kl": "",
+    "min_entropy": "",
+    "max_entropy": "",
+    "max_same": "",
+    "max_spike": "",
+    "max_failed": "",
+    "reward_timeout": "",
+    "device": "its sums are rounded otherwise",
+    "micro_batch_size": "its sums are rounded otherwise",
+}
+"""Options that say how long a run goes on, what it leaves, and how it gets along; and what to know of a change."""
+
+_PASSED_OVER = "passed over: "
+_PLACES = {"model", "prompts", "eval_prompts"}  # the same content may lie elsewhere
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where and how an interrupted run goes on.
+
+    Attributes:
+        folder: The run's folder.
+        config: The options from here on.
+        step: Updates that it goes on from; 0 where it starts anew.
+        checkpoint: The state that it takes up; None where it starts anew.
+        evaluations: What was found until then, the start first.
+        changes: Options that are others now, each with its value then and now, as JSON types.
+        remarks: What a person should know.
+        is_finished: Whether there is nothing left to do.
+    """
+
+    folder: RunFolder
+    config: TrainConfig
+    step: int
+    checkpoint: Checkpoint | None = None
+    evaluations: list[list[dict[str, Any]]] = field(default_factory=list)
+    changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    is_finished: bool = False
+
+    def sentences(self) -> list[str]:
+        """Say for a person where the run goes on, and what to know."""
+        path, num_steps = self.folder.path, self.config.num_steps
+        if self.is_finished:
+            return [f"{path}: the run is finished, after {self.step} updates; nothing is changed"]
+        start = f"after {self.step} of {num_steps} updates" if self.step else "from its beginning"
+        return [f"Resuming {path} {start}", *self.remarks]
+
+    def compare(self, now: dict[str, Fingerprint], accept: Sequence[str] = ()) -> list[str]:
+        """Compare the content that the run began with with the present one, and say what a person should know.
+
+        Args:
+            now: The present fingerprints.
+            accept: Names of content that may differ.
+
+        Raises:
+            ConfigError: Content has changed that is not accepted.
+        """
+        then = read_fingerprints(self.folder.fingerprints)
+        if then is None:
+            file = self.folder.fingerprints
+            return [f"{file}: missing; whether prompts, model and rewards are the same cannot be told"]
+        changed = check_fingerprints(then, now, accept)
+        return [f"{name}: other content than the run began with, which is accepted" for name in changed]
+
+    def rewind(self, fingerprints: dict[str, Fingerprint], accepted: Sequence[str] = ()) -> None:
+        """Bring the folder back to how it was at the checkpoint, and note in its options that it is resumed.
+
+        What is cut and removed comes again as the run goes on. A crash in the middle of this leaves a folder that
+        can be resumed from the same checkpoint.
+
+        Args:
+            fingerprints: What the run is made from now, for a folder that does not know what it began with, or
+                where content was accepted.
+            accepted: Names of content that has changed and is accepted.
+        """
+        folder = self.folder
+        folder.report.unlink(missing_ok=True)
+        for step in folder.checkpoint_steps():
+            if step > self.step or self.checkpoint is None:
+                folder.remove_checkpoint(step)
+        for name in ("metrics", "completions"):
+            StepLines.scan(folder.path / f"{name}.jsonl").cut(self.step)
+        EvaluationLines.scan(folder.path / "evaluations.jsonl").cut(self.step)
+        if self.checkpoint is None:
+            (folder.path / "best.json").unlink(missing_ok=True)
+        folder.sweep()
+        if accepted or not folder.fingerprints.is_file():
+            folder.write_fingerprints(fingerprints)
+        entry: dict[str, Any] = {"step": self.step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        entry["changes"] = {name: list(values) for name, values in self.changes.items()}
+        if accepted:
+            entry["accepted"] = list(accepted)
+        folder.write_config(self.config.to_dict(), [*folder.read_resumed(), entry])
+
+
+def plan_resumption(config: TrainConfig) -> Resumption:
+    """Find out where the run in `config.out` was interrupted, and how it goes on; nothing is changed.
+
+    Raises:
+        RunFolderError: There is no such run, or none of its checkpoints is good.
+        ConfigError: Options cannot be what they are now, each named with its value then and now.
+    """
+    folder = RunFolder.find(config.out)
+    then = _options_until_now(folder)
+    changes, remarks = _compare(then, config)
+    if (moved := changes.keys() & _PLACES) and not folder.fingerprints.is_file():
+        raise ConfigError(
+            f"{min(moved)}: lies elsewhere, and whether it is the same cannot be told: {folder.fingerprints} is missing"
+        )
+    metrics = StepLines.scan(folder.path / "metrics.jsonl")
+    evaluations = EvaluationLines.scan(folder.path / "evaluations.jsonl")
+    if _is_finished(folder, config, len(metrics.ends), evaluations):
+        return Resumption(folder, config, len(metrics.ends), changes=changes, is_finished=True)
+    completions = StepLines.scan(folder.path / "completions.jsonl")
+    num_lines = min(len(metrics.ends), len(completions.ends))
+    passed_over: list[str] = []
+    for step in reversed([step for step in folder.checkpoint_steps() if step > 0]):
+        try:
+            checkpoint = folder.open_checkpoint(step)
+            _check_lines(folder, step, num_lines, evaluations, then.eval_every)
+            _check_best(folder, config, step, evaluations, bool(changes))
+        except OSError as error:
+            passed_over.append(f"{_PASSED_OVER}{error}")
+            continue
+        if step > config.num_steps:
+            raise ConfigError(
+                f"num_steps: {step} updates have been made; expected at least so many, got {config.num_steps}"
+            )
+        rows = [evaluation.rows for evaluation in evaluations.until(step)]
+        return Resumption(folder, config, step, checkpoint, rows, changes, [*passed_over, *remarks])
+    if passed_over and folder.checkpoint_steps()[0] > 0:
+        raise RunFolderError(
+            f"{folder.path}: none of its checkpoints is good: "
+            + "; ".join(line.removeprefix(_PASSED_OVER) for line in passed_over)
+            + "; start a new run with --out"
+        )
+    if not passed_over and num_lines > then.checkpoint_every:
+        raise RunFolderError(
+            f"{folder.path}: has the lines of {num_lines} steps but no checkpoint; put its checkpoints back, or start "
+            "a new run with --out"
+        )
+    return Resumption(folder, config, 0, changes=changes, remarks=[*passed_over, *remarks])
+
+
+def _options_until_now(folder: RunFolder) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(folder.read_config())
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.path / 'config.json'}: not the options of this klimb: {error}; start a new run with --out"
+        ) from error
+
+
+def _compare(before: TrainConfig, config: TrainConfig) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+    """Find the options that are others now, and what to know of them; the folder itself may have been moved."""
+    then, now = before.to_dict(), config.to_dict() | {"out": str(before.out)}
+    changes = {name: (then[name], now[name]) for name in now if then[name] != now[name]}
+    refused = {
+        name: values
+        for name, values in changes.items()
+        if name not in _MAY_CHANGE and not (name in _PLACES and None not in values)
+    }
+    if refused:
+        raise ConfigError(
+            "a resumed run cannot change "
+            + "; ".join(
+                f"{name}: {_show(old)} when it began, {_show(new)} now"
+                for name, (old, new) in refused.items()
+            )
+            + ". Resume without, or start a new run with --out"
+        )
+    remarks = []
+    for name, (old, new) in changes.items():
+        remark = f" ({_MAY_CHANGE[name]})" if _MAY_CHANGE.get(name) else ""
+        remarks.append(f"{name}: {_show(old)} → {_show(new)}{remark}")
+    if "num_steps" in changes and config.lr_schedule != "constant":
+        remarks.append(f"lr_schedule: {config.lr_schedule} now falls to the new end, from the next step on")
+    return changes, remarks
+
+
+def _is_finished(
+    folder: RunFolder, config: TrainConfig, num_steps: int, evaluations: EvaluationLines
+) -> bool:
+    is_out_of_patience = False
+    if config.keep_best is not None and config.patience is not None and evaluations.along:
+        choice, _ = recall([evaluation.rows for evaluation in evaluations.along], config.keep_best)
+        is_out_of_patience = choice.num_since >= config.patience
+    has_all = evaluations.after is not None and folder.model.is_dir() and folder.report.is_file()
+    return has_all and (num_steps == config.num_steps or is_out_of_patience)
+
+
+def _check_lines(
+    folder: RunFolder, step: int, num_lines: int, evaluations: EvaluationLines, eval_every: int | None
+) -> None:
+    """Raise unless everything that was written before a checkpoint is there."""
+    path = folder.checkpoint(step)
+    if num_lines < step:
+        raise RunFolderError(
+            f"{path}: metrics.jsonl and completions.jsonl can be read for the first {num_lines} steps only"
+        )
+    found = evaluations.until(step)
+    if not found:
+        raise RunFolderError(f"{path}: evaluations.jsonl lacks how the model was judged before training")
+    if eval_every is None:
+        return
+    changed = [entry["step"] for entry in folder.read_resumed() if "eval_every" in entry["changes"]]
+    known = max(found[-1].step, *changed, 0)
+    missing = (known // eval_every + 1) * eval_every
+    if missing < step:
+        raise RunFolderError(
+            f"{path}: evaluations.jsonl lacks how the model was judged after {missing} steps"
+        )
+
+
+def _check_best(
+    folder: RunFolder, config: TrainConfig, step: int, evaluations: EvaluationLines, has_changes: bool
+) -> None:
+    """Raise unless the best weights until a checkpoint can be had.
+
+    Where their checkpoint is gone, better ones had been found, and will be found again unless options change.
+    """
+    if config.keep_best is None:
+        return
+    choice, _ = recall([evaluation.rows for evaluation in evaluations.until(step)], config.keep_best)
+    if choice.step == step:
+        return
+    if folder.checkpoint(choice.step).is_dir():
+        open_part(folder.checkpoint(choice.step), "weights", choice.step)
+    elif has_changes:
+        raise RunFolderError(
+            f"{folder.checkpoint(step)}: the best weights until then, of {choice.step} updates, are gone, and with "
+            "changed options better ones may not be found again"
+        )
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,87 @@
+"""Ctrl-C and SIGTERM: the first lets the step be finished, a second leaves at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+_NOTICE = b"\nklimb: finishing the step and writing a checkpoint; again to leave at once\n"
+_STANDARD_ERROR = 2
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run was asked to stop, by Ctrl-C or a signal, and has.
+
+    Attributes:
+        exit_code: What a shell is told: 128 and the signal's number, so 130 or 143.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Interruption:
+    """Whether a run was asked to stop.
+
+    Args:
+        advice: What to do to go on, for messages.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
+        self._signum: int | None = None
+
+    @property
+    def was_asked_for(self) -> bool:
+        """Whether a signal came."""
+        return self._signum is not None
+
+    def ask(self, signum: int, frame: FrameType | None = None) -> None:  # noqa: ARG002  what a handler is given
+        """Handle a signal.
+
+        Raises:
+            RunInterrupted: It is the second.
+        """
+        if self._signum is not None:
+            raise RunInterrupted(signum, f"left at once; what was written stays; {self._advice}")
+        self._signum = signum
+        with contextlib.suppress(OSError):
+            os.write(_STANDARD_ERROR, _NOTICE)  # print may be at work at this very moment
+
+    def leave(self, num_updates: int) -> NoReturn:
+        """Leave, everything being written.
+
+        Raises:
+            RunInterrupted: Always.
+        """
+        signum = self._signum or signal.SIGINT
+        raise RunInterrupted(signum, f"stopped after {num_updates} updates; {self._advice}")
+
+
+@contextlib.contextmanager
+def listening(advice: str) -> Iterator[Interruption]:
+    """Handle Ctrl-C and SIGTERM meanwhile, and hand them back to whoever handled them before.
+
+    Only the main thread can: elsewhere signals stay whoever's they are. One that is ignored stays so, as
+    nohup has it.
+
+    Args:
+        advice: What to do to go on, for messages.
+    """
+    interruption = Interruption(advice)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(signum)
+            if handler not in (signal.SIG_IGN, None):  # None: not Python's, and could not be handed back
+                before[signum] = handler
+                signal.signal(signum, interruption.ask)
+    try:
+        yield interruption
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
