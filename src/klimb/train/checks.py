@@ -15,7 +15,7 @@ LOOKED_THROUGH = 64
 """Prompts at the beginning of the file by which checks go."""
 
 _CONTENT = "klimb"
-_TIGHT = 1.2  # times a prediction, which is right to within a fifth
+_TIGHT = 1.2  # times a prediction; over many steps the heap may grow beyond it
 _BYTES_A_TOKEN = 5  # of text
 _BYTES_A_ROW = 400  # of a line's numbers and names
 
@@ -179,7 +179,7 @@ def predict_disk(
     num_evaluations = 2 + config.num_steps // (config.eval_every or config.num_steps)
     num_rows += num_evaluations * num_judged * config.eval_completions_per_prompt
     return {
-        f"{num_checkpoints} checkpoints": num_checkpoints * a_checkpoint,
+        _count(num_checkpoints, "checkpoint"): num_checkpoints * a_checkpoint,
         "model": 4 * num_weights,
         "lines": num_rows * a_row,
     }

@@ -26,8 +26,8 @@ _REST = 5  # steps from one halving to the next, so that the first can show
 _REMEMBERED = 20  # steps that are looked back at, besides the first
 _KEPT = ("step", "kl", "length", "entropy", "same", "grad_norm", "sampler_gap_mean", "guards")
 
-# Usual bounds. The demo, which is healthy, moves at most 1 nat a token from its reference, keeps two thirds of its
-# entropy, never draws one text for more than a tenth of a batch, and its gradient grows by less than three times.
+# Usual bounds, past what one run of the demo showed in its 40 steps: at most 1.60 nats a token from its reference, 66 %
+# of its first entropy at least, one text for 19 % of a batch at most, a gradient 1.2 times the longest before.
 _USUAL_KL = 3.0  # nats a token
 _LEAST_SHARE_OF_ENTROPY = 0.1  # of the first step's
 _MOST_ADDED_ENTROPY = 3.0  # nats a token above the first step's
