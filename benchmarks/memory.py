@@ -1,9 +1,9 @@
 """The memory that a run is predicted to take, beside what it took.
 
-python benchmarks/memory.py [--settings "all weights" LoRA …]     (some ten minutes; the model is fetched once)
+python benchmarks/memory.py [--settings "all weights" LoRA …] [--steps 12]     (half an hour; the model is fetched once)
 
-Each setting is a real run of three steps on SmolLM2-135M-Instruct, judged before and after, saved and reported, in a
-process of its own; measured is the largest resident size of that process.
+Each setting is a real run on SmolLM2-135M-Instruct, its prompts half as long to as long as the longest, judged
+before and after, saved and reported, in a process of its own; measured is the largest resident size of that process.
 """
 
 import argparse
@@ -27,17 +27,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain gradient ascent": {"optimiser": "sgd"},
     "prompts of 256 tokens": {"prompt_words": 250},
 }
-NUM_PROMPTS = 8
+NUM_PROMPTS = 32
+NUM_STEPS = 12
 
 
-def make_job(name: str, folder: Path) -> dict[str, Any]:
+def make_job(name: str, folder: Path, num_steps: int = NUM_STEPS) -> dict[str, Any]:
     """Write a setting's files and return the options of its run."""
     from klimb.demo.model import fetch_model
 
     setting = dict(SETTINGS[name])
     num_words = setting.pop("prompt_words", 30)
     prompts, judge = folder / "prompts.jsonl", folder / "judge.py"
-    rows = [{"prompt": f"{number}: " + " time" * num_words} for number in range(NUM_PROMPTS)]
+    lengths = [num_words - num_words * number // (2 * NUM_PROMPTS) for number in range(NUM_PROMPTS)]
+    rows = [{"prompt": f"{number}: " + " time" * length} for number, length in enumerate(lengths)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge.write_text("def e(completions, **_):\n    return [c.count('e') / 10 for c in completions]\n")
     return {
@@ -49,7 +51,7 @@ def make_job(name: str, folder: Path) -> dict[str, Any]:
         "completions_per_prompt": 4,
         "eval_completions_per_prompt": 2,
         "max_new_tokens": 32,
-        "num_steps": 3,
+        "num_steps": num_steps,
         "lr": 1e-5,
     } | setting
 
@@ -84,11 +86,11 @@ def child() -> None:
     print(json.dumps(result))
 
 
-def run(name: str) -> dict[str, Any]:
+def run(name: str, num_steps: int) -> dict[str, Any]:
     """Run a setting in a process of its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
-        job = json.dumps(make_job(name, Path(folder)))
+        job = json.dumps(make_job(name, Path(folder), num_steps))
         finished = subprocess.run(
             [sys.executable, __file__, "--child"],
             input=job, capture_output=True, text=True, env=environment, check=False,
@@ -104,6 +106,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--terms", action="store_true", help="print what each prediction consists of")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -114,7 +117,7 @@ def main() -> None:
         "| setting | predicted, GB | measured, GB | error | at the peak | preflight, s |\n|---|---|---|---|---|---|"
     )
     for name in arguments.settings:
-        result = run(name)
+        result = run(name, arguments.steps)
         error = result["predicted"] / result["measured"] - 1
         print(
             f"| {name} | {result['predicted'] / 1e9:.2f} | {result['measured'] / 1e9:.2f} | {error:+.1%} | "

@@ -1,7 +1,6 @@
 """From a folder, a hub name or a GGUF file to a causal language model and its tokenizer."""
 
 import contextlib
-import ctypes
 import hashlib
 import io
 import json
@@ -16,6 +15,7 @@ from transformers.utils import logging
 
 from klimb.errors import ConfigError, ModelNotFoundError
 from klimb.files import cache_folder, whole_folder
+from klimb.policy.allocation import keep_memory_flat
 from klimb.policy.trust import alone, explain, without_pickle
 
 
@@ -54,7 +54,7 @@ def load_model(
             raise ModelNotFoundError(
                 f"{source}: cannot load a causal language model from it: {explain(place, error)}"
             ) from error
-    _keep_freed_memory()
+    keep_memory_flat()
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -149,15 +149,3 @@ def without_progress_bars() -> Iterator[None]:
         logging.set_verbosity(level)
         if was_enabled:
             logging.enable_progress_bar()
-
-
-def _keep_freed_memory() -> None:
-    """Ask the C library not to hand freed memory back to the system: each step needs it again.
-
-    Fetched anew page by page, it took a sixth of a step (docs/performance.md). glibc alone knows how.
-    """
-    m_mmap_threshold, m_trim_threshold = -3, -1
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_threshold, 2**31 - 1)
-        mallopt(m_trim_threshold, 2**31 - 1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from klimb.errors import ConfigError, ModelNotFoundError, RewardError
+from klimb.policy.allocation import keep_memory_flat
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import resolve, without_progress_bars
 from klimb.policy.trunk import decoder_layers
@@ -221,6 +222,7 @@ def _load(source: str | Path, trust_remote_code: bool, **options: Any) -> tuple[
             raise ModelNotFoundError(
                 f"reward {source}: cannot load a classification model: {explain(place, error)}"
             ) from error
+    keep_memory_flat()
     return model, tokenizer
 
 

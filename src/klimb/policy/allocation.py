@@ -1,0 +1,28 @@
+"""What a process keeps of the memory that its steps take and give back, so that a long run stays as it began."""
+
+import contextlib
+import ctypes
+import os
+
+_LARGE = 32 * 2**20  # bytes; the most that every glibc takes for a threshold
+_NUM_COMPILED = 128  # products; a step needs about a hundred, of 0.6 MB each
+
+
+def keep_memory_flat() -> None:
+    """Decide what the C library and oneDNN keep; whatever the user's environment says of oneDNN stands.
+
+    - Freed blocks below 32 MB stay with the process: fetched anew page by page, they took a sixth of a step.
+      Larger ones go back to the system. Kept too, they were cut up for smaller ones, and lengths that differ from
+      step to step made the heap grow by half in forty steps.
+    - oneDNN compiles a product for each shape and keeps the last 1,024, 0.6 MB each; lengths that differ make new
+      shapes at every step. As many are kept as steps use again.
+
+    Figures: docs/decisions.md. glibc alone knows the first, and oneDNN reads the second when it first multiplies.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_NUM_COMPILED))
+    m_mmap_threshold, m_trim_threshold = -3, -1
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_threshold, _LARGE)
+        mallopt(m_trim_threshold, 2**31 - 1)
