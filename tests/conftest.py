@@ -1,4 +1,4 @@
-"""Tiny models made on the spot, no network, and several host devices for JAX."""
+"""Tiny models made on the spot, no network, several host devices for JAX, and a browser where there is one."""
 
 import os
 
@@ -9,6 +9,7 @@ os.environ["JAX_ENABLE_X64"] = "1"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_OPTIONS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -167,3 +178,16 @@ def prompts_file(write_jsonl):
     """Six short prompts with a column for the reward."""
     words = ["one", "a longer one", "three", "x", "the fifth", "six"]
     return write_jsonl([{"prompt": word, "wanted": "aeiou"[index % 5]} for index, word in enumerate(words)])
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window; skipped with the reason where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()

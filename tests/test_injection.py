@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import runpy
-import shutil
 import socket
 import threading
 from pathlib import Path
@@ -35,16 +34,6 @@ from klimb.train.report import write_report
 
 PAYLOADS = runpy.run_path(str(Path(__file__).with_name("injection.py")))["PAYLOADS"]
 PLAIN = [payload for payload in PAYLOADS if len(payload) < 1000]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 TOUCH = """() => {
   for (const details of document.querySelectorAll("details")) details.open = true;
   for (const element of document.querySelectorAll("body *")) {
@@ -58,17 +47,6 @@ FOREIGN = """() => [...document.querySelectorAll("*")].flatMap((element) => [
   ...(/^(script|iframe|object|embed|base|form|video|math)$/i.test(element.tagName) ? [element.outerHTML] : []),
   ...[...element.attributes].filter((attribute) => /^on/i.test(attribute.name)).map((attribute) => attribute.name),
 ]).map((found) => found.slice(0, 120))"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -129,12 +129,13 @@ def _train(verb: Train) -> None:
     from klimb.train.run import train
 
     options = dict(vars(verb))
-    run, accept = options.pop("resume"), options.pop("accept")
-    if run is None and accept:
-        raise ConfigError("accept: has no meaning without --resume")
+    run, accept, from_step = options.pop("resume"), options.pop("accept"), options.pop("from_step")
+    for name, value in (("accept", accept or None), ("from_step", from_step)):
+        if run is None and value is not None:
+            raise ConfigError(f"{name}: has no meaning without --resume")
     if run is not None and options["out"] != run:
         raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
-    train(TrainConfig(**options), resume=run is not None, accept=accept)
+    train(TrainConfig(**options), resume=run is not None, accept=accept, from_step=from_step)
 
 
 def _run_reward(verb: RewardTrain | RewardScore) -> None:

@@ -24,6 +24,9 @@ class Train(TrainConfig):
     resume: Path | None = None
     """Folder of a run to go on with; the other options are then not required."""
 
+    from_step: int | None = None
+    """With --resume: go back to the checkpoint of so many updates, and remove what came after."""
+
     accept: tuple[str, ...] = ()
     """Names of content (prompts, model, or a reward) that may have changed since the run to go on with began."""
 

@@ -153,13 +153,14 @@ def test_the_demo_learns_from_the_users_own_judgements(model_folder, tmp_path, m
     def quick(*arguments):
         return replace(real(*arguments), num_steps=1, num_trainable_layers=1)
 
-    def judge(store, options, say, open_browser):
+    def judge(store, options, say, open_browser, until):
         """As a user who prefers what is longer, and never says tie."""
         assert (options.rater, open_browser) == ("you", True)
         for number in range(20):
             question = store.next_question("you")
             preferred = "first" if len(question.first) > len(question.second) else "second"
             store.judge(Answer(question.pair_id, "you", preferred, f"key {number}"))
+        assert until()
         say("judged")
 
     monkeypatch.setattr("klimb.demo.demo.demo_config", quick)

@@ -1,4 +1,4 @@
-"""A database for each test: SQLite, and PostgreSQL where its programs are installed."""
+"""A database for each test, SQLite, and PostgreSQL where it is installed; pairs, and who visits their page."""
 
 import shutil
 import subprocess
@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from fastapi.testclient import TestClient
+
+from klimb.feedback.records import Candidate
+from klimb.feedback.server import ServeOptions, create_app
+from klimb.feedback.store import Store
 
 
 def _programs():
@@ -59,3 +64,42 @@ def database_url(request, tmp_path):
     yield server.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
     with engine.connect() as connection:
         connection.exec_driver_sql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Six pairs, each of two models' completions."""
+    with Store.open(tmp_path / "feedback.db") as store:
+        store.add_pairs(
+            (
+                f"prompt {i}",
+                Candidate(f"older {i}", {"model": "a-model-that-nobody-may-see"}),
+                Candidate(f"newer {i}", {"model": "tuned"}),
+            )
+            for i in range(6)
+        )
+        yield store
+
+
+@pytest.fixture
+def visit():
+    """A client of a store's page, who has said a name unless it is empty."""
+
+    def visit(store, address="http://127.0.0.1:8321", name="anna", **options):
+        app = create_app(store, ServeOptions(**options))
+        client = TestClient(app, base_url=address, follow_redirects=False)
+        if name:
+            assert client.post("/api/rater", json={"name": name}).status_code == 200
+        return client
+
+    return visit
+
+
+@pytest.fixture
+def said():
+    """A judgement as the page sends it."""
+
+    def said(question, preferred="left", key="key-00000001", **more):
+        return {"pair_id": question["pair_id"], "preferred": preferred, "key": key, "seconds": 2.5, **more}
+
+    return said

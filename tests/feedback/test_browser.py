@@ -1,7 +1,6 @@
 """The comparison page in a real browser, by keyboard, on a phone, in the dark, and under attack."""
 
 import re
-import shutil
 import socket
 import threading
 from types import SimpleNamespace
@@ -13,17 +12,6 @@ from klimb.feedback.records import Candidate
 from klimb.feedback.server import ServeOptions, create_app
 from klimb.feedback.store import Store
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = [
     "<script>window.hacked = 1; alert(1)</script>",
     "<img src=x onerror='window.hacked = 2'>",
@@ -59,17 +47,6 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

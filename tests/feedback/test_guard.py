@@ -9,34 +9,11 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from klimb.feedback.guard import HEADERS
-from klimb.feedback.records import Candidate
 from klimb.feedback.server import ServeOptions, create_app
-from klimb.feedback.store import Store
 
 RATER_TOKEN, OWNER_TOKEN = "rater-" + "r" * 20, "owner-" + "o" * 20
 MODEL = "a-model-that-nobody-may-see"
 EVERYWHERE = "0.0.0.0"  # noqa: S104
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store.open(tmp_path / "feedback.db") as store:
-        store.add_pairs(
-            (
-                f"prompt {i}",
-                Candidate(f"older {i}", {"model": MODEL}),
-                Candidate(f"newer {i}", {"model": "tuned"}),
-            )
-            for i in range(6)
-        )
-        yield store
-
-
-def visit(store, address="http://127.0.0.1:8321", name="anna", **options):
-    client = TestClient(create_app(store, ServeOptions(**options)), base_url=address, follow_redirects=False)
-    if name:
-        assert client.post("/api/rater", json={"name": name}).status_code == 200
-    return client
 
 
 def visit_by_link(store, token, path="/"):
@@ -45,11 +22,7 @@ def visit_by_link(store, token, path="/"):
     return client, client.get(path, params={"token": token} if token else None)
 
 
-def said(question, preferred="left", key="key-00000001", **more):
-    return {"pair_id": question["pair_id"], "preferred": preferred, "key": key, "seconds": 2.5, **more}
-
-
-def test_every_answer_has_the_headers_errors_too(store, monkeypatch):
+def test_every_answer_has_the_headers_errors_too(store, monkeypatch, visit):
     client = visit(store)
     quiet = TestClient(client.app, base_url="http://127.0.0.1:8321", raise_server_exceptions=False)
     monkeypatch.setattr(store, "raters", lambda: 1 / 0)
@@ -71,13 +44,13 @@ def test_every_answer_has_the_headers_errors_too(store, monkeypatch):
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def test_there_is_no_description_of_the_interface(store):
+def test_there_is_no_description_of_the_interface(store, visit):
     client = visit(store)
     for path in ("/docs", "/redoc", "/openapi.json"):
         assert client.get(path).status_code == 404
 
 
-def test_pages_have_no_inline_script_or_style_and_nothing_from_elsewhere(store):
+def test_pages_have_no_inline_script_or_style_and_nothing_from_elsewhere(store, visit):
     client = visit(store)
     for path in ("/", "/results", "/static/label.js", "/static/label.css", "/static/page.css"):
         answer = client.get(path)
@@ -109,7 +82,7 @@ def test_pages_have_no_inline_script_or_style_and_nothing_from_elsewhere(store):
         ("", 421),
     ],
 )
-def test_on_this_machine_only_its_own_names_are_answered(store, host, status):
+def test_on_this_machine_only_its_own_names_are_answered(store, host, status, visit):
     client = visit(store)
     assert client.get("/api/next", headers={"host": host}).status_code == status
 
@@ -130,7 +103,7 @@ def test_on_this_machine_only_its_own_names_are_answered(store, host, status):
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
     ],
 )
-def test_what_another_site_sends_is_refused(store, headers, status):
+def test_what_another_site_sends_is_refused(store, headers, status, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     client.post("/api/judgements", json=said(question))
@@ -139,7 +112,7 @@ def test_what_another_site_sends_is_refused(store, headers, status):
     assert len(store.judgements()) == (0 if status == 200 else 1)
 
 
-def test_a_large_body_is_refused_also_without_a_length(store):
+def test_a_large_body_is_refused_also_without_a_length(store, visit):
     client = visit(store)
     as_json = {"content-type": "application/json"}
     assert client.post("/api/undo", content=b" " * 65_537, headers=as_json).status_code == 413
@@ -210,14 +183,14 @@ def test_the_owner_sees_results_and_may_judge(store):
     assert [client.get(path).status_code for path in ("/results", "/export/comparisons", "/")] == [200] * 3
 
 
-def test_tokens_on_this_machine_are_demanded_where_they_are_chosen(store):
+def test_tokens_on_this_machine_are_demanded_where_they_are_chosen(store, visit):
     client = visit(store, name=None, rater_token=RATER_TOKEN)
     assert client.get("/api/next").status_code == 401
     client.get("/", params={"token": RATER_TOKEN})
     assert client.get("/api/next").status_code == 200
 
 
-def test_a_socket_of_the_web_kind_is_closed(store):
+def test_a_socket_of_the_web_kind_is_closed(store, visit):
     client = visit(store)
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/api/next"):
         pass

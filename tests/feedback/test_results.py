@@ -2,43 +2,13 @@
 
 import json
 
-import pytest
-from fastapi.testclient import TestClient
-
 from klimb.feedback.export import EXPORTS
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import ServeOptions, create_app
-from klimb.feedback.store import Store
 
 MODEL = "a-model-that-nobody-may-see"
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store.open(tmp_path / "feedback.db") as store:
-        store.add_pairs(
-            (
-                f"prompt {i}",
-                Candidate(f"older {i}", {"model": MODEL}),
-                Candidate(f"newer {i}", {"model": "tuned"}),
-            )
-            for i in range(6)
-        )
-        yield store
-
-
-def visit(store, address="http://127.0.0.1:8321", name="anna", **options):
-    client = TestClient(create_app(store, ServeOptions(**options)), base_url=address, follow_redirects=False)
-    if name:
-        assert client.post("/api/rater", json={"name": name}).status_code == 200
-    return client
-
-
-def said(question, preferred="left", key="key-00000001", **more):
-    return {"pair_id": question["pair_id"], "preferred": preferred, "key": key, "seconds": 2.5, **more}
-
-
-def test_results_show_who_said_what_escaped_and_in_pages(store, monkeypatch):
+def test_results_show_who_said_what_escaped_and_in_pages(store, monkeypatch, visit, said):
     store.add_pairs(
         [("<script>bad()</script>", Candidate("x" * 500), Candidate("<img src=q onerror=bad()>"))]
     )
@@ -63,7 +33,7 @@ def test_results_show_who_said_what_escaped_and_in_pages(store, monkeypatch):
     assert MODEL in oldest
 
 
-def test_results_count_wins_by_model_and_by_side(store):
+def test_results_count_wins_by_model_and_by_side(store, visit, said):
     client = visit(store)
     for number in range(4):
         question = client.get("/api/next").json()["question"]
@@ -77,7 +47,7 @@ def test_results_count_wins_by_model_and_by_side(store):
     assert f'{100 * num_left / 4:.0f} %</div><div class="label">of 4 preferences' in page
 
 
-def test_exports_are_attachments_in_each_form(store):
+def test_exports_are_attachments_in_each_form(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     client.post("/api/judgements", json=said(question))

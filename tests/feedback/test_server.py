@@ -12,43 +12,17 @@ import time
 import httpx
 import pytest
 import uvicorn
-from fastapi.testclient import TestClient
 
 from klimb import KlimbError
 from klimb.errors import ConfigError, StoreError
 from klimb.feedback import server
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import ServeOptions, create_app, serve
+from klimb.feedback.server import ServeOptions, serve
 from klimb.feedback.store import Store
 
 RATER_TOKEN, OWNER_TOKEN = "rater-" + "r" * 20, "owner-" + "o" * 20
 MODEL = "a-model-that-nobody-may-see"
 EVERYWHERE = "0.0.0.0"  # noqa: S104
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store.open(tmp_path / "feedback.db") as store:
-        store.add_pairs(
-            (
-                f"prompt {i}",
-                Candidate(f"older {i}", {"model": MODEL}),
-                Candidate(f"newer {i}", {"model": "tuned"}),
-            )
-            for i in range(6)
-        )
-        yield store
-
-
-def visit(store, address="http://127.0.0.1:8321", name="anna", **options):
-    client = TestClient(create_app(store, ServeOptions(**options)), base_url=address, follow_redirects=False)
-    if name:
-        assert client.post("/api/rater", json={"name": name}).status_code == 200
-    return client
-
-
-def said(question, preferred="left", key="key-00000001", **more):
-    return {"pair_id": question["pair_id"], "preferred": preferred, "key": key, "seconds": 2.5, **more}
 
 
 def free_port():
@@ -57,7 +31,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_a_judgement_of_the_left_answer_is_of_the_completion_shown_there(store):
+def test_a_judgement_of_the_left_answer_is_of_the_completion_shown_there(store, visit, said):
     client = visit(store, per_pair=8)
     sides = set()
     for rater in ("anna", "bob", "carla", "dora"):
@@ -82,7 +56,7 @@ def test_a_judgement_of_the_left_answer_is_of_the_completion_shown_there(store):
     assert sides == {"first", "second"}
 
 
-def test_sides_are_the_same_after_a_reload_and_a_restart_and_differ_between_raters(store):
+def test_sides_are_the_same_after_a_reload_and_a_restart_and_differ_between_raters(store, visit):
     seen = {}
     for rater in [f"rater {i}" for i in range(12)]:
         client = visit(store, name=rater, per_pair=20)
@@ -93,7 +67,7 @@ def test_sides_are_the_same_after_a_reload_and_a_restart_and_differ_between_rate
     assert len(set(seen.values())) == 2
 
 
-def test_nothing_that_is_sent_tells_the_source(store):
+def test_nothing_that_is_sent_tells_the_source(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     answers = [client.get("/api/next"), client.post("/api/judgements", json=said(question)), client.get("/")]
@@ -105,7 +79,7 @@ def test_nothing_that_is_sent_tells_the_source(store):
     assert set(question) == {"pair_id", "shown", "prompt", "left", "right"}
 
 
-def test_a_judgement_sent_twice_counts_once(store):
+def test_a_judgement_sent_twice_counts_once(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     first, second = (client.post("/api/judgements", json=said(question, note=" good ")) for _ in range(2))
@@ -114,7 +88,7 @@ def test_a_judgement_sent_twice_counts_once(store):
     assert [(j.note, j.id) for j in store.judgements()] == [("good", first.json()["saved"])]
 
 
-def test_a_second_opinion_under_another_key_is_a_conflict_with_the_next_question(store):
+def test_a_second_opinion_under_another_key_is_a_conflict_with_the_next_question(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     following = client.post("/api/judgements", json=said(question)).json()["question"]
@@ -125,7 +99,7 @@ def test_a_second_opinion_under_another_key_is_a_conflict_with_the_next_question
     assert len(store.judgements()) == 1
 
 
-def test_undo_asks_the_same_question_again(store):
+def test_undo_asks_the_same_question_again(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     client.post("/api/judgements", json=said(question))
@@ -137,7 +111,7 @@ def test_undo_asks_the_same_question_again(store):
     assert again.status_code == 200
 
 
-def test_a_pair_shown_to_another_rater_is_not_judged_by_this_one(store):
+def test_a_pair_shown_to_another_rater_is_not_judged_by_this_one(store, visit, said):
     anna = visit(store, name="anna", per_pair=2)
     question = anna.get("/api/next").json()["question"]
     anna.post("/api/rater", json={"name": "bob"})  # in another tab, say
@@ -149,7 +123,7 @@ def test_a_pair_shown_to_another_rater_is_not_judged_by_this_one(store):
     assert anna.post("/api/judgements", json=said(mine, shown=mine["shown"])).status_code == 200
 
 
-def test_a_pair_of_another_store_is_not_judged(store, tmp_path):
+def test_a_pair_of_another_store_is_not_judged(store, tmp_path, visit, said):
     question = visit(store).get("/api/next").json()["question"]
     with Store.open(tmp_path / "other.db") as other:
         other.add_pairs([("another prompt", Candidate("x"), Candidate("y"))])
@@ -161,7 +135,7 @@ def test_a_pair_of_another_store_is_not_judged(store, tmp_path):
         assert other.judgements() == []
 
 
-def test_progress_pace_and_the_end_are_told(store):
+def test_progress_pace_and_the_end_are_told(store, visit, said):
     client = visit(store)
     answer = client.get("/api/next").json()
     for number, seconds in enumerate([1.0, 2.0, 9.0, 4.0, 5.0, 6.0]):
@@ -175,7 +149,7 @@ def test_progress_pace_and_the_end_are_told(store):
     assert answer["progress"]["agreement"] is None
 
 
-def test_agreement_is_told_where_two_judged_the_same(store, monkeypatch):
+def test_agreement_is_told_where_two_judged_the_same(store, monkeypatch, visit, said):
     monkeypatch.setattr(server, "_AGREEMENT_AGE", -1.0)
     for name, preferred in (("anna", "tie"), ("bob", "tie"), ("carla", "both_bad")):
         client = visit(store, name=name, per_pair=3)
@@ -186,7 +160,7 @@ def test_agreement_is_told_where_two_judged_the_same(store, monkeypatch):
     assert progress["num_compared"] == 1
 
 
-def test_chat_prompts_come_turn_by_turn(tmp_path):
+def test_chat_prompts_come_turn_by_turn(tmp_path, visit):
     with Store.open(tmp_path / "chat.db") as chat:
         turns = [{"role": "system", "content": "Be *brief*."}, {"role": "user", "content": "Hi <b>"}]
         chat.add_pairs([(turns, Candidate("a"), Candidate("b"))])
@@ -197,7 +171,7 @@ def test_chat_prompts_come_turn_by_turn(tmp_path):
     ]
 
 
-def test_a_name_is_asked_for_and_kept_in_a_cookie_that_no_script_reads(store):
+def test_a_name_is_asked_for_and_kept_in_a_cookie_that_no_script_reads(store, visit, said):
     client = visit(store, name=None)
     assert client.get("/api/next").json() == {"rater": None, "question": None}
     refused = client.post("/api/judgements", json=said({"pair_id": 1}))
@@ -212,7 +186,7 @@ def test_a_name_is_asked_for_and_kept_in_a_cookie_that_no_script_reads(store):
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\nb", "a\x00b", "a\u202eb", "a\ud800"])
-def test_a_name_that_cannot_be_shown_is_refused(store, name):
+def test_a_name_that_cannot_be_shown_is_refused(store, name, visit):
     answer = visit(store, name=None).post(
         "/api/rater", content=json.dumps({"name": name}), headers={"content-type": "application/json"}
     )
@@ -220,7 +194,7 @@ def test_a_name_that_cannot_be_shown_is_refused(store, name):
     assert answer.json()["error"]
 
 
-def test_a_name_given_at_the_start_is_the_only_one(store):
+def test_a_name_given_at_the_start_is_the_only_one(store, visit):
     client = visit(store, name=None, rater="owner")
     answer = client.get("/api/next").json()
     assert (answer["rater"], answer["may_rename"]) == ("owner", False)
@@ -245,7 +219,7 @@ def test_a_name_given_at_the_start_is_the_only_one(store):
         {"rater": "bob"},
     ],
 )
-def test_a_malformed_judgement_is_refused_by_name(store, change):
+def test_a_malformed_judgement_is_refused_by_name(store, change, visit, said):
     client = visit(store)
     sent = json.dumps(said({"pair_id": 1}) | change)
     answer = client.post("/api/judgements", content=sent, headers={"content-type": "application/json"})
@@ -254,7 +228,7 @@ def test_a_malformed_judgement_is_refused_by_name(store, change):
     assert store.judgements() == []
 
 
-def test_a_store_that_fails_is_told_and_not_hidden(store, monkeypatch):
+def test_a_store_that_fails_is_told_and_not_hidden(store, monkeypatch, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
 
@@ -300,7 +274,7 @@ def test_the_links_that_are_printed_are_the_ones_that_let_in(store, monkeypatch)
     assert opened == [f"http://127.0.0.1:{options.port}/?token={OWNER_TOKEN}"]
 
 
-def test_control_c_ends_the_server_cleanly_with_what_was_judged(tmp_path):
+def test_control_c_ends_the_server_cleanly_with_what_was_judged(tmp_path, said):
     port = free_port()
     program = f"""
         from klimb.feedback.records import Candidate

@@ -66,7 +66,7 @@ def test_without_a_model_what_the_store_has_is_served(judged_by):
 def test_the_page_is_served_as_asked_for():
     seen = []
 
-    def serve(_store, options, say, open_browser):  # noqa: ARG001  as the real one is called
+    def serve(_store, options, say, open_browser, until):  # noqa: ARG001  as the real one is called
         seen.append((options.host, options.port, options.rater, options.per_pair, open_browser))
 
     with Store.open("feedback.db") as store:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 
 import pytest
 
@@ -127,7 +126,7 @@ def test_both_bad_is_a_tie_and_skips_are_left_out(make_config, judged_by):
 def test_judgements_of_other_models_are_not_counted_and_theirs_are_asked_last(make_config):
     asked = []
 
-    def serve(store, options, say, open_browser):  # noqa: ARG001  as the real one is called
+    def serve(store, options, say, open_browser, until):  # noqa: ARG001  as the real one is called
         while (question := store.next_question("ann", per_pair=options.per_pair)) is not None:
             asked.append(question.prompt)
             store.judge(Answer(question.pair_id, "ann", dearer(question), f"key-number-{question.pair_id}"))
@@ -163,7 +162,7 @@ def test_nobody_is_asked_about_the_same_text_twice(make_config, judged_by, model
 
 
 def test_where_nobody_judged_nothing_is_written(make_config):
-    def leave(_store, _options, say, open_browser):  # noqa: ARG001  as the real one is called
+    def leave(_store, _options, say, open_browser, until):  # noqa: ARG001  as the real one is called
         raise KeyboardInterrupt
 
     config = make_config()
@@ -172,18 +171,16 @@ def test_where_nobody_judged_nothing_is_written(make_config):
     assert not config.out.exists()
 
 
-def test_the_page_closes_by_itself_when_all_is_judged(make_config, judged_by, monkeypatch):
-    monkeypatch.setattr("klimb.judge.serving._POLL", 0.01)
-    monkeypatch.setattr("klimb.judge.serving._GRACE", 0.02)
-    judge = judged_by(dearer)
+def test_the_page_is_told_when_all_is_judged(make_config, judged_by):
+    judge, told = judged_by(dearer), []
 
-    def serve(*arguments, **options):
-        judge(*arguments, **options)
-        threading.Event().wait(60)
-        raise AssertionError("still served a minute after the last judgement")
+    def serve(*arguments, until, **options):
+        told.append(until())
+        judge(*arguments, until=until, **options)
+        told.append(until())
 
-    (judged,) = compare(make_config(), quiet, serve).tallies
-    assert judged.num_comparisons == 12
+    compare(make_config(), quiet, serve)
+    assert told == [False, True]
 
 
 def test_a_store_that_cannot_be_opened_is_found_before_anything_is_sampled(make_config, tmp_path, judged_by):

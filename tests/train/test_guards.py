@@ -249,7 +249,8 @@ def test_each_guard_stops_a_run(changes, step, words, make_config):
     if good < 1:
         assert "the last good weights are those that the run began with" in notes
     else:
-        assert f"the last good weights are those after {good} updates" in notes
+        assert f"the last good weights are those after {good} updates; go back to them with: " in notes
+        assert f"klimb train --resume {options.out} --from-step {good}" in notes
         assert (options.out / "checkpoints" / f"step-{good:06d}" / "state.json").is_file()
 
 

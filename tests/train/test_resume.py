@@ -36,6 +36,26 @@ def test_a_resumed_run_ends_in_the_same_bits(plain, cut, run, essence):
     assert [row["step"] for row in RunFolder.open(cut.out).read("metrics")] == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_run_that_goes_back_to_an_older_checkpoint_ends_in_the_same_bits(plain, cut, run, essence):
+    screen = run(cut, resume=True, from_step=2)
+    assert f"Resuming {cut.out} after 2 of 6 updates" in screen
+    assert essence(cut.out) == essence(plain.out)
+    run(cut, resume=True, from_step=4)  # a finished run goes back, too
+    assert essence(cut.out) == essence(plain.out)
+
+
+def test_a_run_goes_back_with_another_beta(make_options, run):
+    config = make_options(num_steps=3, checkpoint_every=1, keep_checkpoints=None)
+    run(config)
+    before = RunFolder.open(config.out).read("metrics")
+    screen = run(replace(config, beta=0.5), resume=True, from_step=1)
+    assert f"beta: {config.beta} → 0.5 (the objective is another from here on)" in screen
+    after = RunFolder.open(config.out).read("metrics")
+    assert [row["beta"] for row in after] == [config.beta, 0.5, 0.5]
+    assert (after[0]["reward"], after[1]["reward"]) == (before[0]["reward"], before[1]["reward"])
+    assert after[1]["grad_norm"] != before[1]["grad_norm"]
+
+
 SETTINGS = {
     "LoRA": {"lora_rank": 2, "lr_schedule": "linear"},
     "the last layer in bfloat16, in micro-batches": {

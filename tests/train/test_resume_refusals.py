@@ -63,6 +63,18 @@ def test_options_that_cannot_change_are_refused_by_name(changes, message, cut, r
     assert tree(cut.out) == before
 
 
+def test_going_back_to_a_checkpoint_that_is_not_there_names_those_that_are(cut, run, tree):
+    before = tree(cut.out)
+    with pytest.raises(RunFolderError, match=r"no checkpoint of 3 updates, to go back to; expected 2, 4"):
+        run(cut, resume=True, from_step=3)
+    (RunFolder.open(cut.out).checkpoint(2) / "state.json").write_text("{}")
+    damaged = tree(cut.out)
+    with pytest.raises(RunFolderError, match=r"cannot go back to that: .*step-000002"):
+        run(cut, resume=True, from_step=2)
+    assert before.keys() == damaged.keys()
+    assert tree(cut.out) == damaged
+
+
 def test_what_may_change_are_options():
     assert {*_MAY_CHANGE, *_PLACES} < set(TrainConfig.__dataclass_fields__)
 
@@ -197,6 +209,7 @@ def test_a_folder_that_is_in_use_is_refused(cut, run):
         (["--resume", "nowhere"], "nowhere: not the folder of a run"),
         (["--resume", "{run}", "--out", "other"], "out: a run that goes on stays in its folder"),
         (["--resume={run}", "--seed", "3"], "seed: 0 when it began, 3 now"),
+        (["--resume={run}", "--from-step", "3"], "has no checkpoint of 3 updates"),
         (["--resume", "{run}", "--num-steps", "3"], "num_steps: 4 updates have been made"),
     ],
 )

@@ -16,32 +16,6 @@ from klimb.train.display import Display
 from klimb.train.run import load_policy, train
 
 
-@pytest.fixture
-def make_config(model_folder, prompts_file, tmp_path):
-    (tmp_path / "judge.py").write_text(
-        "def vowels(completions, wanted, **_):\n"
-        "    return [c.count(w) + 0.1 * len(c) for c, w in zip(completions, wanted)]\n"
-    )
-
-    def make(**changes):
-        options = {
-            "model": str(model_folder),
-            "prompts": prompts_file,
-            "reward": (f"{tmp_path / 'judge.py'}:vowels",),
-            "out": tmp_path / "run",
-            "prompts_per_step": 2,
-            "completions_per_prompt": 3,
-            "eval_completions_per_prompt": 2,
-            "max_new_tokens": 5,
-            "num_steps": 5,
-            "checkpoint_every": 2,
-            "lr": 1e-3,
-        }
-        return TrainConfig(**(options | changes))
-
-    return make
-
-
 def run(config):
     screen = io.StringIO()
     result = train(config, Display(Console(file=screen, width=200)))

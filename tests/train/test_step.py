@@ -102,6 +102,23 @@ def log_prob_gradients(policy, completions):
     return np.stack(rows)
 
 
+def require_moved_by_definition(policy, before, weights, completions, rewards):
+    """The weights that `before` has, and `policy` had, were moved as `rlhf_weight_update` moves them."""
+    assert len(set(completions.lengths.tolist())) > 1
+    expected = rlhf_weight_update(
+        weights=weights,
+        rewards=rewards,
+        policy_log_probs=completions.log_probs.numpy(),
+        ref_log_probs=policy.reference.score(completions).numpy(),
+        log_prob_grads=log_prob_gradients(before, completions),
+        beta=BETA,
+        lr=LR,
+    )
+    updated = flatten(policy.trainable().values())
+    assert np.abs(updated - weights).max() > 1e-3
+    np.testing.assert_allclose(updated, expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 4, 9])
 def test_a_step_is_rlhf_weight_update_on_the_flattened_parameters(make_policy, micro_batch_size):
     policy = make_policy(micro_batch_size)
@@ -114,21 +131,8 @@ def test_a_step_is_rlhf_weight_update_on_the_flattened_parameters(make_policy, m
 
     judged, _ = take_step(policy, REWARD, ascent, ROWS, Draw(0, 1, [0, 1, 2]), config())
 
-    completions = judged.completions
-    assert len(set(completions.lengths.tolist())) > 1
     assert np.abs(judged.kl).max() > 1e-3
-    expected = rlhf_weight_update(
-        weights=weights,
-        rewards=judged.rewards.total,
-        policy_log_probs=completions.log_probs.numpy(),
-        ref_log_probs=policy.reference.score(completions).numpy(),
-        log_prob_grads=log_prob_gradients(before, completions),
-        beta=BETA,
-        lr=LR,
-    )
-    updated = flatten(policy.trainable().values())
-    assert np.abs(updated - weights).max() > 1e-3
-    np.testing.assert_allclose(updated, expected, rtol=0, atol=1e-10)
+    require_moved_by_definition(policy, before, weights, judged.completions, judged.rewards.total)
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
@@ -272,19 +276,7 @@ def test_a_step_with_failures_is_rlhf_weight_update_on_the_completions_that_have
 
     assert judged.valid == [0, 2, 6, 7, 8]  # of the second prompt none
     completions = judged.completions.rows(torch.tensor(judged.valid))
-    assert len(set(completions.lengths.tolist())) > 1
-    expected = rlhf_weight_update(
-        weights=weights,
-        rewards=judged.rewards.given,
-        policy_log_probs=completions.log_probs.numpy(),
-        ref_log_probs=policy.reference.score(completions).numpy(),
-        log_prob_grads=log_prob_gradients(before, completions),
-        beta=BETA,
-        lr=LR,
-    )
-    updated = flatten(policy.trainable().values())
-    assert np.abs(updated - weights).max() > 1e-3
-    np.testing.assert_allclose(updated, expected, rtol=0, atol=1e-10)
+    require_moved_by_definition(policy, before, weights, completions, judged.rewards.given)
 
 
 def test_what_failed_counts_for_no_advantage(make_policy):

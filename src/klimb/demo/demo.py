@@ -112,7 +112,7 @@ def _ask_the_user(model: Path, folder: Path, seed: int, console: Console) -> Pat
     from klimb.judge.candidates import draw_to_label, find_models
     from klimb.judge.config import LabelConfig
     from klimb.judge.console import watched
-    from klimb.judge.serving import serve_until
+    from klimb.judge.serving import serve_page
     from klimb.train.prompts import read_prompts
 
     console.print(
@@ -137,7 +137,7 @@ def _ask_the_user(model: Path, folder: Path, seed: int, console: Console) -> Pat
             decided = [said for said in store.judgements() if said.preferred in ("first", "second")]
             return len(decided) >= _NUM_JUDGEMENTS or store.next_question(_RATER) is None
 
-        serve_until(is_done, store, config, lambda line: console.print(line, markup=False), serve)
+        serve_page(store, config, lambda line: console.print(line, markup=False), serve, until=is_done)
     return file
 
 

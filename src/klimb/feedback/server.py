@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from klimb.errors import AlreadyJudgedError, ConfigError, StoreError
 from klimb.feedback.blind import left_of, mark_of, show_question
+from klimb.feedback.closing import closing_when
 from klimb.feedback.export import EXPORTS, export_judgements
 from klimb.feedback.guard import Guard, refuse, set_cookie
 from klimb.feedback.pages import ASSETS, read_page
@@ -224,15 +225,21 @@ def create_app(store: Store, options: ServeOptions) -> FastAPI:
 
 
 def serve(
-    store: Store, options: ServeOptions, say: Callable[[str], None] = print, open_browser: bool = False
+    store: Store,
+    options: ServeOptions,
+    say: Callable[[str], None] = print,
+    *,
+    open_browser: bool = False,
+    until: Callable[[], bool] | None = None,
 ) -> None:
-    """Serve the comparison page until Ctrl-C.
+    """Serve the comparison page until Ctrl-C, or until all that is wanted is judged.
 
     Args:
         store: Where the pairs are, and the judgements go.
         options: Where to listen, and who is let in.
         say: Told the links, and the end.
         open_browser: Whether to show the page in this machine's browser.
+        until: Says whether all is judged; the page is closed a few seconds after, in which the last may be undone.
 
     Raises:
         ConfigError: The address cannot be listened on, or the port is in use.
@@ -258,8 +265,12 @@ def serve(
             lifespan="off",
             timeout_graceful_shutdown=_GRACE,
         )
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has shut down
-            uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        with (
+            contextlib.suppress(KeyboardInterrupt),  # uvicorn raises it once more when it has shut down
+            closing_when(until, lambda: setattr(server, "should_exit", True)),
+        ):
+            server.run(sockets=[listening])
     say(f"stopped; the judgements are in {store.where}")
 
 

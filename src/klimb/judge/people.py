@@ -14,7 +14,7 @@ from klimb.feedback.serving import clean_name
 from klimb.feedback.store import Store
 from klimb.judge.candidates import Drawn
 from klimb.judge.config import PEOPLE, JudgeConfig
-from klimb.judge.serving import Say, Serve, serve_until
+from klimb.judge.serving import Say, Serve, serve_page
 from klimb.judge.tally import Opinions
 from klimb.text import Text
 from klimb.train.prompts import PromptRow
@@ -83,7 +83,7 @@ def ask_people(
         say(
             "The page closes once every pair is judged. Ctrl-C ends it sooner; the same command goes on from there."
         )
-        serve_until(is_done, store, config, say, serve)
+        serve_page(store, config, say, serve, until=is_done)
     said, num_others = _by_place(store.judgements(), asked)
     if num_others:
         say(f"{num_others:,} judgements in {store.where} are of other pairs; they are not counted")

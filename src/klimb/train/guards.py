@@ -257,7 +257,10 @@ def note_last_good(error: KlimbError, folder: RunFolder, num_updates: int) -> No
             "no checkpoint is from before that: the last good weights are those that the run began with"
         )
     else:
-        error.add_note(f"the last good weights are those after {step} updates, in {folder.checkpoint(step)}")
+        error.add_note(
+            f"the last good weights are those after {step} updates; go back to them with: "
+            f"klimb train --resume {folder.path} --from-step {step}"
+        )
 
 
 def last_good_checkpoint(folder: RunFolder, most: int) -> int | None:

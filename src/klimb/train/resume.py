@@ -20,6 +20,7 @@ _MAY_CHANGE = {
     "eval_every": "",
     "patience": "",
     "lr": "",
+    "beta": "the objective is another from here on",
     "max_grad_norm": "",
     "max_sampler_gap": "",
     "trust_remote_code": "",
@@ -121,11 +122,15 @@ class Resumption:
         folder.write_config(self.config.to_dict(), [*folder.read_resumed(), entry])
 
 
-def plan_resumption(config: TrainConfig) -> Resumption:
+def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resumption:
     """Find out where the run in `config.out` was interrupted, and how it goes on; nothing is changed.
 
+    Args:
+        config: The options from here on.
+        from_step: Updates of the checkpoint to go back to; of the newest good one where None.
+
     Raises:
-        RunFolderError: There is no such run, or none of its checkpoints is good.
+        RunFolderError: There is no such run, none of its checkpoints is good, or not the one that was asked for.
         ConfigError: Options cannot be what they are now, each named with its value then and now.
     """
     folder = RunFolder.find(config.out)
@@ -137,12 +142,12 @@ def plan_resumption(config: TrainConfig) -> Resumption:
         )
     metrics = StepLines.scan(folder.path / "metrics.jsonl")
     evaluations = EvaluationLines.scan(folder.path / "evaluations.jsonl")
-    if _is_finished(folder, config, len(metrics.ends), evaluations):
+    if from_step is None and _is_finished(folder, config, len(metrics.ends), evaluations):
         return Resumption(folder, config, len(metrics.ends), changes=changes, is_finished=True)
     completions = StepLines.scan(folder.path / "completions.jsonl")
     num_lines = min(len(metrics.ends), len(completions.ends))
     passed_over: list[str] = []
-    for step in reversed([step for step in folder.checkpoint_steps() if step > 0]):
+    for step in _steps_to_try(folder, from_step):
         try:
             checkpoint = folder.open_checkpoint(step)
             _check_lines(folder, step, num_lines, evaluations, then.eval_every)
@@ -156,9 +161,10 @@ def plan_resumption(config: TrainConfig) -> Resumption:
             )
         rows = [evaluation.rows for evaluation in evaluations.until(step)]
         return Resumption(folder, config, step, checkpoint, rows, changes, [*passed_over, *remarks])
-    if passed_over and folder.checkpoint_steps()[0] > 0:
+    if passed_over and (from_step is not None or folder.checkpoint_steps()[0] > 0):
         raise RunFolderError(
-            f"{folder.path}: none of its checkpoints is good: "
+            f"{folder.path}: "
+            + ("none of its checkpoints is good: " if from_step is None else "cannot go back to that: ")
             + "; ".join(line.removeprefix(_PASSED_OVER) for line in passed_over)
             + "; start a new run with --out"
         )
@@ -168,6 +174,19 @@ def plan_resumption(config: TrainConfig) -> Resumption:
             "a new run with --out"
         )
     return Resumption(folder, config, 0, changes=changes, remarks=[*passed_over, *remarks])
+
+
+def _steps_to_try(folder: RunFolder, from_step: int | None) -> list[int]:
+    """Updates of the checkpoints that a run may go on from, the newest first."""
+    steps = [step for step in reversed(folder.checkpoint_steps()) if step > 0]
+    if from_step is None:
+        return steps
+    if from_step not in steps:
+        raise RunFolderError(
+            f"{folder.path}: has no checkpoint of {from_step} updates, to go back to; "
+            f"expected {', '.join(map(str, reversed(steps))) or 'one, but there is none'}"
+        )
+    return [from_step]
 
 
 def _options_until_now(folder: RunFolder) -> TrainConfig:
@@ -186,7 +205,8 @@ def _compare(before: TrainConfig, config: TrainConfig) -> tuple[dict[str, tuple[
     refused = {
         name: values
         for name, values in changes.items()
-        if name not in _MAY_CHANGE and not (name in _PLACES and None not in values)
+        if (name not in _MAY_CHANGE and not (name in _PLACES and None not in values))
+        or (name == "beta" and config.kl_target is not None)  # which moves it by itself
     }
     if refused:
         raise ConfigError(

@@ -50,7 +50,12 @@ class RunResult:
 
 
 def train(
-    config: TrainConfig, display: Display | None = None, *, resume: bool = False, accept: Sequence[str] = ()
+    config: TrainConfig,
+    display: Display | None = None,
+    *,
+    resume: bool = False,
+    accept: Sequence[str] = (),
+    from_step: int | None = None,
 ) -> RunResult:
     """Fine-tune a model.
 
@@ -62,6 +67,8 @@ def train(
         display: What shows the run; a terminal display where None.
         resume: Go on with the run in `config.out`, to the same bits as if it had not been interrupted.
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
+        from_step: Updates of the checkpoint that the resumed run goes back to, and what came after is removed; the
+            newest good one where None.
 
     Returns:
         The run's folder and what changed.
@@ -77,7 +84,7 @@ def train(
         RunFolder.require_free(config.out)
         return _train(config, display)
     with RunFolder.find(config.out).claimed():
-        resumption = plan_resumption(config)
+        resumption = plan_resumption(config, from_step)
         display.resuming(resumption.sentences())
         if resumption.is_finished:
             folder = resumption.folder
