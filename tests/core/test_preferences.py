@@ -13,6 +13,7 @@ from klimb.core.preferences import (
     preference_disagreement,
     preference_nll,
     preference_probabilities,
+    reach_the_unseen,
 )
 
 
@@ -146,3 +147,12 @@ def test_disagreement_does_not_depend_on_sides_or_order():
 def test_margins_of_no_ensemble_are_refused(margins):
     with pytest.raises(KlimbError, match="margins"):
         preference_disagreement(margins)
+
+
+def test_an_interval_reaches_what_was_not_seen():
+    # Eight of eight: Clopper and Pearson's lower end is 0.025^(1/8).
+    assert reach_the_unseen(1.0, (1.0, 1.0), 8) == pytest.approx((0.025 ** (1 / 8), 1.0))
+    assert reach_the_unseen(0.0, (0.0, 0.0), 8) == pytest.approx((0.0, 1 - 0.025 ** (1 / 8)))
+    # One alone says next to nothing; of many, a wider bootstrap stands.
+    assert reach_the_unseen(1.0, (1.0, 1.0), 1) == pytest.approx((0.025, 1.0))
+    assert reach_the_unseen(0.8, (0.7, 0.9), 400) == (0.7, 0.9)

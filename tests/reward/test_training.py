@@ -84,6 +84,28 @@ def test_an_evaluation_of_perfect_and_of_useless_scores():
     assert sure.calibration_error > 0.1
 
 
+def test_a_coin_calls_ties_as_readily_as_people_do():
+    features, weights, pairs = simulated(200, 4000, tie=3.0)
+    found = evaluate(features @ weights, pairs, tie=3.0)
+    num_ties = int((pairs.outcomes == 0).sum())
+    assert found.num_clear == len(pairs) - num_ties
+    # Of equal scores P(left) = P(right) = 1 / 5 and P(tie) = 3 / 5.
+    coin = (found.num_clear * np.log(5) + num_ties * np.log(5 / 3)) / len(pairs)
+    assert found.coin == pytest.approx(coin)
+    assert evaluate(np.zeros(200), pairs, tie=3.0).nll == pytest.approx(coin)
+    assert found.nll < coin
+    assert evaluate(features @ weights, simulated(200, 400)[2]).coin == pytest.approx(np.log(2))
+
+
+def test_a_few_held_out_pairs_prove_little():
+    pairs = Pairs(
+        ["a", "a", "b", "b"], ["1", "2", "3", "4"], np.array([0, 2]), np.array([1, 3]), np.array([1.0, 1.0])
+    )
+    found = evaluate(np.array([1.0, 0.0, 1.0, 0.0]), pairs)
+    assert (found.accuracy, found.accuracy_high) == (1.0, 1.0)
+    assert found.accuracy_low == pytest.approx(0.025**0.5)  # two prompts
+
+
 def test_a_love_of_length_is_seen():
     texts = ["a" * length for length in range(1, 40)]
     ratings = [Rating("", text, float(len(text))) for text in texts]

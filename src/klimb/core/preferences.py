@@ -167,3 +167,27 @@ def _checked(margins: ArrayLike, tie: float) -> tuple[Any, Array, float]:
 def _log_total(xp: Any, far: Array, tie: float) -> Array:
     """log(e^{d/2} + e^{−d/2} + ν) for |d|, with no overflow."""
     return far / 2 + xp.log1p(xp.exp(-far) + tie * xp.exp(-far / 2))
+
+
+def reach_the_unseen(
+    share: float, interval: tuple[float, float], num_units: int, tail: float = 0.025
+) -> tuple[float, float]:
+    """Widen a bootstrap's interval of a share to what units that were not seen could make of it.
+
+    A bootstrap knows no units but the B that were seen, and takes a few that agree for certainty. With confidence
+    1 − tail, those that are like none of them are at most a part m = 1 − tail^(1/B) of all; so the interval reaches
+    at least from (1 − m) share to (1 − m) share + m, where all of them are lost, or won. Where the share is 1, its
+    lower end is Clopper and Pearson's.
+
+    Args:
+        share: What was found, from 0 to 1.
+        interval: The bootstrap's, lower and upper end.
+        num_units: B ≥ 1, what was drawn with replacement.
+        tail: Probability beyond each end.
+
+    Returns:
+        The lower and the upper end.
+    """
+    unseen = 1 - tail ** (1 / num_units)
+    least = (1 - unseen) * share
+    return min(interval[0], least), max(interval[1], least + unseen)

@@ -65,4 +65,5 @@ def _serve(store: Store, config: LabelConfig, say: Say, serve: Serve) -> None:
     serve_page(store, config, say, serve)
     show_store(store)
     if store.raters():
-        say(f"Learn from it: klimb reward train --feedback {store.where} --base … --out …")
+        base = config.model[0] if config.model else "…"
+        say(f"Learn from it: klimb reward train --feedback {store.where} --base {base} --out learned/reward")

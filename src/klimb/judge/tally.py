@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from klimb.core.preferences import preference_accuracy
+from klimb.core.preferences import preference_accuracy, reach_the_unseen
 from klimb.core.win_rate import outcomes_of_scores, prompt_win_rates, win_rate
 from klimb.train.estimates import short_name
 
@@ -183,11 +183,6 @@ def interval_over_prompts(
 ) -> tuple[float, float]:
     """Find the 95 % interval of a win rate by a bootstrap over prompts, which alone are independent.
 
-    A bootstrap knows no prompts but the B that were seen, and takes a few that agree for certainty. With confidence
-    1 − 0.025, those that are like none of them are at most a share m = 1 − 0.025^(1/B) of all; so the interval reaches
-    at least from (1 − m) W to (1 − m) W + m, where A loses or wins them all. If A won everywhere, its lower end is
-    Clopper and Pearson's.
-
     Args:
         rates: Win rate of each prompt, B ≥ 1.
         counts: Comparisons that it is of, at least 1.
@@ -197,8 +192,6 @@ def interval_over_prompts(
         Its lower and its upper end.
     """
     num_prompts = len(rates)
-    unseen = 1 - _TAIL ** (1 / num_prompts)
-    least = (1 - unseen) * float((rates * counts).sum() / counts.sum())
     generator = np.random.default_rng(seed)
     wins, resampled = rates * counts, np.empty(_NUM_RESAMPLES)
     at_once = max(_AT_ONCE // num_prompts, 1)
@@ -207,4 +200,5 @@ def interval_over_prompts(
         prompts = generator.integers(num_prompts, size=(len(part), num_prompts))
         part[:] = wins[prompts].sum(axis=1) / counts[prompts].sum(axis=1)
     low, high = np.quantile(resampled, [_TAIL, 1 - _TAIL])
-    return min(float(low), least), max(float(high), least + unseen)
+    rate = float((rates * counts).sum() / counts.sum())
+    return reach_the_unseen(rate, (float(low), float(high)), num_prompts, _TAIL)

@@ -16,13 +16,17 @@ def show_reward(result: RewardResult, console: Console | None = None) -> None:
     for column in ("", "held out", "95 % interval", "learned from"):
         table.add_column(column, justify="left" if not column else "right")
     interval = f"{held_out.accuracy_low:.3f} to {held_out.accuracy_high:.3f}"
+    num_ties = held_out.num_pairs - held_out.num_clear
+    which = (
+        f"the {held_out.num_clear:,} of {held_out.num_pairs:,} pairs without a tie" if num_ties else "pairs"
+    )
     table.add_row(
-        "pairs ordered as people did", f"{held_out.accuracy:.3f}", interval, f"{result.train.accuracy:.3f}"
+        f"{which} ordered as people did", f"{held_out.accuracy:.3f}", interval, f"{result.train.accuracy:.3f}"
     )
     if result.before is not None:
         table.add_row("the linear head at the start", f"{result.before.accuracy:.3f}", "", "")
     table.add_row(
-        f"negative log-likelihood, nats (a coin: {result.coin:.3f})",
+        f"negative log-likelihood, nats (a coin: {held_out.coin:.3f})",
         f"{held_out.nll:.3f}",
         "",
         f"{result.train.nll:.3f}",

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from klimb.core.preferences import preference_accuracy, preference_nll, preference_probabilities
+from klimb.core.preferences import (
+    preference_accuracy,
+    preference_nll,
+    preference_probabilities,
+    reach_the_unseen,
+)
 from klimb.feedback.pairs import Pairs
 
 _NUM_RESAMPLES = 400
@@ -37,11 +42,13 @@ class Evaluation:
 
     Attributes:
         num_pairs: M.
+        num_clear: How many of them are no tie.
         num_texts: n, the texts in them.
         accuracy: Share of pairs, ties left out, ordered as people did.
         accuracy_low: Lower end of its 95 % interval, over prompts or texts drawn anew.
         accuracy_high: Upper end.
-        nll: Mean negative log-likelihood, in nats a pair; log 2 is a coin's.
+        nll: Mean negative log-likelihood, in nats a pair.
+        coin: The same where every score is 0; log 2 without ties.
         calibration: Predicted against observed.
         calibration_error: Mean |predicted − observed|, weighted by pairs.
         length_accuracy: What preferring the longer text would reach.
@@ -49,11 +56,13 @@ class Evaluation:
     """
 
     num_pairs: int
+    num_clear: int
     num_texts: int
     accuracy: float
     accuracy_low: float
     accuracy_high: float
     nll: float
+    coin: float
     calibration: list[Bin]
     calibration_error: float
     length_accuracy: float
@@ -68,7 +77,7 @@ def evaluate(scores: Float[np.ndarray, " n"], pairs: Pairs, tie: float = 0.0, se
     """Compare scores with what people said.
 
     The interval is a bootstrap over prompts (over texts, where they have none), not pairs: pairs that
-    share one do not count as independent.
+    share one do not count as independent. It is as wide at least as what unseen ones could make of it.
 
     Args:
         scores: Of each text.
@@ -82,15 +91,18 @@ def evaluate(scores: Float[np.ndarray, " n"], pairs: Pairs, tie: float = 0.0, se
     right = (1 + np.sign(margins) * pairs.outcomes) / 2
     low, high = _interval(right[is_clear], pairs.take(is_clear), seed)
     lengths = np.array([len(text) for text in pairs.completions], dtype=np.float64)
+    known_tie = tie or float(not is_clear.all())
     bins = _calibration(margins[is_clear], pairs.outcomes[is_clear])
     off = [abs(b.predicted - b.observed) * b.count for b in bins]
     return Evaluation(
         num_pairs=len(pairs),
+        num_clear=int(is_clear.sum()),
         num_texts=len(used),
         accuracy=preference_accuracy(margins, pairs.outcomes),
         accuracy_low=low,
         accuracy_high=high,
-        nll=float(np.mean(preference_nll(margins, pairs.outcomes, tie or float(not is_clear.all())))),
+        nll=float(np.mean(preference_nll(margins, pairs.outcomes, known_tie))),
+        coin=float(np.mean(preference_nll(0 * margins, pairs.outcomes, known_tie))),
         calibration=bins,
         calibration_error=sum(off) / max(sum(b.count for b in bins), 1),
         length_accuracy=preference_accuracy(pairs.margins(lengths), pairs.outcomes),
@@ -112,7 +124,10 @@ def _interval(right: np.ndarray, pairs: Pairs, seed: int) -> tuple[float, float]
             shares.append(float((weights * right).sum() / weights.sum()))
     if not shares:
         return 0.0, 1.0
-    return float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+    ends = float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+    num_seen = len(np.unique([left, other]))
+    num_apart = num_seen if (left == other).all() else max(num_seen // 2, 1)  # a pair of two units is of both
+    return reach_the_unseen(float(right.mean()), ends, num_apart)
 
 
 def _calibration(margins: np.ndarray, outcomes: np.ndarray) -> list[Bin]:

@@ -61,11 +61,6 @@ class RewardResult:
     tuning: Tuning | None = None
     before: Evaluation | None = None
 
-    @property
-    def coin(self) -> float:
-        """Negative log-likelihood of a pair where every score is the same, in nats."""
-        return float(np.log(2 + self.tie))
-
 
 @dataclass(frozen=True)
 class _Learned:
