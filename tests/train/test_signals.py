@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -81,6 +84,44 @@ def test_the_exit_code_of_the_command_tells_of_the_signal(signum, code, signalli
     error = capsys.readouterr().err
     assert f"stopped after 2 updates; go on with: klimb train --resume {config.out}" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_from_outside_ends_the_real_command(signum, code, make_options):
+    config = make_options()
+    command = [
+        sys.executable,
+        "-m",
+        "klimb",
+        "train",
+        "--model",
+        config.model,
+        "--prompts",
+        str(config.prompts),
+    ]
+    command += [
+        "--reward",
+        *config.reward,
+        "--out",
+        str(config.out),
+        "--num-steps",
+        "100000",
+        "--no-preflight",
+    ]
+    command += ["--prompts-per-step", "2", "--max-new-tokens", "3", "--checkpoint-every", "100000"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = config.out / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert running.poll() is None, running.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signum)
+    _, error = running.communicate(timeout=120)
+    assert running.returncode == code
+    assert f"go on with: klimb train --resume {config.out}" in error
+    assert "Traceback" not in error
+    folder = RunFolder.open(config.out)
+    assert folder.checkpoint_steps() == [len(folder.read("metrics"))]
 
 
 def test_a_run_in_another_thread_leaves_signals_alone(make_options, run):
