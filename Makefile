@@ -13,8 +13,8 @@ help:  ## list these commands
 demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model on it, judge it: about four minutes
 	$(BIN)/klimb demo
 
-test: $(VENV)/.dev  ## the default tests: offline, CPU only, under five minutes
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the default tests: offline, CPU only, three minutes on two cores
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
 	$(BIN)/python -m pytest -m slow

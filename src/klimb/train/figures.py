@@ -33,34 +33,6 @@ def draw_figures(
         points: What evaluations along the run found, the start first. Where there are some, the judges are drawn by
             them instead of by the completions that were trained on.
     """
-    steps = [row["step"] for row in metrics]
-
-    def curve(key: str) -> Callable[[Any], None]:
-        def draw(axes: Any) -> None:
-            rows = [row for row in metrics if row[key] is not None]  # none where all failed
-            places, values = [row["step"] for row in rows], [row[key] for row in rows]
-            axes.plot(places, values, ".", color=LINE, alpha=0.45, markersize=5)
-            axes.plot(places, running_mean(values), color=LINE, linewidth=2)
-            axes.set_xlabel("updates")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-
-        return draw
-
-    def reward(axes: Any) -> None:
-        curve("reward")(axes)
-        for place, estimate in _diamonds(len(steps), summary, points):
-            axes.errorbar(
-                place, estimate.mean, yerr=estimate.half_width, fmt="D", color=ACCENT, capsize=4, markersize=6
-            )
-        axes.set_ylabel("reward")
-
-    def labelled(draw: Callable[[Any], None], label: str) -> Callable[[Any], None]:
-        def both(axes: Any) -> None:
-            draw(axes)
-            axes.set_ylabel(label)
-
-        return both
-
     judged = ""
     if summary or points:
         when = "at each evaluation" if points else "before and after"
@@ -71,13 +43,13 @@ def draw_figures(
         draw_figure(
             "Reward",
             f"What the reward thought of each batch (dots) and the mean of {_WINDOW} steps (line).{judged}",
-            reward,
+            _reward(metrics, _diamonds(len(metrics), summary, points)),
         ),
         draw_figure(
             "Distance from the reference",
             "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
             "The penalty keeps it from running away.",
-            labelled(curve("kl"), "KL, nats a completion"),
+            _curve(metrics, "kl", "KL, nats a completion"),
         ),
         draw_figure(
             "Reward against distance",
@@ -88,14 +60,40 @@ def draw_figures(
         draw_figure(
             "Entropy",
             "How undecided the policy is about each next token. Near 0 it repeats itself.",
-            labelled(curve("entropy"), "nats a token"),
+            _curve(metrics, "entropy", "nats a token"),
         ),
         draw_figure(
             "Length",
             "Tokens of a completion. A steady climb or fall may mean that the reward likes length itself.",
-            labelled(curve("length"), "tokens"),
+            _curve(metrics, "length", "tokens"),
         ),
     ]
+
+
+def _curve(metrics: Sequence[dict[str, Any]], key: str, label: str) -> Callable[[Any], None]:
+    def draw(axes: Any) -> None:
+        rows = [row for row in metrics if row[key] is not None]  # none where all failed
+        places, values = [row["step"] for row in rows], [row[key] for row in rows]
+        axes.plot(places, values, ".", color=LINE, alpha=0.45, markersize=5)
+        axes.plot(places, running_mean(values), color=LINE, linewidth=2)
+        axes.set_xlabel("updates")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return draw
+
+
+def _reward(
+    metrics: Sequence[dict[str, Any]], diamonds: Sequence[tuple[int, Estimate]]
+) -> Callable[[Any], None]:
+    def draw(axes: Any) -> None:
+        _curve(metrics, "reward", "reward")(axes)
+        for place, estimate in diamonds:
+            axes.errorbar(
+                place, estimate.mean, yerr=estimate.half_width, fmt="D", color=ACCENT, capsize=4, markersize=6
+            )
+
+    return draw
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
