@@ -151,8 +151,8 @@ class TrainConfig:
     from then on, and stops at the fourth time. Where a bound is None a usual one warns and does nothing else."""
 
     max_kl: float | None = None
-    """Mean KL from the reference, in nats a completion, past which on_guard acts. The demo ends at 12 for
-    completions of 16 tokens, and is healthy. None: 3 nats a token warn."""
+    """Mean KL from the reference, in nats a completion, past which on_guard acts. The demo ends at 9 to 11 for
+    completions of 20 tokens, and is healthy. None: 3 nats a token warn."""
 
     min_entropy: float | None = None
     """Mean entropy, in nats a token, below which on_guard acts: the model says one thing over and over. None: a tenth
