@@ -131,6 +131,8 @@ def ask_pip_audit(python: str = sys.executable) -> tuple[bool | None, str]:
         return (None if is_unreached else False), f"pip-audit failed: {last[-300:]}"
     known = [f"{d['name']} {d['version']}: {v['id']}" for d in found for v in d.get("vulns", [])]
     skipped = sum("skip_reason" in d for d in found)
+    if found and skipped == len(found):
+        return None, f"the service told nothing of any of {skipped} packages: {found[0]['skip_reason']}"
     if known:
         return False, f"{len(known)} known vulnerabilities: " + "; ".join(known)
     return True, f"no known vulnerability in {len(found) - skipped} packages, {skipped} skipped"

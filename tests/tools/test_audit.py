@@ -56,6 +56,12 @@ SOUND = {"dependencies": [{"name": "a", "version": "1", "vulns": []}, {"name": "
     ("out", "err", "is_sound", "said"),
     [
         (json.dumps(SOUND), "", True, "no known vulnerability in 1 packages, 1 skipped"),
+        (
+            json.dumps({"dependencies": SOUND["dependencies"][1:]}),
+            "",
+            None,
+            "nothing of any of 1 packages: x",
+        ),
         (json.dumps(VULNERABLE), "Found 1", False, "1 known vulnerabilities: a 1: PYSEC-1"),
         ("", "python: No module named pip_audit", None, "pip-audit is not installed"),
         ("", "ConnectionError: Failed to resolve 'pypi.org'", None, "pip-audit failed: ConnectionError"),
