@@ -27,25 +27,29 @@ class KernelHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  hatchling's names
         """Compile, unless asked not to or there is nothing to compile with."""
         kernels = Path(self.root) / "src" / "klimb" / "kernels"
-        library = kernels / "_compiled.so"
-        library.unlink(missing_ok=True)
+        library, unfinished = kernels / "_compiled.so", kernels / "_compiled.so.new"
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None or os.environ.get("KLIMB_KERNELS") == "numpy":
+            library.unlink(missing_ok=True)
             return
         command = [
             *compiler.split(),
             *FLAGS,
             "-o",
-            str(library),
+            str(unfinished),
             *map(str, sorted(kernels.glob("*.c"))),
             "-lm",
         ]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  the user's own compiler
         if finished.returncode != 0:
+            library.unlink(missing_ok=True)
             self.app.display_warning(
                 f"klimb: the kernels were not compiled, NumPy will do: {finished.stderr[-500:]}"
             )
             return
+        unfinished.replace(
+            library
+        )  # at once: a run that starts meanwhile must not find it missing or half written
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         build_data["artifacts"].append("src/klimb/kernels/_compiled.so")

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 OWN = frozenset({"klimb", "pip", "setuptools", "wheel"})
@@ -129,12 +130,16 @@ def ask_pip_audit(python: str = sys.executable) -> tuple[bool | None, str]:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         is_unreached = any(sign in done.stderr.lower() for sign in _UNREACHED)
         return (None if is_unreached else False), f"pip-audit failed: {last[-300:]}"
+    return _read_answer(found)
+
+
+def _read_answer(found: list[dict[str, Any]]) -> tuple[bool | None, str]:
     known = [f"{d['name']} {d['version']}: {v['id']}" for d in found for v in d.get("vulns", [])]
     skipped = sum("skip_reason" in d for d in found)
-    if found and skipped == len(found):
-        return None, f"the service told nothing of any of {skipped} packages: {found[0]['skip_reason']}"
     if known:
         return False, f"{len(known)} known vulnerabilities: " + "; ".join(known)
+    if found and skipped == len(found):
+        return None, f"the service told nothing of any of {skipped} packages: {found[0]['skip_reason']}"
     return True, f"no known vulnerability in {len(found) - skipped} packages, {skipped} skipped"
 
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from klimb.cli import main
 from klimb.errors import ConfigError, RunFolderError
@@ -106,6 +107,21 @@ def test_other_content_is_refused_by_name_and_can_be_accepted(
     assert f"{name}: other content than the run began with, which is accepted" in screen
     (entry,) = RunFolder.open(config.out).read_resumed()
     assert entry["accepted"] == [name]
+
+
+def test_another_engine_is_told_and_recorded_and_goes_on(cut, run, monkeypatch):
+    before = RunFolder.open(cut.out)
+    then = json.loads(before.fingerprints.read_text())["<engine>"]
+    assert then["torch"] == torch.__version__
+    assert then["kernels"] == "not compiled" or len(then["kernels"]) == 12
+    now = then | {"kernels": "others", "threads": "64"}
+    monkeypatch.setattr("klimb.train.run.describe_engine", lambda _: now)
+    screen = run(cut, resume=True)
+    assert f"kernels: {then['kernels']} → others (its sums may be rounded otherwise)" in screen
+    assert f"threads: {then['threads']} → 64 (" in screen
+    assert "torch: " not in screen
+    (entry,) = RunFolder.open(cut.out).read_resumed()
+    assert entry["engine"] == {name: [then[name], now[name]] for name in ("kernels", "threads")}
 
 
 def test_what_has_not_changed_cannot_be_accepted(cut, run):

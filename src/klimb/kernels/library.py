@@ -14,6 +14,11 @@ NUMBER_TYPES = {"torch.bfloat16": 1, "torch.float32": 2}
 _FILE = Path(__file__).with_name("_compiled.so")
 
 
+def library_file() -> Path:
+    """Where the compiled functions are, if they were built."""
+    return _FILE
+
+
 @cache
 def library() -> Any | None:
     """Return the compiled functions, which let other threads run meanwhile, or None where they were not built."""

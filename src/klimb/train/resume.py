@@ -9,6 +9,7 @@ from klimb.errors import ConfigError, RunFolderError
 from klimb.train.checkpoint import Checkpoint, open_part
 from klimb.train.choice import recall
 from klimb.train.config import TrainConfig
+from klimb.train.engine import ENGINE, compare_engines
 from klimb.train.fingerprint import Fingerprint, check_fingerprints, read_fingerprints
 from klimb.train.folder import RunFolder
 from klimb.train.written import EvaluationLines, StepLines
@@ -88,8 +89,15 @@ class Resumption:
         if then is None:
             file = self.folder.fingerprints
             return [f"{file}: missing; whether prompts, model and rewards are the same cannot be told"]
+        others = compare_engines(then.pop(ENGINE, {}), now.get(ENGINE, {}))
         changed = check_fingerprints(then, now, accept)
-        return [f"{name}: other content than the run began with, which is accepted" for name in changed]
+        return [
+            *(f"{name}: other content than the run began with, which is accepted" for name in changed),
+            *(
+                f"{name}: {old} → {new} (its sums may be rounded otherwise)"
+                for name, (old, new) in others.items()
+            ),
+        ]
 
     def rewind(self, fingerprints: dict[str, Fingerprint], accepted: Sequence[str] = ()) -> None:
         """Bring the folder back to how it was at the checkpoint, and note in its options that it is resumed.
@@ -113,10 +121,15 @@ class Resumption:
         if self.checkpoint is None:
             (folder.path / "best.json").unlink(missing_ok=True)
         folder.sweep()
+        others = compare_engines(
+            (read_fingerprints(folder.fingerprints) or {}).get(ENGINE, {}), fingerprints.get(ENGINE, {})
+        )
         if accepted or not folder.fingerprints.is_file():
             folder.write_fingerprints(fingerprints)
         entry: dict[str, Any] = {"step": self.step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         entry["changes"] = {name: list(values) for name, values in self.changes.items()}
+        if others:
+            entry["engine"] = {name: list(values) for name, values in others.items()}
         if accepted:
             entry["accepted"] = list(accepted)
         folder.write_config(self.config.to_dict(), [*folder.read_resumed(), entry])

@@ -1,0 +1,34 @@
+"""What computes a run. How sums are rounded depends on it, and so do the bits of a run that goes on elsewhere."""
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+
+import torch
+
+import klimb
+from klimb.files import sha256
+from klimb.kernels.library import library, library_file
+
+ENGINE = "<engine>"
+"""Where the description stands among a run's fingerprints: no prompt file, model or reward has that name."""
+
+_PACKAGES = ("torch", "transformers", "numpy")
+_SHOWN = 12  # characters of a checksum
+
+
+def describe_engine(device: torch.device) -> dict[str, str]:
+    """Describe what a run on this device is computed by: versions, the compiled kernels, processor and threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "klimb": klimb.__version__,
+        **{package: metadata.version(package) for package in _PACKAGES},
+        "kernels": "not compiled" if library() is None else sha256(library_file())[:_SHOWN],
+        "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def compare_engines(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Find what is another, each with what it was and is; nothing where the engine of then is not known."""
+    return {name: (then[name], now[name]) for name in then.keys() & now.keys() if then[name] != now[name]}
