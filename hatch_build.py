@@ -27,7 +27,7 @@ class KernelHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  hatchling's names
         """Compile, unless asked not to or there is nothing to compile with."""
         kernels = Path(self.root) / "src" / "klimb" / "kernels"
-        library, unfinished = kernels / "_compiled.so", kernels / "_compiled.so.new"
+        library, unfinished = kernels / "_compiled.so", kernels / f"_compiled.so.{os.getpid()}"
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None or os.environ.get("KLIMB_KERNELS") == "numpy":
             library.unlink(missing_ok=True)
@@ -40,12 +40,12 @@ class KernelHook(BuildHookInterface):
             *map(str, sorted(kernels.glob("*.c"))),
             "-lm",
         ]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  the user's own compiler
-        if finished.returncode != 0:
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  the user's own compiler
+        except (OSError, subprocess.CalledProcessError) as error:
             library.unlink(missing_ok=True)
-            self.app.display_warning(
-                f"klimb: the kernels were not compiled, NumPy will do: {finished.stderr[-500:]}"
-            )
+            why = getattr(error, "stderr", None) or str(error)
+            self.app.display_warning(f"klimb: the kernels were not compiled, NumPy will do: {why[-500:]}")
             return
         unfinished.replace(
             library

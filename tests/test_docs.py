@@ -49,8 +49,8 @@ def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path
         for block in blocks(page, "toml"):
             name = block.splitlines()[0].removeprefix("# ")
             Path(name).write_text(block)
-    if "learned/reward" in command:
-        Scorer.from_base(model_folder).save(Path("learned/reward"))
+    for reward in re.findall(r"learned/\S+", command):
+        Scorer.from_base(model_folder).save(Path(reward))
     arguments = shlex.split(command)[1:]
     quick = {"--model": str(model_folder), "--num-steps": "1", "--max-new-tokens": "3"}
     quick |= {"--num-trainable-layers": "1"} if "--num-trainable-layers" in arguments else {}

@@ -138,8 +138,9 @@ def _read_answer(found: list[dict[str, Any]]) -> tuple[bool | None, str]:
     skipped = sum("skip_reason" in d for d in found)
     if known:
         return False, f"{len(known)} known vulnerabilities: " + "; ".join(known)
-    if found and skipped == len(found):
-        return None, f"the service told nothing of any of {skipped} packages: {found[0]['skip_reason']}"
+    if skipped == len(found):
+        why = found[0]["skip_reason"] if found else "it was asked of none"
+        return None, f"the service told nothing of any of {skipped} packages: {why}"
     return True, f"no known vulnerability in {len(found) - skipped} packages, {skipped} skipped"
 
 

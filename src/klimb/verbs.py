@@ -17,7 +17,7 @@ class Train(TrainConfig):
 
     Every option may also stand in a TOML file, by the same name with underscores:
     klimb train --config run.toml [--lr 3e-5 …]; what the command line says goes first.
-    A run that was interrupted goes on with klimb train --resume RUN, to the same bits as if it had not been; its
+    A run that was interrupted goes on with klimb train --resume RUN, on the CPU to the same bits as if it had not; its
     options are those that it has, but for those that are given now.
     """
 

@@ -3,6 +3,7 @@
 import socket
 import threading
 
+import httpx
 import pytest
 
 from klimb.errors import StoreError
@@ -25,7 +26,8 @@ def test_what_is_done_for_a_while_is_closed():
         assert closed.wait(10)
 
 
-def test_a_judgement_that_is_undone_in_time_keeps_the_page_open():
+def test_a_judgement_that_is_undone_in_time_keeps_the_page_open(monkeypatch):
+    monkeypatch.setattr(closing, "_GRACE", 0.2)
     looks, closed = [], threading.Event()
 
     def is_done():
@@ -56,10 +58,17 @@ def test_nothing_watches_a_page_without_an_end():
         assert threading.active_count() == before
 
 
+def is_answered(port):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def test_the_real_page_ends_and_says_where_the_judgements_are(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     said = []
     with Store.open(tmp_path / "feedback.db") as store:
-        serve(store, ServeOptions(port=port), said.append, until=lambda: True)
+        serve(store, ServeOptions(port=port), said.append, until=lambda: is_answered(port))
     assert said[-1] == f"stopped; the judgements are in {tmp_path / 'feedback.db'}"

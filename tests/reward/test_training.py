@@ -226,6 +226,13 @@ def test_comparisons_with_ties_and_chat_prompts(tmp_path, model_folder):
     assert result.held_out.accuracy == 1.0
 
 
+def test_ties_alone_are_too_little(tmp_path, model_folder):
+    rows = [{"prompt": f"p {i}", "left": "a", "right": "b", "preferred": "tie"} for i in range(20)]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(KlimbError, match=r"said\.jsonl: too little was said: .*every pair is a tie"):
+        train_reward(make_config(tmp_path, model_folder, feedback=(str(tmp_path / "said.jsonl"),)))
+
+
 def test_from_the_command_line(tmp_path, model_folder, capsys):
     file, out = ratings_file(tmp_path), tmp_path / "reward"
     assert (

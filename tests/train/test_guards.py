@@ -249,9 +249,21 @@ def test_each_guard_stops_a_run(changes, step, words, make_config):
     if good < 1:
         assert "the last good weights are those that the run began with" in notes
     else:
-        assert f"the last good weights are those after {good} updates; go back to them with: " in notes
-        assert f"klimb train --resume {options.out} --from-step {good}" in notes
+        assert f"the last good weights are those after {good} updates; go back to them, " in notes
+        assert f"klimb train --resume {options.out} --from-step {good} --lr" in notes
         assert (options.out / "checkpoints" / f"step-{good:06d}" / "state.json").is_file()
+
+
+def test_the_checkpoint_of_the_start_is_none_to_go_back_to(make_config):
+    options = make_config(
+        num_steps=8, checkpoint_every=20, keep_best="reward", eval_every=4, judge="same", max_kl=1e-9
+    )
+    with pytest.raises(GuardError) as caught:
+        train(options, quiet())
+    assert (options.out / "checkpoints" / "step-000000").is_dir()
+    notes = " ".join(caught.value.__notes__)
+    assert "the last good weights are those that the run began with" in notes
+    assert "--from-step" not in notes
 
 
 def test_a_run_is_slowed_and_its_lines_say_so(make_config):

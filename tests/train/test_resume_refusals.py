@@ -121,7 +121,10 @@ def test_another_engine_is_told_and_recorded_and_goes_on(cut, run, monkeypatch):
     assert f"threads: {then['threads']} → 64 (" in screen
     assert "torch: " not in screen
     (entry,) = RunFolder.open(cut.out).read_resumed()
-    assert entry["engine"] == {name: [then[name], now[name]] for name in ("kernels", "threads")}
+    assert entry["engine"] == now
+    monkeypatch.setattr("klimb.train.run.describe_engine", lambda _: then)
+    screen = run(cut, resume=True, from_step=2)  # back on the first one
+    assert f"kernels: others → {then['kernels']} (" in screen
 
 
 def test_what_has_not_changed_cannot_be_accepted(cut, run):

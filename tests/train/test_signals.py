@@ -111,12 +111,15 @@ def test_a_signal_from_outside_ends_the_real_command(signum, code, make_options)
     command += ["--prompts-per-step", "2", "--max-new-tokens", "3", "--checkpoint-every", "100000"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics, deadline = config.out / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.is_file() and metrics.stat().st_size):
-        assert running.poll() is None, running.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(signum)
-    _, error = running.communicate(timeout=120)
+    try:
+        while not (metrics.is_file() and metrics.stat().st_size):
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signum)
+        _, error = running.communicate(timeout=100)
+    finally:
+        running.kill()
     assert running.returncode == code
     assert f"go on with: klimb train --resume {config.out}" in error
     assert "Traceback" not in error

@@ -37,7 +37,7 @@ def reward_config(model: Path, feedback: Path, out: Path, seed: int) -> RewardCo
 
 
 def demo_config(model: Path, reward: Path, out: Path, seed: int) -> TrainConfig:
-    """The demo's settings, chosen on its training openers; the held-out ones judge."""
+    """The demo's settings; lr and beta were chosen with the held-out openers in view (docs/decisions.md)."""
     return TrainConfig(
         model=str(model),
         prompts=_data("train_openers.jsonl"),

@@ -19,8 +19,9 @@ def keep_memory_flat() -> None:
 
     Figures: docs/decisions.md. glibc alone knows the first, and oneDNN reads the second when it first multiplies.
     """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(_NUM_COMPILED))
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # its older name
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_NUM_COMPILED))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(_NUM_COMPILED))
     m_mmap_threshold, m_trim_threshold = -3, -1
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

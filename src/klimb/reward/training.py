@@ -187,6 +187,11 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
                 f"{redact(', '.join(config.feedback))}: too little was said: {name}, {error}; held_out is "
                 f"{config.held_out:g}"
             ) from error
+        if not sides[-1].outcomes.any():
+            raise DataError(
+                f"{redact(', '.join(config.feedback))}: too little was said: {name}, every pair is a tie; held_out is "
+                f"{config.held_out:g}"
+            )
     facts = {
         "learn": f"{len(sides[0]):,} pairs of {len(sides[0].completions):,} texts to learn from",
         "test": f"{len(sides[1]):,} pairs of {len(sides[1].completions):,} other texts held out",

@@ -1,8 +1,10 @@
 """What computes a run. How sums are rounded depends on it, and so do the bits of a run that goes on elsewhere."""
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -19,7 +21,7 @@ _SHOWN = 12  # characters of a checksum
 
 def describe_engine(device: torch.device) -> dict[str, str]:
     """Describe what a run on this device is computed by: versions, the compiled kernels, processor and threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "klimb": klimb.__version__,
         **{package: metadata.version(package) for package in _PACKAGES},
@@ -31,4 +33,13 @@ def describe_engine(device: torch.device) -> dict[str, str]:
 
 def compare_engines(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Find what is another, each with what it was and is; nothing where the engine of then is not known."""
-    return {name: (then[name], now[name]) for name in then.keys() & now.keys() if then[name] != now[name]}
+    return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
+
+
+def _processor() -> str:
+    """Its name where the system tells it, else its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

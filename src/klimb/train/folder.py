@@ -155,6 +155,11 @@ class RunFolder:
         options.pop("resumed", None)
         return options
 
+    def remove_model(self) -> None:
+        """Remove the model of weights that are gone back from, if there is one."""
+        if self.model.is_dir():
+            remove_folder(self.model)
+
     def read_resumed(self) -> list[dict[str, Any]]:
         """Read how the run was resumed: each time the `step`, the `time`, and the `changes` of options."""
         return json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("resumed", [])
@@ -270,3 +275,12 @@ def _lock(descriptor: int, path: Path) -> None:
         ) from error
     except OSError:  # a file system without locks
         return
+
+
+def standing(resumed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choose of the times at which a run was resumed those that it has not gone back from since."""
+    return [
+        entry
+        for number, entry in enumerate(resumed)
+        if all(entry["step"] <= later["step"] for later in resumed[number:])
+    ]

@@ -252,14 +252,14 @@ def note_last_good(error: KlimbError, folder: RunFolder, num_updates: int) -> No
     # A guard has seen completions of the weights before the last update, and does not trust these either.
     most = num_updates if isinstance(error, DivergedError) else num_updates - 2
     step = last_good_checkpoint(folder, most)
-    if step is None:
+    if not step:
         error.add_note(
-            "no checkpoint is from before that: the last good weights are those that the run began with"
+            "no checkpoint of an update is from before that: the last good weights are those that the run began with"
         )
     else:
         error.add_note(
-            f"the last good weights are those after {step} updates; go back to them with: "
-            f"klimb train --resume {folder.path} --from-step {step}"
+            f"the last good weights are those after {step} updates; go back to them, with a smaller learning rate, by: "
+            f"klimb train --resume {folder.path} --from-step {step} --lr …"
         )
 
 

@@ -9,7 +9,7 @@ from klimb.page import render
 from klimb.train.config import TrainConfig
 from klimb.train.estimates import points_along
 from klimb.train.figures import draw_figures
-from klimb.train.folder import RunFolder
+from klimb.train.folder import RunFolder, standing
 from klimb.train.objective import declare
 from klimb.train.summary import Summary, is_complete, summarise
 
@@ -38,6 +38,7 @@ def write_report(folder: RunFolder) -> Path:
         config=config,
         options=options,
         declaration=declare(config),
+        resumed=[entry for entry in standing(folder.read_resumed()) if entry["changes"]],
         figures=draw_figures(metrics, summary, config.judges, points_along(evaluations, config.judges)),
         summary=summary,
         metrics=metrics,

@@ -11,7 +11,7 @@ from klimb.train.choice import recall
 from klimb.train.config import TrainConfig
 from klimb.train.engine import ENGINE, compare_engines
 from klimb.train.fingerprint import Fingerprint, check_fingerprints, read_fingerprints
-from klimb.train.folder import RunFolder
+from klimb.train.folder import RunFolder, standing
 from klimb.train.written import EvaluationLines, StepLines
 
 _MAY_CHANGE = {
@@ -37,7 +37,7 @@ _MAY_CHANGE = {
     "device": "its sums are rounded otherwise",
     "micro_batch_size": "its sums are rounded otherwise",
 }
-"""Options that say how long a run goes on, what it leaves, and how it gets along; and what to know of a change."""
+"""Options that may change: how long a run goes on, what it leaves, how fast it goes; and what to know of a change."""
 
 _PASSED_OVER = "passed over: "
 _PLACES = {"model", "prompts", "eval_prompts"}  # the same content may lie elsewhere
@@ -89,7 +89,10 @@ class Resumption:
         if then is None:
             file = self.folder.fingerprints
             return [f"{file}: missing; whether prompts, model and rewards are the same cannot be told"]
-        others = compare_engines(then.pop(ENGINE, {}), now.get(ENGINE, {}))
+        known = [then.pop(ENGINE, {}), *(entry.get("engine", {}) for entry in self.folder.read_resumed())]
+        others = compare_engines(
+            next((engine for engine in reversed(known) if engine), {}), now.get(ENGINE, {})
+        )
         changed = check_fingerprints(then, now, accept)
         return [
             *(f"{name}: other content than the run began with, which is accepted" for name in changed),
@@ -112,6 +115,7 @@ class Resumption:
         """
         folder = self.folder
         folder.report.unlink(missing_ok=True)
+        folder.remove_model()
         for step in folder.checkpoint_steps():
             if step > self.step or self.checkpoint is None:
                 folder.remove_checkpoint(step)
@@ -121,15 +125,12 @@ class Resumption:
         if self.checkpoint is None:
             (folder.path / "best.json").unlink(missing_ok=True)
         folder.sweep()
-        others = compare_engines(
-            (read_fingerprints(folder.fingerprints) or {}).get(ENGINE, {}), fingerprints.get(ENGINE, {})
-        )
         if accepted or not folder.fingerprints.is_file():
-            folder.write_fingerprints(fingerprints)
+            began = read_fingerprints(folder.fingerprints) or {}
+            folder.write_fingerprints(fingerprints | {ENGINE: began.get(ENGINE, {})})
         entry: dict[str, Any] = {"step": self.step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         entry["changes"] = {name: list(values) for name, values in self.changes.items()}
-        if others:
-            entry["engine"] = {name: list(values) for name, values in others.items()}
+        entry["engine"] = fingerprints.get(ENGINE, {})
         if accepted:
             entry["accepted"] = list(accepted)
         folder.write_config(self.config.to_dict(), [*folder.read_resumed(), entry])
@@ -264,7 +265,7 @@ def _check_lines(
         raise RunFolderError(f"{path}: evaluations.jsonl lacks how the model was judged before training")
     if eval_every is None:
         return
-    changed = [entry["step"] for entry in folder.read_resumed() if "eval_every" in entry["changes"]]
+    changed = [entry["step"] for entry in standing(folder.read_resumed()) if "eval_every" in entry["changes"]]
     known = max(found[-1].step, *changed, 0)
     missing = (known // eval_every + 1) * eval_every
     if missing < step:

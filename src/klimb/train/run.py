@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from klimb.errors import KlimbError
+from klimb.errors import ConfigError, KlimbError
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
@@ -81,6 +81,8 @@ def train(
         RunInterrupted: Ctrl-C or SIGTERM came; the step was finished and a checkpoint was written.
     """
     display = display or Display()
+    if from_step is not None and not resume:
+        raise ConfigError("from_step: has no meaning without resume")
     if not resume:
         RunFolder.require_free(config.out)
         return _train(config, display)
