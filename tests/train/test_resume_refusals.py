@@ -109,20 +109,20 @@ def test_other_content_is_refused_by_name_and_can_be_accepted(
     assert entry["accepted"] == [name]
 
 
-def test_another_engine_is_told_and_recorded_and_goes_on(cut, run, monkeypatch):
+def test_another_environment_is_told_and_recorded_and_goes_on(cut, run, monkeypatch):
     before = RunFolder.open(cut.out)
-    then = json.loads(before.fingerprints.read_text())["<engine>"]
+    then = json.loads(before.fingerprints.read_text())["<environment>"]
     assert then["torch"] == torch.__version__
     assert then["kernels"] == "not compiled" or len(then["kernels"]) == 12
     now = then | {"kernels": "others", "threads": "64"}
-    monkeypatch.setattr("klimb.train.run.describe_engine", lambda _: now)
+    monkeypatch.setattr("klimb.train.run.describe_environment", lambda _: now)
     screen = run(cut, resume=True)
     assert f"kernels: {then['kernels']} → others (its sums may be rounded otherwise)" in screen
     assert f"threads: {then['threads']} → 64 (" in screen
     assert "torch: " not in screen
     (entry,) = RunFolder.open(cut.out).read_resumed()
-    assert entry["engine"] == now
-    monkeypatch.setattr("klimb.train.run.describe_engine", lambda _: then)
+    assert entry["environment"] == now
+    monkeypatch.setattr("klimb.train.run.describe_environment", lambda _: then)
     screen = run(cut, resume=True, from_step=2)  # back on the first one
     assert f"kernels: others → {then['kernels']} (" in screen
 

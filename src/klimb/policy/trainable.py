@@ -1,6 +1,7 @@
 """Which parameters move: all, the last layers, or a low-rank adapter; and what stays as the reference."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,8 +59,11 @@ def add_lora(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     # peft draws from torch's global generator: lend it one of ours and give the old state back.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated"
+        )  # by peft's use of transformers
         return get_peft_model(model, config).eval()
 
 

@@ -9,7 +9,7 @@ from klimb.errors import ConfigError, RunFolderError
 from klimb.train.checkpoint import Checkpoint, open_part
 from klimb.train.choice import recall
 from klimb.train.config import TrainConfig
-from klimb.train.engine import ENGINE, compare_engines
+from klimb.train.environment import ENVIRONMENT, compare_environments
 from klimb.train.fingerprint import Fingerprint, check_fingerprints, read_fingerprints
 from klimb.train.folder import RunFolder, standing
 from klimb.train.written import EvaluationLines, StepLines
@@ -89,10 +89,11 @@ class Resumption:
         if then is None:
             file = self.folder.fingerprints
             return [f"{file}: missing; whether prompts, model and rewards are the same cannot be told"]
-        known = [then.pop(ENGINE, {}), *(entry.get("engine", {}) for entry in self.folder.read_resumed())]
-        others = compare_engines(
-            next((engine for engine in reversed(known) if engine), {}), now.get(ENGINE, {})
-        )
+        known = [
+            then.pop(ENVIRONMENT, {}),
+            *(entry.get("environment", {}) for entry in self.folder.read_resumed()),
+        ]
+        others = compare_environments(next(filter(None, reversed(known)), {}), now.get(ENVIRONMENT, {}))
         changed = check_fingerprints(then, now, accept)
         return [
             *(f"{name}: other content than the run began with, which is accepted" for name in changed),
@@ -127,10 +128,10 @@ class Resumption:
         folder.sweep()
         if accepted or not folder.fingerprints.is_file():
             began = read_fingerprints(folder.fingerprints) or {}
-            folder.write_fingerprints(fingerprints | {ENGINE: began.get(ENGINE, {})})
+            folder.write_fingerprints(fingerprints | {ENVIRONMENT: began.get(ENVIRONMENT, {})})
         entry: dict[str, Any] = {"step": self.step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         entry["changes"] = {name: list(values) for name, values in self.changes.items()}
-        entry["engine"] = fingerprints.get(ENGINE, {})
+        entry["environment"] = fingerprints.get(ENVIRONMENT, {})
         if accepted:
             entry["accepted"] = list(accepted)
         folder.write_config(self.config.to_dict(), [*folder.read_resumed(), entry])

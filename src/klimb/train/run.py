@@ -21,7 +21,7 @@ from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
-from klimb.train.engine import ENGINE, describe_engine
+from klimb.train.environment import ENVIRONMENT, describe_environment
 from klimb.train.estimates import Rows, short_name
 from klimb.train.fingerprint import take_fingerprints
 from klimb.train.folder import RunFolder
@@ -115,7 +115,7 @@ def _train(
 ) -> RunResult:
     setting, rows, judged_rows = _prepare(config, display)
     policy, reward = setting.policy, setting.reward
-    content = take_fingerprints(config) | {ENGINE: describe_engine(policy.model.device)}
+    content = take_fingerprints(config) | {ENVIRONMENT: describe_environment(policy.model.device)}
     if resumption is not None:
         display.resuming(resumption.compare(content, accept))
     display.started(config, declare(config), _facts(config, policy, rows))

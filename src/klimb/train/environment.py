@@ -12,14 +12,14 @@ import klimb
 from klimb.files import sha256
 from klimb.kernels.library import library, library_file
 
-ENGINE = "<engine>"
+ENVIRONMENT = "<environment>"
 """Where the description stands among a run's fingerprints: no prompt file, model or reward has that name."""
 
 _PACKAGES = ("torch", "transformers", "numpy")
 _SHOWN = 12  # characters of a checksum
 
 
-def describe_engine(device: torch.device) -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Describe what a run on this device is computed by: versions, the compiled kernels, processor and threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
@@ -31,8 +31,8 @@ def describe_engine(device: torch.device) -> dict[str, str]:
     }
 
 
-def compare_engines(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Find what is another, each with what it was and is; nothing where the engine of then is not known."""
+def compare_environments(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Find what is another, each with what it was and is; nothing where that of then is not known."""
     return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
 
 
