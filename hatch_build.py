@@ -47,9 +47,8 @@ class KernelHook(BuildHookInterface):
             why = getattr(error, "stderr", None) or str(error)
             self.app.display_warning(f"klimb: the kernels were not compiled, NumPy will do: {why[-500:]}")
             return
-        unfinished.replace(
-            library
-        )  # at once: a run that starts meanwhile must not find it missing or half written
+        # At once: a run that starts meanwhile must not find it missing or half written.
+        unfinished.replace(library)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         build_data["artifacts"].append("src/klimb/kernels/_compiled.so")

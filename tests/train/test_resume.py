@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from klimb import KlimbError, files
@@ -13,6 +14,7 @@ from klimb.errors import RunFolderError
 from klimb.reward.scorer import Scorer
 from klimb.train.config import TrainConfig
 from klimb.train.folder import RunFolder
+from klimb.train.report import write_report
 
 # A judge of evaluations, which have 12 completions, by how many steps had been taken.
 BY_STEPS = """
@@ -54,6 +56,10 @@ def test_a_run_goes_back_with_another_beta(make_options, run):
     assert [row["beta"] for row in after] == [config.beta, 0.5, 0.5]
     assert (after[0]["reward"], after[1]["reward"]) == (before[0]["reward"], before[1]["reward"])
     assert after[1]["grad_norm"] != before[1]["grad_norm"]
+    run(replace(config, beta=0.2, lr=1e-3), resume=True, from_step=1)
+    page = write_report(RunFolder.open(config.out)).read_text()
+    assert f"Until update 1 with other options: beta {config.beta}, lr {config.lr}." in page  # never 0.5
+    assert page.count("with other options") == 1
 
 
 SETTINGS = {
@@ -74,6 +80,21 @@ def test_a_run_with_other_options_resumes_to_the_same_bits_too(changes, make_opt
     changes = {"num_steps": 3, "eval_completions_per_prompt": 1, **changes}
     whole, cut = make_options(**changes), make_options(out=tmp_path / "cut", **changes)
     run(whole)
+    run(cut, cut_at=2)
+    run(cut, resume=True)
+    assert essence(cut.out) == essence(whole.out)
+
+
+def test_a_run_on_an_ensemble_with_caution_resumes_to_the_same_bits(
+    make_options, run, essence, tmp_path, model_folder
+):
+    scorer = Scorer.from_base(model_folder)
+    scorer.members = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)  # 16 numbers of a text
+    scorer.save(tmp_path / "ensemble")
+    changes = {"num_steps": 3, "reward": (str(tmp_path / "ensemble"),), "caution": 0.5}
+    whole, cut = make_options(**changes), make_options(out=tmp_path / "cut", **changes)
+    run(whole)
+    assert len({row["reward"] for row in RunFolder.open(whole.out).read("completions")}) > 6
     run(cut, cut_at=2)
     run(cut, resume=True)
     assert essence(cut.out) == essence(whole.out)

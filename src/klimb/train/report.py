@@ -38,7 +38,7 @@ def write_report(folder: RunFolder) -> Path:
         config=config,
         options=options,
         declaration=declare(config),
-        resumed=[entry for entry in standing(folder.read_resumed()) if entry["changes"]],
+        earlier=_earlier_options(folder),
         figures=draw_figures(metrics, summary, config.judges, points_along(evaluations, config.judges)),
         summary=summary,
         metrics=metrics,
@@ -51,6 +51,16 @@ def write_report(folder: RunFolder) -> Path:
     )
     write_file(folder.report, page)
     return folder.report
+
+
+def _earlier_options(folder: RunFolder) -> dict[int, dict[str, Any]]:
+    """Options that were others at first: by the updates that were made with them, each with what it was."""
+    earlier: dict[int, dict[str, Any]] = {}
+    for entry in standing(folder.read_resumed()):
+        for name, (old, _) in entry["changes"].items():
+            if entry["step"] > 0:
+                earlier.setdefault(entry["step"], {}).setdefault(name, old)
+    return earlier
 
 
 def _summary(folder: RunFolder, config: TrainConfig, evaluations: list[dict[str, Any]]) -> Summary | None:
