@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test test-slow check audit lint types layers format vs-trl clean
+.PHONY: help demo test test-slow test-gpu check audit lint types layers format vs-trl clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -18,6 +18,9 @@ test: $(VENV)/.dev  ## the default tests: offline, CPU only, three minutes on tw
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.dev  ## the tests of models and runs on the first GPU, which the others do not touch
+	KLIMB_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 4 tests/gpu tests/policy tests/reward tests/train tests/judge
 
 check: lint types layers test  ## everything a commit must pass
 

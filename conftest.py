@@ -6,4 +6,7 @@ from jaxtyping import install_import_hook
 
 # Threads that spin while they wait slow down what runs beside them tenfold, such as the other half of the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Models go to the first GPU by themselves; the default tests are those of the CPU on every machine.
+if not os.environ.get("KLIMB_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 install_import_hook("klimb", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -3,7 +3,8 @@
 python benchmarks/memory.py [--settings "all weights" LoRA …] [--steps 12]     (half an hour; the model is fetched once)
 
 Each setting is a real run on SmolLM2-135M-Instruct, its prompts half as long to as long as the longest, judged
-before and after, saved and reported, in a process of its own; measured is the largest resident size of that process.
+before and after, saved and reported, in a process of its own; measured is the largest resident size of that process,
+or, where PyTorch finds a GPU, the most memory that it held there.
 """
 
 import argparse
@@ -58,6 +59,7 @@ def make_job(name: str, folder: Path, num_steps: int = NUM_STEPS) -> dict[str, A
 
 def child() -> None:
     """One run: its options come on standard input, the result is the last line of output."""
+    import torch
     from rich.console import Console
 
     from klimb.train.config import TrainConfig
@@ -78,6 +80,8 @@ def child() -> None:
     options["reward"] = tuple(options["reward"])
     train(TrainConfig(**options), Watching(Console(file=io.StringIO())))
     measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        measured = torch.cuda.max_memory_reserved()
     memory = seen[0].memory
     result = {
         "predicted": memory.peak, "measured": measured, "phase": memory.phase, "terms": memory.terms,

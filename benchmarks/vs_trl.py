@@ -7,8 +7,9 @@ Each side runs in a process of its own, in turns, in each precision; the first s
 first klimb has no reference to ask yet) and the others are timed. Every completion is forced to its full
 length, so that both do the same work. TRL's RLOOTrainer is set up for speed as its documentation advises
 where there is no GPU: no gradient checkpointing, fused AdamW, bfloat16 autocast in one of the two precisions;
-its batch is split where it would not fit in 24 GB. Ratios are of medians over all timed steps, with the lowest
-and highest over rounds; have nothing else running.
+its batch is split where it would not fit in 24 GB. Both run on the GPU where PyTorch finds one, and memory is then
+the GPU's. Ratios are of medians over all timed steps, with the lowest and highest over rounds; have nothing else
+running.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,14 @@ def require_full_length(lengths: set[int], job: dict[str, Any]) -> None:
     """Stop unless every completion was as long as was agreed."""
     if lengths != {job["new_tokens"]}:
         raise SystemExit(f"completions of {lengths} tokens, {job['new_tokens']} were agreed")
+
+
+def wait_for_device() -> None:
+    """Wait until a GPU has done what it was told, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +82,7 @@ def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
         rows = [PromptRow(text, {}, "") for text in job["texts"][first : first + job["prompts"]]]
         start = time.perf_counter()
         judged, _ = take_step(policy, judge, ascent, rows, Draw(0, step, list(range(len(rows)))), config)
+        wait_for_device()
         total = time.perf_counter() - start
         require_full_length(set(judged.completions.lengths.tolist()), job)
         seconds = judged.seconds | {"scoring": judged.seconds["reference"], "total": total}
@@ -95,35 +106,29 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait_for_device()
             total = time.perf_counter() - self.start
             spent["update"] = total - spent["sampling"] - spent["scoring"]
             steps.append(spent | {"total": total})
 
-    def timed(name: str, phase: str) -> None:
+    def timed(name: str, phase: str, is_update: Callable[[], bool]) -> None:
         usual = getattr(RLOOTrainer, name)
 
         def method(self: Any, *arguments: Any, **options: Any) -> Any:
-            if torch.is_grad_enabled():  # a pass for the gradient is part of the update
+            if is_update():
                 return usual(self, *arguments, **options)
             start = time.perf_counter()
             try:
                 return usual(self, *arguments, **options)
             finally:
+                wait_for_device()
                 spent[phase] += time.perf_counter() - start
 
         setattr(RLOOTrainer, name, method)
 
-    generate = RLOOTrainer._generate
-
-    def timed_generate(self: Any, *arguments: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return generate(self, *arguments, **options)
-        finally:
-            spent["sampling"] += time.perf_counter() - start
-
-    RLOOTrainer._generate = timed_generate
-    timed("_get_per_token_logps_and_entropies", "scoring")
+    timed("_generate", "sampling", lambda: False)
+    # A pass for the gradient is part of the update.
+    timed("_get_per_token_logps_and_entropies", "scoring", torch.is_grad_enabled)
 
     lengths: list[int] = []
 
@@ -134,7 +139,8 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
     completions = job["prompts"] * job["group"]
     batch = min(job["trl_batch"], completions)
     config = RLOOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no",
+        output_dir=tempfile.mkdtemp(), use_cpu=not torch.cuda.is_available(), report_to="none",
+        save_strategy="no", logging_strategy="no",
         disable_tqdm=True, seed=0, max_steps=job["steps"] + job["warm_up"],
         learning_rate=LR, lr_scheduler_type="constant",
         optim="adamw_torch_fused", max_grad_norm=1.0, beta=BETA, temperature=1.0, num_generations=job["group"],
@@ -164,8 +170,17 @@ def child(side: str) -> None:
     """One side, once: the job comes on standard input, the result is the last line of output."""
     job = json.loads(sys.stdin.read())
     result = {"klimb": run_klimb, "trl": run_trl}[side](job)
-    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["peak_bytes"] = peak_bytes()
     print(json.dumps(result))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process took: of the GPU where there is one, else of the machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def start(side: str, python: str, job: dict[str, Any]) -> dict[str, Any]:

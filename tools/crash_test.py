@@ -5,8 +5,7 @@ python tools/crash_test.py [--kills 100] [--model tiny|smollm2|FOLDER] [--seed 0
 A run is a process of its own, which SIGKILL ends: at a random instant, or aimed at a moment that matters, such as
 while a checkpoint is written. When it gets to its end its weights, optimiser state, metrics but for their timings,
 completions and evaluations are compared by SHA-256, and another begins, until there were so many kills. Exit code 1
-if anything differs. Processes are killed, not the machine: that files are synced before they are renamed is not put
-to the test.
+if anything differs. Processes are killed, not the machine; what a loss of power leaves, tools/power_cut.py finds out.
 """
 
 import argparse

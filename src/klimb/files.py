@@ -63,11 +63,26 @@ def sha256(path: Path) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, synced to the disk; one that exists is left as it is."""
+    """Make a folder, and those above it, synced to the disk; one that exists is left as it is.
+
+    Its name is synced all the same: whoever made it may have been killed before.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         _sync_folder(folder.parent)
+    if not missing:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Bring a file or folder and its name to the disk, where a program that was killed may not have.
+
+    The name is left out where the folder above may not be read.
+    """
+    _sync_folder(path)
+    with contextlib.suppress(PermissionError):
+        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ CONTRASTS = """() => {
 
 @pytest.fixture
 def serve(tmp_path):
-    """Serve a store of these pairs; `.fail` is what the server answers judgements with, or None."""
+    """Serve a store of these pairs."""
     running = []
 
     def start(pairs, **options):
@@ -76,14 +76,19 @@ def serve(tmp_path):
 
 @pytest.fixture
 def open_page(chromium):
-    """Open a page which notes every request, error, console line and dialog."""
+    """Open a page which notes every request, error, console line and dialog.
+
+    `.meet` handles every judgement on its way to the server. It is in place before the page is loaded: Chromium may
+    say that requests are intercepted a moment before they are.
+    """
     contexts = []
 
     def start(address, **options):
         context = chromium.new_context(viewport={"width": 1280, "height": 800}, **options)
         contexts.append(context)
         page = context.new_page()
-        noted = SimpleNamespace(requests=[], trouble=[])
+        noted = SimpleNamespace(requests=[], trouble=[], meet=let_pass)
+        page.route("**/api/judgements", lambda route: noted.meet(route))  # noqa: PLW0108  it changes
         page.on("request", lambda request: noted.requests.append(request.url))
         page.on("pageerror", lambda error: noted.trouble.append(f"error {error}"))
         page.on("console", lambda line: noted.trouble.append(f"console {line.text}"))
@@ -94,6 +99,14 @@ def open_page(chromium):
     yield start
     for context in contexts:
         context.close()
+
+
+def let_pass(route):
+    route.continue_()
+
+
+def lose(route):
+    route.abort()
 
 
 def numbered(count):
@@ -230,7 +243,7 @@ def test_hostile_text_does_nothing(serve, open_page):
 
 def test_an_answer_survives_a_server_that_fails(serve, open_page):
     served = serve(numbered(2), rater="anna")
-    page, _ = open_page(served.address)
+    page, noted = open_page(served.address)
     wait_for_pair(page, 1)
     keys = []
 
@@ -243,7 +256,7 @@ def test_an_answer_survives_a_server_that_fails(serve, open_page):
         route.fetch()  # it arrives, but what comes back does not
         route.abort()
 
-    page.route("**/api/judgements", fail)
+    noted.meet = fail
     page.keyboard.press("1")
     page.wait_for_selector("#problem:not([hidden])")
     assert "Not saved yet" in page.inner_text("#problem")
@@ -252,11 +265,10 @@ def test_an_answer_survives_a_server_that_fails(serve, open_page):
     assert page.inner_text("#saved") == "Not saved yet"
     page.keyboard.press("2")  # the first answer still stands
     assert page.inner_text("#heading").startswith("Pair 1:")
-    page.unroute("**/api/judgements")
-    page.route("**/api/judgements", lose_the_answer)
+    noted.meet = lose_the_answer
     page.click("#retry")
     page.wait_for_selector("#problem-text:text('does not answer')")
-    page.unroute("**/api/judgements")
+    noted.meet = let_pass
     with page.expect_request("**/api/judgements") as sent:
         page.click("#retry")
     keys.append(sent.value.post_data_json["key"])
@@ -268,15 +280,15 @@ def test_an_answer_survives_a_server_that_fails(serve, open_page):
 
 def test_an_answer_that_was_not_saved_survives_a_reload(serve, open_page):
     served = serve(numbered(2), rater="anna")
-    page, _ = open_page(served.address)
+    page, noted = open_page(served.address)
     wait_for_pair(page, 1)
     left = page.inner_text("#left")
     page.fill("#note", "kept")
     page.keyboard.press("Escape")
-    page.route("**/api/judgements", lambda route: route.abort())
+    noted.meet = lose
     page.keyboard.press("1")
     page.wait_for_selector("#problem:not([hidden])")
-    page.unroute("**/api/judgements")
+    noted.meet = let_pass
     page.reload()
     wait_for_pair(page, 2)
     (judgement,) = served.store.judgements()
@@ -382,7 +394,7 @@ def test_everything_can_be_read_in_light_and_dark(serve, open_page, scheme):
     text = "# head\n\n> quoted `code`\n\n[link](https://a.example)\n\n```\ncode\n```\n\n| a |\n|---|\n| b |"
     prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": text}]
     served = serve([(prompt, Candidate(text), Candidate("b")), *numbered(1)])
-    page, _ = open_page(served.address, color_scheme=scheme)
+    page, noted = open_page(served.address, color_scheme=scheme)
     page.wait_for_selector("#naming:not([hidden])")
     found = page.evaluate(CONTRASTS)
     page.fill("#name", "anna")
@@ -391,7 +403,7 @@ def test_everything_can_be_read_in_light_and_dark(serve, open_page, scheme):
     found += page.evaluate(CONTRASTS)
     page.keyboard.press("1")
     wait_for_pair(page, 2)
-    page.route("**/api/judgements", lambda route: route.abort())
+    noted.meet = lose
     page.keyboard.press("b")
     page.wait_for_selector("#problem:not([hidden])")
     found += page.evaluate(CONTRASTS)

@@ -112,9 +112,12 @@ def test_no_more_logits_are_held_than_a_piece_of_them(make_model, monkeypatch):
     assert max(seen) <= 50
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gpt2", "phi"])
-def test_the_frozen_trunk_runs_once_and_its_states_change_nothing(family, make_model, bare_tokenizer):
-    model = make_model(family, vocab_size=10, num_layers=3)
+def test_the_frozen_trunk_runs_once_and_its_states_change_nothing(
+    family, dtype, size, make_model, bare_tokenizer
+):
+    model = make_model(family, vocab_size=10, num_layers=3, dtype=dtype)
     train_last_layers(model, 1)
     policy = Policy(model, bare_tokenizer)
     completions = sample(policy)
@@ -140,15 +143,15 @@ def test_the_frozen_trunk_runs_once_and_its_states_change_nothing(family, make_m
     assert below == [], "the trunk does not run again"
     assert needs_gradient == [False] * 4, "no gradient below the first layer that moves"
     without = policy.log_probs(completions.with_states(None))
-    torch.testing.assert_close(from_states, without, rtol=0, atol=1e-5)
-    torch.testing.assert_close(reference, without.sum(dim=1).detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(from_states, without, rtol=0, atol=size)
+    torch.testing.assert_close(reference, without.sum(dim=1).detach(), rtol=0, atol=size)
     parameters = list(policy.trainable().values())
     for ours, expected in zip(
         torch.autograd.grad(from_states.sum(), parameters),
         torch.autograd.grad(without.sum(), parameters),
         strict=True,
     ):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, expected, rtol=size, atol=size)
 
 
 def test_micro_batches_take_their_own_part_of_the_trunks_states(make_model, bare_tokenizer):
@@ -235,7 +238,7 @@ def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model
     completions = policy.sample(
         [policy.encode(t) for t in ("hello", "a b c")], 3, max_new_tokens=6, draw=Draw(0, 0, [0, 1])
     )
-    advantages = torch.linspace(-1, 1, 6)
+    advantages = torch.linspace(-1, 1, 6, device=policy.model.device)
     config = TrainConfig(model="", prompts=Path(), reward=("r",), out=Path(), lr=1e-2, precision="bfloat16")
     metrics = Ascent(policy, config).ascend(reinforce, completions, advantages)
     assert metrics.grad_norm > 0
@@ -257,7 +260,7 @@ def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_
         passes = torch.arange(6).split(2 if len(gradients) == 2 else 6)
         for rows in passes:
             log_probs = policy.log_probs(completions.rows(rows)).sum(dim=1)
-            (log_probs * torch.linspace(-1, 1, 6)[rows]).sum().backward()
+            (log_probs * torch.linspace(-1, 1, 6, device=log_probs.device)[rows]).sum().backward()
             if len(passes) > 1:
                 policy.widen_gradients()
         taken = policy.take_gradients()
@@ -268,24 +271,57 @@ def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_
         assert float(torch.nn.functional.cosine_similarity(gradients[0], half, dim=0)) > 0.999
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt2", "phi"])
-def test_what_runs_off_the_cpu_gives_the_same_numbers(family, make_model, bare_tokenizer, monkeypatch):
+@pytest.mark.parametrize("is_replayed", [False, True], ids=["as it grows", "in fixed room"])
+@pytest.mark.parametrize("moves", ["all weights", "the last layer", "an adapter"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "gpt2", "phi"])
+def test_what_runs_off_the_cpu_gives_the_same_numbers(
+    family, moves, is_replayed, make_model, bare_tokenizer, monkeypatch
+):
     """The operations that an accelerator is given, run here: the same tokens, log-probs and gradient."""
 
     def run():
-        policy = Policy(make_model(family, vocab_size=10, dtype=torch.float64), bare_tokenizer)
+        model = make_model(family, vocab_size=10, dtype=torch.float64)
+        if moves == "the last layer":
+            train_last_layers(model, 1)
+        elif moves == "an adapter":
+            model = add_lora(model, Lora(2), seed=0).double()
+        policy = Policy(model, bare_tokenizer)
         completions = sample(policy)
         log_probs = policy.log_probs(completions)
         log_probs.square().sum().backward()
         gradients = [weight.grad for weight in policy.trainable().values()]
-        return policy, completions, [log_probs.detach(), *gradients]
+        states = [completions.states.tokens] if completions.states else []
+        return policy, completions, [completions.token_log_probs, log_probs.detach(), *states, *gradients]
 
     _, completions, expected = run()
     for name in ("products.is_on_cpu", "distribution.kernels.can_take"):
         monkeypatch.setattr(f"klimb.policy.{name}", lambda _: False)
+    monkeypatch.setattr("klimb.policy.prefix.can_replay", lambda _: is_replayed)
     policy, again, found = run()
-    assert policy.way.shares_prompts
+    assert policy.way.shares_prompts, policy.way.reason
+    assert len(set(completions.lengths.tolist())) > 2  # some leave early
     assert not lean.LeanDecoder.fits(policy.model.base_model)
     assert torch.equal(again.ids * again.mask, completions.ids * completions.mask)
     for theirs, ours in zip(expected, found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_scores_of_attention_are_not_kept_for_the_gradient(family, make_model, bare_tokenizer, monkeypatch):
+    """Memory grows with the tokens, not with their square, off the CPU and for attention that is no plain softmax."""
+    monkeypatch.setattr("klimb.policy.products.is_on_cpu", lambda _: False)
+    policy = Policy(make_model(family, vocab_size=10), bare_tokenizer)
+    policy.end_ids = []
+    kept = []
+    for num_tokens in (15, 60):
+        drawn = policy.sample([[1, 2, 3]], 8, max_new_tokens=num_tokens, draw=Draw(0, 0, [0]))
+        sizes = {}
+
+        def note(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            policy.log_probs(drawn)
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 4 * kept[0]

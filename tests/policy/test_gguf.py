@@ -92,7 +92,7 @@ def test_the_converted_model_predicts_what_the_original_does_and_is_cached(model
     file = tmp_path / "tiny.gguf"
     write_gguf(model, file)
 
-    converted, tokenizer = load_model(file)
+    converted, tokenizer = load_model(file, device="cpu")
 
     ids = torch.tensor([tokenizer("Hello, world").input_ids])
     torch.testing.assert_close(converted(ids).logits, model(ids).logits, rtol=0, atol=1e-5)

@@ -21,7 +21,8 @@ def sample(policy, texts=("hello", "a b c"), max_new_tokens=6):
 def move(policy, amount=0.05):
     with torch.no_grad():
         for parameter in policy.trainable().values():
-            parameter.add_(amount * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(amount * noise.to(parameter.device))
     policy.num_updates += 1
 
 
@@ -95,7 +96,7 @@ def test_what_is_saved_opens_in_transformers_and_predicts_the_same(choice, model
     policy.save(tmp_path / "model")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert isinstance(plain, LlamaForCausalLM)
-    saved = Policy(plain, AutoTokenizer.from_pretrained(tmp_path / "model"))
+    saved = Policy(plain.to(policy.model.device), AutoTokenizer.from_pretrained(tmp_path / "model"))
     assert saved.end_ids == policy.end_ids
     torch.testing.assert_close(
         saved.log_probs(completions).sum(dim=1), policy.log_probs(completions).sum(dim=1), rtol=0, atol=1e-4

@@ -104,7 +104,7 @@ def test_in_float32_the_shared_and_the_plain_way_agree(family, micro_batch_size,
     assert float(gap) < 1e-5
     for ours, expected in zip(gradients(policy.log_probs), gradients(scored_plainly), strict=True):
         size = float(expected.abs().max())
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * max(size, 1.0))
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5 * max(size, 1.0))
 
 
 def test_an_architecture_that_cannot_share_prompts_takes_the_plain_way(make_model, bare_tokenizer):

@@ -195,7 +195,7 @@ def test_scores_are_the_same_to_the_bit_after_reloading(tmp_path, model_folder):
 
 
 def test_features_are_those_that_the_head_sees(model_folder):
-    scorer = Scorer.from_base(model_folder, question="?")
+    scorer = Scorer.from_base(model_folder, question="?", device="cpu")
     ids = [scorer.encode("", text) for text in ("one", "a longer text", "b")]
     with torch.no_grad():
         scorer.head.weight.normal_(generator=torch.Generator().manual_seed(0))

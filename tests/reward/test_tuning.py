@@ -97,7 +97,7 @@ def test_a_rule_is_learned_that_no_head_on_frozen_features_finds(
     assert result.held_out.accuracy > 0.9
     assert result.tuning.chosen.number > 0
     assert sum(line.startswith("epoch 1, step ") for line in said) >= 5
-    base = Scorer.from_base(model_folder).model.state_dict()
+    base = Scorer.from_base(model_folder, device="cpu").model.state_dict()
     learned = load_file(config.out / "model.safetensors")
     moved = [name for name in learned if not torch.equal(learned[name], base[name])]
     assert any("layers.0" in name and "up_proj" in name for name in moved)
@@ -126,9 +126,12 @@ def test_the_gradient_is_that_of_the_mean_over_pairs_however_the_texts_are_split
 
     scorer, ids = make_scorer(make_base("llama"))
     tuner = Tuner(scorer, 0.7, make_config(method, **({"lora_rank": 2} if method == "lora" else {})), 10)
-    scores = torch.cat([scorer.model(input_ids=torch.tensor([row])).logits[:, 0] for row in ids])
+    device = scorer.model.device
+    scores = torch.cat(
+        [scorer.model(input_ids=torch.tensor([row], device=device)).logits[:, 0] for row in ids]
+    )
     margins = scores[pairs.left] - scores[pairs.right]
-    expected = preference_nll(margins, torch.from_numpy(pairs.outcomes), 0.7).sum() / 6
+    expected = preference_nll(margins, torch.from_numpy(pairs.outcomes).to(device), 0.7).sum() / 6
     gradients = torch.autograd.grad(expected, tuner.weights, allow_unused=True)
     assert sum(gradient is not None and bool(gradient.any()) for gradient in gradients) > 10
     for loss, by_weight, to_tie in found:

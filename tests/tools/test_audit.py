@@ -1,6 +1,5 @@
 """The audit of what is installed."""
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -11,11 +10,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def audit():
-    spec = importlib.util.spec_from_file_location("audit", ROOT / "tools" / "audit.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def audit(load_tool):
+    return load_tool("audit")
 
 
 def test_every_line_of_the_constraints_is_an_exact_pin_of_its_own(audit):

@@ -130,7 +130,11 @@ def test_the_outline_of_a_model_counts_what_loading_finds(changes, family, make_
     options = config(model=str(tmp_path / "model"), **changes)
     before, after = outline(options), size_of(load_policy(options))
     assert before == replace(
-        after, num_packed=0, shares_prompts=before.shares_prompts, has_flash=before.has_flash
+        after,
+        num_packed=0,
+        shares_prompts=before.shares_prompts,
+        keeps_scores=before.keeps_scores,
+        has_flash=before.has_flash,
     )
     assert after.num_moved == sum(p.numel() for p in load_policy(options).trainable().values())
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from klimb.errors import KlimbError, MissingExtraError, StoreError
 from klimb.feedback.schema import TABLES, VERSION_TABLE, upgrade
+from klimb.files import sync
 from klimb.text import redact
 
 _PATIENCE = 30.0  # seconds that a write waits for another program's
@@ -62,6 +63,8 @@ class Database:
         try:
             with self.writing() as connection:
                 self._prepare(connection)
+            if url.drivername == "sqlite":
+                self._sync_log(Path(str(url.database)))
         except BaseException:
             self.engine.dispose()
             raise
@@ -96,6 +99,18 @@ class Database:
                 f"{self.where}: has tables named as klimb's that klimb did not make; choose another --store"
             )
         upgrade(connection, self.where)
+
+    def _sync_log(self, file: Path) -> None:
+        """Bring to the disk what a server left in SQLite's log that was killed before it had.
+
+        It counts as written from now on, and is acknowledged when it is sent again.
+        """
+        log = file.with_name(f"{file.name}-wal")
+        try:
+            if log.is_file():
+                sync(log)
+        except OSError as error:
+            raise StoreError(f"{self.where}: cannot be written to the disk: {error}") from error
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

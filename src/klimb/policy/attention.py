@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  PyTorch's own name for it
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from klimb.policy import products
@@ -53,6 +54,7 @@ class SharedPrompts:
         self._completions: dict[int, tuple[Tensor, Tensor]] = {}
         self._are_prompts_read = False
         self._bias_of: dict[str, Tensor | None] = {}
+        self._seen_within: dict[int | None, Tensor] = {}
         self._longest = int(prompt_lengths.max())
         self._place(prompt_of)
 
@@ -65,12 +67,12 @@ class SharedPrompts:
         self.num_seen += self.num_new if self._are_prompts_read else 0
         self._are_prompts_read = True
         self.num_new = num_new
-        self._bias_of = {}
+        self.forget_masks()
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
         """Go on with some of the completions alone."""
         self._place(self.prompt_of[rows])
-        self._bias_of = {}
+        self.forget_masks()
         self._completions = {
             layer: (keys[rows], values[rows]) for layer, (keys, values) in self._completions.items()
         }
@@ -94,9 +96,7 @@ class SharedPrompts:
         num_rows, num_heads, num_tokens, size = query.shape
         num_groups = key.shape[1]
         query = query.reshape(num_rows, num_groups, -1, size)
-        window = (
-            window if window is not None and self._longest + self.num_seen + num_tokens > window else None
-        )
+        window = None if window is None or self._longest + self._most_tokens <= window else window
         if products.is_on_cpu(query) and softcap is None and window is None:
             prompts = self._prompts[layer]
             arguments = (
@@ -104,6 +104,13 @@ class SharedPrompts:
                 self._causal_bias(query, self.num_seen, self.num_new), self, scaling,
             )  # fmt: skip
             out = _Joint.apply(*arguments) if torch.is_grad_enabled() else _joint(*arguments)[0]
+        elif (
+            torch.is_grad_enabled()
+        ):  # the scores of all layers would be most of what is kept for the gradient
+            out = checkpoint(
+                self._attend_plainly, layer, query, key, value, scaling, window, softcap,
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
         else:
             out = self._attend_plainly(layer, query, key, value, scaling, window, softcap)
         return out.reshape(num_rows, num_heads, num_tokens, size)
@@ -144,7 +151,7 @@ class SharedPrompts:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
         softcap: float | None,
     ) -> Tensor:  # fmt: skip
-        """Scores against prompt and completion side by side, and their softmax."""
+        """Scores against prompt and completion side by side, and their softmax; found again for the gradient."""
         prompt_keys, prompt_values = self._prompts[layer]
         to_prompt = self._by_completion(_scores(self._by_prompt(query), prompt_keys, scaling, softcap))
         scores = torch.cat([to_prompt, _scores(query, key, scaling, softcap)], dim=-1)
@@ -154,8 +161,22 @@ class SharedPrompts:
         from_prompt = self._by_prompt(shares[..., : self._longest]) @ prompt_values
         return self._by_completion(from_prompt) + shares[..., self._longest :] @ value
 
+    @property
+    def _most_tokens(self) -> int:
+        """How many tokens of a completion a new one may have to look at, itself included."""
+        return self.num_seen + self.num_new
+
+    def forget_masks(self) -> None:
+        """Find the masks anew when they are next asked for."""
+        self._bias_of, self._seen_within = {}, {}
+
     def _is_seen(self, window: int | None) -> Tensor:
         """Which keys, the prompt's and then the completion's, each new token may see, (N, 1, 1, T, L + t)."""
+        if window not in self._seen_within:
+            self._seen_within[window] = self._find_seen(window)
+        return self._seen_within[window]
+
+    def _find_seen(self, window: int | None) -> Tensor:
         device = self.prompt_of.device
         lengths = self.prompt_lengths[self.prompt_of][:, None, None]
         place = torch.arange(self.num_seen, self.num_seen + self.num_new, device=device)[:, None]

@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
+from klimb.policy import products
 from klimb.policy.adapters import use_fast_adapter
 from klimb.policy.products import product, wide
 
@@ -38,9 +39,10 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
     Differentiable, and keeps no more for it than x.
     """
-    if torch.is_grad_enabled():
+    is_on_cpu = products.is_on_cpu(x)
+    if torch.is_grad_enabled() and is_on_cpu:
         return _RmsNorm.apply(x, weight, epsilon)
-    if x.dtype == torch.bfloat16:  # one call, and rounded once; in float32 it is the slower of the two
+    if x.dtype == torch.bfloat16 or not is_on_cpu:  # one call, rounded once; slower in float32 on the CPU
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
     return weight * _normed(x, _inverse_root(x, epsilon)).to(x.dtype)
 

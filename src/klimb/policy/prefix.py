@@ -14,6 +14,7 @@ from torch import Tensor
 
 from klimb.policy import attention
 from klimb.policy.lean import LeanDecoder
+from klimb.policy.replay import FixedRoom, ReplayingDecoder, can_replay
 from klimb.policy.trunk import Trunk, decoder_layers
 from klimb.policy.vocabulary import Vocabulary
 
@@ -110,12 +111,16 @@ class Prefix:
         self._num_seen = 0
         self._lengths = torch.tensor(lengths, device=device)
         self._starts = self._lengths[prompt_of]
-        self._shared = attention.SharedPrompts(self._lengths, prompt_of, capacity)
+        is_decoding = capacity > 0 and not torch.is_grad_enabled()
+        is_replayed = is_decoding and can_replay(engine.vocabulary.head.weight)
+        room = FixedRoom if is_replayed else attention.SharedPrompts
+        self._shared = room(self._lengths, prompt_of, capacity)
         hidden = engine.run(ids.to(device), positions, self._shared, states)
-        is_lean = capacity > 0 and not torch.is_grad_enabled() and LeanDecoder.fits(engine.backbone)
-        self._lean = (
-            LeanDecoder(engine.backbone, engine.vocabulary, self._shared, engine.trunk) if is_lean else None
-        )
+        self._decoder: LeanDecoder | ReplayingDecoder | None = None
+        if isinstance(self._shared, FixedRoom):
+            self._decoder = ReplayingDecoder(engine.run, engine.vocabulary, self._shared, engine.trunk)
+        elif is_decoding and LeanDecoder.fits(engine.backbone):
+            self._decoder = LeanDecoder(engine.backbone, engine.vocabulary, self._shared, engine.trunk)
         self._slots = torch.arange(len(prompt_of), device=device)
         self.hidden = hidden[torch.arange(len(prompts), device=device), self._lengths - 1]
 
@@ -127,8 +132,8 @@ class Prefix:
         new = torch.arange(self._num_seen, self._num_seen + num_new, device=ids.device)
         self._num_seen += num_new
         self._shared.extend(num_new)
-        if self._lean is not None:
-            steps = [self._lean.step(ids[:, place], self._starts + at) for place, at in enumerate(new)]
+        if self._decoder is not None:
+            steps = [self._decoder.step(ids[:, place], self._starts + at) for place, at in enumerate(new)]
             return torch.stack(steps, dim=1)
         return self._engine.run(ids, self._starts[:, None] + new, self._shared, states)
 
@@ -136,9 +141,9 @@ class Prefix:
         """Go on with some of the completions alone."""
         self._starts, self._slots = self._starts[rows], self._slots[rows]
         self._shared.keep(rows)
-        if self._lean is not None:
-            self._lean.keep(self._slots, self._shared.prompt_of)
+        if self._decoder is not None:
+            self._decoder.keep(self._slots, self._shared.prompt_of)
 
     def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """Logits after a token of every completion in the batch."""
-        return (self._lean or self._engine.vocabulary).logits(hidden)
+        return (self._decoder or self._engine.vocabulary).logits(hidden)

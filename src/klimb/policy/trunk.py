@@ -41,6 +41,15 @@ class Trunk:
             handle.remove()
             self._recorded = []
 
+    @contextmanager
+    def aside(self) -> Iterator[list[States]]:
+        """Within, what is recorded is appended to another list, which is given."""
+        usual, self._recorded = self._recorded, []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = usual
+
     def note(self, states: States) -> None:
         """Append what came out of the trunk, where it was run by other means than its layers."""
         self._recorded.append(states)

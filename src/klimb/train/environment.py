@@ -15,7 +15,7 @@ from klimb.kernels.library import library, library_file
 ENVIRONMENT = "<environment>"
 """Where the description stands among a run's fingerprints: no prompt file, model or reward has that name."""
 
-_PACKAGES = ("torch", "transformers", "numpy")
+_PACKAGES = ("transformers", "numpy")
 _SHOWN = 12  # characters of a checksum
 
 
@@ -24,6 +24,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "klimb": klimb.__version__,
+        "torch": torch.__version__,  # with what it was built for, such as +cpu
         **{package: metadata.version(package) for package in _PACKAGES},
         "kernels": "not compiled" if library() is None else sha256(library_file())[:_SHOWN],
         "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}",

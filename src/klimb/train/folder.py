@@ -12,7 +12,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from klimb.errors import ArgumentError, RunFolderError
-from klimb.files import append_text, make_folder, remove_folder, remove_leftovers, whole_folder, write_file
+from klimb.files import (
+    append_text,
+    make_folder,
+    remove_folder,
+    remove_leftovers,
+    sync,
+    whole_folder,
+    write_file,
+)
 from klimb.policy.policy import Policy
 from klimb.text import redacted
 from klimb.train.ascent import Ascent
@@ -196,6 +204,7 @@ class RunFolder:
         """
         path = self.checkpoint(policy.num_updates)
         if path.exists():
+            sync(path)  # a run that was killed may have named it without
             return path
         weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
         parts = {"weights": weights, "optimiser": ascent.moments()}

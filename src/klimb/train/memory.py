@@ -25,6 +25,9 @@ EVALUATED_AT_ONCE = 64
 """Completions that are drawn at once for judging, or fewer by the micro-batch size."""
 
 _ROOM = 1.25  # of what comes and goes: freed memory does not always fit what is asked for next
+_SCORE = (
+    32  # bytes of a score of attention on the way back: it, its share, their gradients, what is in between
+)
 _LOGITS = 28  # bytes a logit in sampling: it, its log-prob, its probability, their sum in float64, what is in between
 
 
@@ -48,7 +51,8 @@ class ModelSize:
         vocabulary: V.
         has_adapter: Whether an adapter is trained.
         shares_prompts: Whether each prompt is read once.
-        has_flash: Whether scores of attention are not kept.
+        keeps_scores: Whether every layer's scores of attention are kept for the gradient.
+        has_flash: Whether no layer's scores are ever there at once.
     """
 
     num_weights: int
@@ -66,6 +70,7 @@ class ModelSize:
     vocabulary: int
     has_adapter: bool = False
     shares_prompts: bool = True
+    keeps_scores: bool = False
     has_flash: bool = True
 
 
@@ -159,8 +164,9 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
     scores = size.num_heads * max(
         num_prompts * longest_prompt**2, at_once * length * max(longest_prompt, length)
     )
+    all_scores = size.num_heads * at_once * length * (longest_prompt + length)
     kept = 4 * size.hidden + 4 * size.query + 2 * size.key + size.num_inner * size.inner
-    kept_scores = 0 if size.has_flash else at_once * size.num_heads * length * (longest_prompt + length)
+    kept_scores = all_scores if size.keeps_scores else 0
     is_split = at_once < num_samples
     wide = 4 if is_split and number == 2 else 0  # the sum over micro-batches
     return {
@@ -171,7 +177,7 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
             _ROOM
             * (
                 number * num_tokens * (5 * size.inner + 6 * size.hidden)
-                + 20 * min(scores, attention._FEW_SCORES)
+                + (20 * min(scores, attention._FEW_SCORES) if size.has_flash else _SCORE * all_scores)
             )
         ),
         "vocabulary chunk": number * num_logits,
@@ -223,7 +229,8 @@ def size_of(policy: Policy) -> ModelSize:
         | {
             "num_packed": packed if is_lean else 0,
             "shares_prompts": policy.way.shares_prompts,
-            "has_flash": policy.way.shares_prompts and model.device.type == "cpu",
+            "keeps_scores": not policy.way.shares_prompts,
+            "has_flash": not policy.way.shares_prompts or model.device.type == "cpu",
         }
     )
 

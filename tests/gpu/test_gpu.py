@@ -1,0 +1,150 @@
+"""On a GPU: the numbers that the CPU gives. `make test-gpu` runs these, and the tests of whole runs, there."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import klimb
+from klimb.core.advantages import BASELINES
+from klimb.policy.policy import Draw, Policy
+from klimb.policy.trainable import Lora, add_lora, train_last_layers
+from klimb.reward.function import FunctionReward
+from klimb.reward.reward import WeightedSum
+from klimb.train.ascent import Ascent
+from klimb.train.config import TrainConfig
+from klimb.train.prompts import PromptRow
+from klimb.train.step import take_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or it is hidden: see `make test-gpu`"),
+]
+
+ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]  # unequal lengths: padding
+KINDS = {
+    "all weights": lambda model: model,
+    "the last layer": lambda model: train_last_layers(model, 1) or model,
+    "LoRA": lambda model: add_lora(model, Lora(2, 4.0), seed=0),
+}
+
+
+class LetterTokenizer:
+    """Each letter a to j is a token; a ends."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def __call__(self, text):
+        return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
+
+    def batch_decode(self, rows, skip_special_tokens):  # noqa: ARG002  as a tokenizer is called
+        return ["".join(chr(ord("a") + token) for token in row) for row in rows]
+
+
+def arrays(library):
+    """What makes an array of a library on the GPU."""
+    if library == "torch":
+        return lambda array: torch.asarray(array, device="cuda")
+    return pytest.importorskip("cupy").asarray
+
+
+def to_numpy(array):
+    return array.cpu().numpy() if isinstance(array, torch.Tensor) else array.get()
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_the_equations_give_the_same_and_stay_where_their_arguments_are(library):
+    rng, convert = np.random.default_rng(0), arrays(library)
+    sizes = {"weights": 5, "rewards": 8, "policy_log_probs": 8, "ref_log_probs": 8, "log_prob_grads": (8, 5)}
+    given = {name: rng.normal(size=size) for name, size in sizes.items()}
+    converted = {name: convert(array) for name, array in given.items()}
+    updated = klimb.rlhf_weight_update(**converted, beta=0.3, lr=0.1)
+    assert type(updated) is type(converted["weights"])
+    assert updated.device == converted["weights"].device
+    np.testing.assert_allclose(
+        to_numpy(updated), klimb.rlhf_weight_update(**given, beta=0.3, lr=0.1), rtol=1e-13
+    )
+    with pytest.raises(ValueError, match=r"rewards: expected finite numbers, got nan at \[2\]"):
+        klimb.rlhf_weight_update(
+            **(converted | {"rewards": convert(np.where(np.arange(8) == 2, np.nan, given["rewards"]))}),
+            beta=0.3, lr=0.1,
+        )  # fmt: skip
+    rewards = rng.normal(size=(3, 4))
+    is_valid = np.array([[True, False, True, True], [False] * 4, [False, True, False, False]])
+    for baseline in BASELINES.values():
+        found = baseline(convert(rewards), is_valid=convert(is_valid))
+        np.testing.assert_allclose(to_numpy(found), baseline(rewards, is_valid=is_valid), atol=1e-13)
+
+
+def take_steps(model, device, *, num_steps=4, micro_batch_size=None):
+    """Take a few steps and return what was drawn, how likely, and the weights at the end."""
+    options = {
+        "model": "", "prompts": "p", "reward": ("r",), "out": "o", "prompts_per_step": 3, "max_new_tokens": 7,
+        "completions_per_prompt": 4, "beta": 0.3, "lr": 0.02, "micro_batch_size": micro_batch_size,
+    }  # fmt: skip
+    config = TrainConfig.from_dict(options | {"eval_prompts": None})
+    policy = Policy(model.to(device), LetterTokenizer(), micro_batch_size=micro_batch_size)
+    assert policy.way.shares_prompts, policy.way.reason
+    ascent = Ascent(policy, config)
+    count = FunctionReward(
+        "bs", lambda completions, **_: [text.count("b") - 0.3 * len(text) for text in completions]
+    )
+    drawn = []
+    for step in range(num_steps):
+        judged, metrics = take_step(
+            policy, WeightedSum([count]), ascent, ROWS, Draw(0, step, [0, 1, 2]), config
+        )
+        assert metrics.sampler_gap_max < 1e-10
+        drawn.append((judged.texts, judged.completions.token_log_probs.cpu(), torch.tensor(judged.kl)))
+    return drawn, {name: weight.detach().cpu() for name, weight in policy.trainable().items()}
+
+
+# Angles of rotary embeddings are float32 whatever the model is, and their cosines are rounded by each device.
+FAMILIES = {"gpt2": 1e-9, **dict.fromkeys(["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3"], 1e-5)}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_on_the_gpu_are_those_of_the_cpu(family, kind, micro_batch_size, make_model):
+    model = KINDS[kind](make_model(family, vocab_size=10, dtype=torch.float64)).double()
+    expected, moved = take_steps(copy.deepcopy(model), "cpu", micro_batch_size=micro_batch_size)
+    found, also_moved = take_steps(model, "cuda", micro_batch_size=micro_batch_size)
+    size = FAMILIES[family]
+    for (texts, log_probs, kl), (their_texts, their_log_probs, their_kl) in zip(found, expected, strict=True):
+        assert texts == their_texts
+        torch.testing.assert_close(log_probs, their_log_probs, rtol=size, atol=size)
+        torch.testing.assert_close(kl, their_kl, rtol=size, atol=size)
+    assert float(found[-1][2].abs().max()) > 1e-3
+    for name, weight in moved.items():
+        torch.testing.assert_close(also_moved[name], weight, rtol=size, atol=size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, monkeypatch):
+    replays = []
+    usual = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or usual(graph))
+    model = KINDS[kind](make_model(family, vocab_size=10)).cuda()
+    policy = Policy(model, LetterTokenizer())
+    policy.end_ids = []
+    assert policy.way.shares_prompts, policy.way.reason
+    drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
+    assert len(replays) == 20 - 2  # the prompt gives the first token, and the second is run to warm up
+    scored = policy.log_probs(drawn).detach()
+    torch.testing.assert_close(scored, drawn.token_log_probs, rtol=0, atol=1e-3)
+    policy.end_ids = [0]
+    again = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
+    assert len(set(again.lengths.tolist())) > 1  # some leave while the others are replayed
+    assert all(
+        torch.equal(one[:length], other[:length])
+        for one, other, length in zip(drawn.ids, again.ids, again.lengths.tolist(), strict=True)
+    )
+
+
+def test_a_model_goes_to_the_gpu_by_itself(model_folder):
+    assert Policy.load(model_folder).model.device.type == "cuda"
+    assert Policy.load(model_folder, device="cpu").model.device.type == "cpu"
