@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## the default tests: offline, CPU only, three minutes on tw
 test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(VENV)/.dev  ## the tests of models and runs on the first GPU, which the others do not touch
+test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the others do not touch
 	KLIMB_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 4 tests/gpu tests/policy tests/reward tests/train tests/judge
 
 check: lint types layers test  ## everything a commit must pass

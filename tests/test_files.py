@@ -1,12 +1,23 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import re
 import stat
+from pathlib import Path
 
 import pytest
 
-from klimb.files import cache_folder, remove_folder, remove_leftovers, shorten, whole_folder, write_file
+from klimb.files import (
+    cache_folder,
+    make_folder,
+    remove_folder,
+    remove_leftovers,
+    shorten,
+    sync,
+    whole_folder,
+    write_file,
+)
 
 
 def test_a_file_is_replaced_by_the_new_content(tmp_path):
@@ -112,3 +123,57 @@ def test_leftovers_are_removed_by_their_names_alone(tmp_path):
     (tmp_path / ".a.json.00000000").mkdir()
     remove_leftovers(tmp_path, re.compile(r"a\.json"))
     assert sorted(os.listdir(tmp_path)) == [".a.json", ".a.json.abcd_1234", ".b.json.abcd_123", "a.json"]
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Paths that are synced, in order."""
+    paths = []
+    usual = os.fsync
+
+    def fsync(descriptor):
+        paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        usual(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return paths
+
+
+def test_the_name_of_a_folder_is_synced_whether_it_is_new_or_not(tmp_path, synced):
+    make_folder(tmp_path / "a" / "b")
+    assert synced == [str(tmp_path / "a"), str(tmp_path)]
+    synced.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert synced == [str(tmp_path / "a" / "b"), str(tmp_path / "a")]
+
+
+def test_what_a_link_leads_to_is_synced_with_its_own_name(tmp_path, synced, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "file")
+    sync(tmp_path / "link")
+    assert synced == [str(tmp_path / "real" / "file"), str(tmp_path / "real")]
+    synced.clear()
+    monkeypatch.chdir(tmp_path / "real")
+    sync(Path(".."))
+    assert synced == [str(tmp_path), str(tmp_path.parent)]
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"), [(errno.EINVAL, True), (errno.EACCES, True), (errno.EIO, False)]
+)
+def test_a_folder_that_cannot_be_synced_is_left_but_an_error_of_the_disk_is_not(
+    tmp_path, monkeypatch, number, passes
+):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if passes:
+        make_folder(tmp_path / "a")
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            make_folder(tmp_path / "a")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        sync(tmp_path / "file")

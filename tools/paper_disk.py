@@ -1,6 +1,6 @@
 """A disk on paper: what a program's calls leave on it if the power is cut.
 
-A program runs under strace, which writes down all that it does to files. What a disk may hold after a cut follows from
+A program runs under strace (traced.py). What a disk may hold after a cut follows from
 that under the strict rules of POSIX: content counts once its file was synced, a name once its folder was. The folder is
 then built as it may be found: with what was synced alone, with everything, with all names or all content alone, and in
 mixtures, in which an unsynced write may be there, may be missing or torn at a sector, and each folder may be at any
@@ -14,107 +14,17 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from traced import SYNCS, WRITES, Call, Event, UnknownCallError, unescaped
+
 State = dict[str, bytes | None]
 """What is in a folder: content by path, None for a folder."""
 
-_TRACED = (
-    "open openat creat write pwrite64 writev pwritev pwritev2 sendto sendmsg lseek truncate ftruncate fallocate "
-    "fsync fdatasync rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat mkdir mkdirat rmdir "
-    "mmap sendfile copy_file_range splice syncfs"
-)
-_LINE = re.compile(r"(\d+) +(?:(\w+)\((.*)|<\.\.\. (\w+) resumed>(.*))")
-_END = re.compile(r"(.*)\) += (-?\d+|\?)(.*)")
-_STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
-_OPENED = re.compile(r"(AT_FDCWD|\d+)(?:<((?:\\x[0-9a-f]{2})*)>(\(deleted\))?)?")
-_WRITES = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2", "sendto", "sendmsg"})
-_SYNCS = frozenset({"fsync", "fdatasync"})
 _FIXED = ("synced alone", "everything", "names alone", "content alone")  # states that leave nothing to chance
-
-
-class UnknownCallError(Exception):
-    """The trace holds something that the disk on paper cannot follow."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of the system: its result is -1 where it failed, or the process was killed in it."""
-
-    name: str
-    arguments: list[str]
-    result: int = -1
-
-    @property
-    def data(self) -> bytes:
-        """All that is written by it."""
-        found = [_STRING.search(argument) for argument in self.arguments]
-        if any(match and match[2] for match in found):
-            raise UnknownCallError(f"strace has cut what was written: {self.name}")
-        return b"".join(_text(match[1]) for match in found if match)
-
-    def opened(self, index: int) -> tuple[int, str | None]:
-        """A descriptor and its file's path; None where that is deleted."""
-        found = _OPENED.match(self.arguments[index])
-        if found is None or found[2] is None:
-            return -1, None
-        return -1 if found[1] == "AT_FDCWD" else int(found[1]), None if found[3] else os.fsdecode(
-            _text(found[2])
-        )
-
-    def path(self, index: int) -> str:
-        """The path at this place, which may be relative to the descriptor before."""
-        found = _STRING.match(self.arguments[index])
-        before = self.opened(index - 1)[1] if index else None
-        return os.path.normpath(os.path.join(before or "/", os.fsdecode(_text(found[1] if found else ""))))
-
-
-@dataclass(frozen=True)
-class Event:
-    """A call begins, or it ends: what it writes counts from its end, what it says from its beginning."""
-
-    call: Call
-    begins: bool
-
-
-def escaped(text: bytes) -> str:
-    """Bytes as strace writes them."""
-    return "".join(f"\\x{byte:02x}" for byte in text)
-
-
-def _text(escaped: str) -> bytes:
-    return bytes.fromhex(escaped.replace("\\x", ""))
-
-
-def read_trace(lines: Iterable[str]) -> list[Event]:
-    """Read what `strace -f -y -xx` wrote down, in order, also where calls of several threads overlap."""
-    events: list[Event] = []
-    begun: dict[str, tuple[int, str, str]] = {}
-    for line in lines:
-        if (found := _LINE.match(line)) is None:
-            continue
-        thread, name, rest = found[1], found[2] or found[4], found[3] if found[2] else found[5]
-        if name not in _TRACED.split():
-            continue
-        if found[2]:
-            begun[thread] = (len(events), name, "")
-            events.append(Event(Call(name, rest.removesuffix("<unfinished ...>").split(", ")), begins=True))
-        if rest.rstrip().endswith("<unfinished ...>"):
-            begun[thread] = (len(events) - 1, name, rest.rstrip().removesuffix("<unfinished ...>").rstrip())
-            continue
-        index, _, before = begun.pop(thread)
-        end = _END.match(before + rest)
-        if end is None:
-            continue
-        result = -1 if end[2] == "?" else int(end[2])
-        opens = [end[2] + end[3]] if name in ("open", "openat", "creat") else []
-        call = Call(name, end[1].split(", ") + opens, result)
-        events[index] = Event(call, begins=True)
-        events.append(Event(call, begins=False))
-    return events
 
 
 class Node:
@@ -221,13 +131,13 @@ class Disk:
         """Take what begins or ends into account, and return whether the disk may hold something else now."""
         call = event.call
         if event.begins:
-            node = self._node_of(call) if call.name in _SYNCS else None
+            node = self._node_of(call) if call.name in SYNCS else None
             if node is not None:
                 self._syncs[id(call)] = (node, node.moment())
             return False
         if call.result < 0:
             return False
-        if call.name in _SYNCS:
+        if call.name in SYNCS:
             node, moment = self._syncs.pop(id(call), (None, 0))
             if node is not None:
                 node.sync(moment)
@@ -283,7 +193,7 @@ class Disk:
             "unlinkat": lambda: self._remove(call.path(1)),
             "rmdir": lambda: self._remove(call.path(0)),
             "mkdir": lambda: self._make(call.path(0)),
-            **dict.fromkeys(_WRITES, lambda: self._write(call)),
+            **dict.fromkeys(WRITES, lambda: self._write(call)),
         }
         return actions.get(call.name, lambda: self._refuse(call))()
 
@@ -362,7 +272,9 @@ class Disk:
         if call.name == "mmap" and not ("SHARED" in call.arguments[3] and "WRITE" in call.arguments[2]):
             return False
         named = re.findall(r'[<"]((?:\\x..)+)[>"]', ", ".join(call.arguments))
-        if inside := [path for path in map(os.fsdecode, map(_text, named)) if self._inside(path) is not None]:
+        if inside := [
+            path for path in map(os.fsdecode, map(unescaped, named)) if self._inside(path) is not None
+        ]:
             raise UnknownCallError(f"{call.name} is not followed: {inside}")
         return False
 
@@ -408,7 +320,13 @@ class Tally:
 
 
 def cut(
-    root: Path, events: list[Event], promise: Promise, *, num_cuts: int = 0, mixtures: int = 4, seed: int = 0
+    root: Path,
+    events: list[Event],
+    promise: Promise,
+    *,
+    num_cuts: int = 0,
+    num_mixtures: int = 4,
+    seed: int = 0,
 ) -> Tally:
     """Cut the power at many instants and see whether what was promised until then is still there.
 
@@ -417,7 +335,7 @@ def cut(
         events: The trace, from when the folder was empty.
         promise: What is promised, and how to tell.
         num_cuts: At how many instants; those after a sync, another name or a promise come first. 0: at all.
-        mixtures: States of the disk by chance that are tried for each, beside the four fixed ones.
+        num_mixtures: States of the disk by chance that are tried for each, beside the four fixed ones.
         seed: Of what is left to chance.
 
     Raises:
@@ -432,13 +350,13 @@ def cut(
         for index, event in enumerate(events):
             disk.go_on(event)
             until_now += [promised[index]] if index in promised else []
-            for kind in [*_FIXED, *["mixture"] * mixtures] if index in chosen else []:
+            for kind in [*_FIXED, *["mixture"] * num_mixtures] if index in chosen else []:
                 state = disk.state(kind, chance)
-                print_of = _digest(state)
-                if print_of not in known:
-                    known[print_of] = promise.find(_build(state, Path(scratch)))
+                digest = _digest(state)
+                if digest not in known:
+                    known[digest] = promise.find(_build(state, Path(scratch)))
                 tally.num_states += 1
-                if (lost := promise.lack(known[print_of], until_now)) is not None:
+                if (lost := promise.lack(known[digest], until_now)) is not None:
                     tally.losses.append(f"after call {index} ({event.call.name}), {kind}: {lost}")
     tally.num_distinct = len(known)
     return tally
@@ -449,7 +367,7 @@ def _rehearse(root: Path, events: list[Event], promise: Promise) -> tuple[dict[i
     disk, promised, instants = Disk(root), {}, []
     for index, event in enumerate(events):
         call = event.call
-        if event.begins and call.name in _WRITES and call.result > 0:
+        if event.begins and call.name in WRITES and call.result > 0:
             heard = promise.hear(call.data, disk) if disk.is_elsewhere(call) else None
             if heard is not None:
                 promised[index] = heard
@@ -464,12 +382,12 @@ def _rehearse(root: Path, events: list[Event], promise: Promise) -> tuple[dict[i
 
 
 def _choose(
-    events: list[Event], promised: dict[int, Any], instants: list[int], count: int, chance: random.Random
+    events: list[Event], promised: dict[int, Any], instants: list[int], num_cuts: int, chance: random.Random
 ) -> set[int]:
-    first = [i for i in instants if i in promised or events[i].call.name not in _WRITES]
+    first = [i for i in instants if i in promised or events[i].call.name not in WRITES]
     rest = sorted(set(instants) - set(first))
-    first = chance.sample(first, min(count, len(first)))
-    return {*first, *chance.sample(rest, min(count - len(first), len(rest)))}
+    first = chance.sample(first, min(num_cuts, len(first)))
+    return {*first, *chance.sample(rest, min(num_cuts - len(first), len(rest)))}
 
 
 def _digest(state: State) -> bytes:
@@ -486,13 +404,3 @@ def _build(state: State, scratch: Path) -> Path:
     for path, content in state.items():
         (folder / path).mkdir() if content is None else (folder / path).write_bytes(content)
     return folder
-
-
-def trace(command: Sequence[str], file: Path, kill_at: str = "") -> list[str]:
-    """The command that runs another and writes to a file what it does; `fsync:40` kills it at its 40th such call."""
-    name, _, number = kill_at.partition(":")
-    # strace injects no signal where it lets the kernel filter the calls, which is faster.
-    way = [f"--inject={name}:signal=KILL:when={number}"] if kill_at else ["--seccomp-bpf"]
-    calls = ",".join(f"?{name}" for name in _TRACED.split())
-    shown = ["-f", "-y", "-xx", "-s", "1000000000", "-e", f"trace={calls}"]
-    return ["strace", *shown, *way, "-o", str(file), *command]

@@ -1,4 +1,4 @@
-"""Cut the power of a disk that exists on paper only, at every instant, and see what is left of klimb's promises.
+"""Cut the power of a disk that exists on paper only, at many instants, and see what is left of klimb's promises.
 
 python tools/power_cut.py [--only store|run] [--judgements 201] [--steps 6] [--cuts 600] [--mixtures 4] [--seed 0]
 
@@ -29,8 +29,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paper_disk import Disk, Event, Tally, UnknownCallError, cut, escaped, read_trace, trace
+from paper_disk import Disk, Tally, cut
 from tiny import make_data, make_model
+from traced import Event, UnknownCallError, escaped, read_trace, trace
 
 
 class Judgements:
@@ -133,9 +134,9 @@ class Rater:
 
     name: str
     told: dict[int, str] = field(default_factory=dict)  # notes of what was acknowledged, by its number
-    _unanswered: dict[str, Any] = field(default_factory=dict)
+    unanswered: dict[str, Any] = field(default_factory=dict)
 
-    def judge(self, port: int, count: int) -> None:
+    def judge(self, port: int, num_judgements: int) -> None:
         """Judge so many pairs, or as many as the server answers before it dies."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         headers = {"Content-Type": "application/json"}
@@ -151,14 +152,14 @@ class Rater:
 
         try:
             ask("POST", "/api/rater", {"name": self.name})
-            question = {} if self._unanswered else ask("GET", "/api/next")["question"]
-            for _ in range(count):
-                if not self._unanswered:
+            question = {} if self.unanswered else ask("GET", "/api/next")["question"]
+            for _ in range(num_judgements):
+                if not self.unanswered:
                     key, pair = f"{self.name}-{len(self.told):08}", question["pair_id"]
-                    self._unanswered = {"pair_id": pair, "preferred": "tie", "key": key, "note": key}
-                answer = ask("POST", "/api/judgements", self._unanswered)
-                self.told[answer["saved"]] = self._unanswered["note"]
-                question, self._unanswered = answer["question"], {}
+                    self.unanswered = {"pair_id": pair, "preferred": "tie", "key": key, "note": key}
+                answer = ask("POST", "/api/judgements", self.unanswered)
+                self.told[answer["saved"]] = self.unanswered["note"]
+                question, self.unanswered = answer["question"], {}
         except (OSError, http.client.HTTPException):
             return
         finally:
@@ -197,14 +198,14 @@ os.fsync = sync_or_die
 def record_judging(
     root: Path, folder: Path, num_judgements: int, prelude: str = ""
 ) -> tuple[list[Event], dict[int, str]]:
-    """Let three raters judge pairs of a new store in `root`; the server is killed at half time.
+    """Let three raters judge pairs of a new store in `root`; the server is killed on the way.
 
     Returns what was done to files, and the note of each judgement that was acknowledged by its number.
     """
     server = Server(root / "feedback.db", folder, prelude)
     server.make(num_judgements + 3)  # one more for each, to be asked about last
     raters = [Rater(name) for name in ("anna", "bob", "carla")]
-    for kill_at in (f"fdatasync:{num_judgements // 3}", ""):
+    for kill_at in (f"fdatasync:{2 + num_judgements // 6}", ""):
         server.serve(raters, num_judgements // 3, kill_at)
         if kill_at and sum(len(rater.told) for rater in raters) == num_judgements:
             raise UnknownCallError("the server was not killed")
@@ -224,7 +225,7 @@ def record_resending(root: Path, folder: Path, prelude: str = "") -> tuple[list[
     server, rater = Server(root / "feedback.db", folder, prelude), Rater("anna")
     server.make(1)
     server.serve([rater], 1, f"fdatasync:{syncs.count(syncs[-1])}")  # strace counts those of each thread
-    if rater.told:
+    if rater.told or not rater.unanswered:
         raise UnknownCallError("the server was not killed as it wrote the judgement")
     server.serve([rater], 1)
     return server.events(), rater.told
@@ -242,7 +243,7 @@ class Server:
         command = klimb(self._prelude + _MAKE, self._store, num_pairs)
         subprocess.run(trace(command, self._next_trace()), check=True)
 
-    def serve(self, raters: Sequence[Rater], count: int, kill_at: str = "") -> str:
+    def serve(self, raters: Sequence[Rater], num_judgements: int, kill_at: str = "") -> str:
         """Serve until every rater has judged so many in all, or until it is killed; returns the trace."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -251,7 +252,7 @@ class Server:
         with Program(traced, self._folder / "log.txt") as program:
             program.await_port(port)
             with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda rater: rater.judge(port, count - len(rater.told)), raters))
+                list(pool.map(lambda rater: rater.judge(port, num_judgements - len(rater.told)), raters))
         return self._traces[-1].read_text()
 
     def events(self) -> list[Event]:
@@ -285,7 +286,11 @@ class Program:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGINT)  # strace itself takes no notice
-        self._process.wait(60)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            raise
 
 
 def record_training(
@@ -381,7 +386,7 @@ def main() -> int:
     if shutil.which("strace") is None:
         print("strace is needed: apt-get install strace")
         return 2
-    plan = {"num_cuts": options.cuts, "mixtures": options.mixtures, "seed": options.seed}
+    plan = {"num_cuts": options.cuts, "num_mixtures": options.mixtures, "seed": options.seed}
     num_losses = 0
     with tempfile.TemporaryDirectory(prefix="klimb-power-") as name:
         if options.only != "run":

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and the folder where klimb caches what it converts."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -9,6 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_UNSYNCED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.ENOTSUP,
+}  # of folders: not ours to read, or no such thing
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as tempfile names what is written aside
 
 
@@ -76,13 +83,13 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file or folder and its name to the disk, where a program that was killed may not have.
-
-    The name is left out where the folder above may not be read.
-    """
-    _sync_folder(path)
-    with contextlib.suppress(PermissionError):
-        _sync_folder(path.parent)
+    """Bring a file or folder and its name to the disk, where a program that was killed may not have."""
+    real = path.resolve()
+    if real.is_dir():
+        _sync_folder(real)
+    else:
+        _sync_file(real)
+    _sync_folder(real.parent)
 
 
 @contextlib.contextmanager
@@ -152,8 +159,13 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Bring a folder's names to the disk; where a file system or its rights have no way to, they are left to it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSYNCED:
+            raise

@@ -309,6 +309,22 @@ def test_a_store_of_a_newer_klimb_is_refused_and_left_alone(tmp_path):
     connection.close()
 
 
+def test_what_a_killed_server_left_in_the_log_is_synced_when_the_store_is_opened(tmp_path, monkeypatch):
+    (tmp_path / "link.db").symlink_to(tmp_path / "feedback.db")
+    synced = []
+    with Store.open(tmp_path / "feedback.db"):
+        monkeypatch.setattr("klimb.feedback.database.sync", synced.append)
+        Store.open(tmp_path / "link.db").close()
+        assert synced == [tmp_path / "feedback.db-wal"]
+
+        def fail(_):
+            raise OSError("the disk is broken")
+
+        monkeypatch.setattr("klimb.feedback.database.sync", fail)
+        with pytest.raises(StoreError, match=r"link\.db: cannot be written to the disk: the disk is broken"):
+            Store.open(tmp_path / "link.db")
+
+
 def test_another_programs_database_is_refused_and_left_alone(tmp_path):
     file = tmp_path / "other.db"
     with sqlite3.connect(file) as connection:

@@ -145,6 +145,32 @@ def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, mon
     )
 
 
+def test_a_model_that_asks_for_values_is_called_for_every_token_and_the_next_is_replayed(
+    make_model, monkeypatch
+):
+    model = make_model("llama", vocab_size=10).cuda()
+    policy = Policy(model, LetterTokenizer())
+    policy.end_ids = []
+
+    def draw():
+        return policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
+
+    expected = draw()
+    replays = []
+    usual = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or usual(graph))
+    stream = torch.cuda.current_stream()
+    hook = model.model.layers[0].register_forward_hook(
+        lambda _module, _inputs, out: float(out.sum()) and None
+    )
+    torch.testing.assert_close(draw().ids, expected.ids)
+    assert replays == []
+    assert torch.cuda.current_stream() == stream
+    hook.remove()
+    torch.testing.assert_close(draw().ids, expected.ids)
+    assert len(replays) == 18
+
+
 def test_a_model_goes_to_the_gpu_by_itself(model_folder):
     assert Policy.load(model_folder).model.device.type == "cuda"
     assert Policy.load(model_folder, device="cpu").model.device.type == "cpu"

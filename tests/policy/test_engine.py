@@ -306,15 +306,19 @@ def test_what_runs_off_the_cpu_gives_the_same_numbers(
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("lengths", [[(3, 15), (3, 60)], [(14, 2), (56, 8)]], ids=["completions", "prompts"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_scores_of_attention_are_not_kept_for_the_gradient(family, make_model, bare_tokenizer, monkeypatch):
+def test_scores_of_attention_are_not_kept_for_the_gradient(
+    family, lengths, make_model, bare_tokenizer, monkeypatch
+):
     """Memory grows with the tokens, not with their square, off the CPU and for attention that is no plain softmax."""
     monkeypatch.setattr("klimb.policy.products.is_on_cpu", lambda _: False)
     policy = Policy(make_model(family, vocab_size=10), bare_tokenizer)
     policy.end_ids = []
     kept = []
-    for num_tokens in (15, 60):
-        drawn = policy.sample([[1, 2, 3]], 8, max_new_tokens=num_tokens, draw=Draw(0, 0, [0]))
+    for num_of_prompt, num_new in lengths:
+        prompts = [[1 + number % 9 for number in range(num_of_prompt)]] * 4
+        drawn = policy.sample(prompts, 2, max_new_tokens=num_new, draw=Draw(0, 0, [0, 1, 2, 3]))
         sizes = {}
 
         def note(tensor, sizes=sizes):
@@ -324,4 +328,4 @@ def test_scores_of_attention_are_not_kept_for_the_gradient(family, make_model, b
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             policy.log_probs(drawn)
         kept.append(sum(sizes.values()))
-    assert kept[1] < 4 * kept[0]
+    assert kept[1] < 4.1 * kept[0]

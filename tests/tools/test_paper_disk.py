@@ -19,6 +19,11 @@ def tool(load_tool):
     return load_tool("paper_disk")
 
 
+@pytest.fixture(scope="module")
+def traced(load_tool):
+    return load_tool("traced")
+
+
 class Answer:
     """A file is there, with all its content, once the program has said so."""
 
@@ -36,18 +41,18 @@ class Answer:
 
 
 @pytest.fixture
-def losses(tool, tmp_path, strace):  # noqa: ARG001  which may be missing
+def losses(tool, traced, tmp_path, strace):  # noqa: ARG001  which may be missing
     """Run a program of these lines under strace, and cut its power."""
 
     def losses(*lines, name="answer"):
-        root, traced = tmp_path / "root", tmp_path / "trace"
+        root, file = tmp_path / "root", tmp_path / "trace"
         root.mkdir()
         program = "\n".join(["import os", f"os.chdir({str(root)!r})", *lines])
         subprocess.run(
-            tool.trace([sys.executable, "-c", program], traced), check=True, stdout=subprocess.DEVNULL
+            traced.trace([sys.executable, "-c", program], file), check=True, stdout=subprocess.DEVNULL
         )
-        events = tool.read_trace(traced.read_text().splitlines())
-        tally = tool.cut(root, events, Answer(name), mixtures=20)
+        events = traced.read_trace(file.read_text().splitlines())
+        tally = tool.cut(root, events, Answer(name), num_mixtures=20)
         assert tally.num_promised == 1
         return {re.search(r", (.*): it is gone", line)[1] for line in tally.losses}
 
@@ -94,15 +99,15 @@ def test_a_file_that_is_written_again_in_place_is_noticed(losses):
         ),
     ],
 )
-def test_a_change_that_cannot_be_followed_is_an_error(tool, losses, way, name):
+def test_a_change_that_cannot_be_followed_is_an_error(traced, losses, way, name):
     before = () if name == "symlink" else (WRITE,)
-    with pytest.raises(tool.UnknownCallError, match=name):
+    with pytest.raises(traced.UnknownCallError, match=name):
         losses(*before, way, SAY)
 
 
-def test_a_trace_that_does_not_tell_all_is_an_error(tool, tmp_path):
+def test_a_trace_that_does_not_tell_all_is_an_error(tool, traced, tmp_path):
     (tmp_path / "made elsewhere").write_text("x")
-    with pytest.raises(tool.UnknownCallError, match="does not lead to what is there: made elsewhere"):
+    with pytest.raises(traced.UnknownCallError, match="does not lead to what is there: made elsewhere"):
         tool.cut(tmp_path, [], Answer("answer"))
 
 
@@ -110,20 +115,21 @@ def hexed(text):
     return "".join(f"\\x{byte:02x}" for byte in text.encode())
 
 
-def replayed(tool, root, *calls):
+def replayed(tool, traced, root, *calls):
     """The disk after calls, in which `«…»` is written as strace does."""
     lines = [
         re.sub("«(.*?)»", lambda found: hexed(found[1].replace("ROOT", str(root))), line) for line in calls
     ]
     disk = tool.Disk(root)
-    for event in tool.read_trace(lines):
+    for event in traced.read_trace(lines):
         disk.go_on(event)
     return disk
 
 
-def test_a_sync_covers_what_was_written_before_it_began(tool, tmp_path):
+def test_a_sync_covers_what_was_written_before_it_began(tool, traced, tmp_path):
     disk = replayed(
         tool,
+        traced,
         tmp_path,
         '7 openat(AT_FDCWD<«/»>, "«ROOT/a»", O_RDWR|O_CREAT, 0666) = 3<«ROOT/a»>',
         '7 pwrite64(3<«ROOT/a»>, "«old»", 3, 0) = 3',
@@ -151,7 +157,7 @@ def test_a_write_that_is_not_synced_may_be_torn_at_a_sector(tool):
     assert all(content[512:1024] in (b"a" * 512, b"b" * 512) for content in found)
 
 
-def test_a_write_that_is_cut_short_in_the_trace_is_an_error(tool):
-    (event, _) = tool.read_trace([f'7 write(1<{hexed("/x")}>, "{hexed("ab")}"..., 3) = 3'])
-    with pytest.raises(tool.UnknownCallError, match="cut"):
+def test_a_write_that_is_cut_short_in_the_trace_is_an_error(traced):
+    (event, _) = traced.read_trace([f'7 write(1<{hexed("/x")}>, "{hexed("ab")}"..., 3) = 3'])
+    with pytest.raises(traced.UnknownCallError, match="cut"):
         _ = event.call.data

@@ -11,14 +11,14 @@ def tool(load_tool):
 
 
 def test_judgements_that_were_acknowledged_outlive_a_power_cut(tool, tmp_path):
-    tally = tool.cut_store(tmp_path, 12, num_cuts=30, mixtures=2)
+    tally = tool.cut_store(tmp_path, 12, num_cuts=30, num_mixtures=2)
     assert tally.losses == []
     assert tally.num_promised >= 12
 
 
 @pytest.mark.slow
 def test_a_judgement_that_is_sent_again_after_a_kill_outlives_a_power_cut(tool, tmp_path):
-    assert tool.cut_store(tmp_path, 0, mixtures=4).losses == []
+    assert tool.cut_store(tmp_path, 0, num_mixtures=4).losses == []
 
 
 @pytest.mark.slow
@@ -37,12 +37,12 @@ def set_up_lazily(connection, record):
     connection.execute("PRAGMA synchronous=NORMAL")
 database._set_up_sqlite = set_up_lazily
 """
-    tally = tool.cut_store(tmp_path, 3, lazy, num_cuts=60, mixtures=2)
+    tally = tool.cut_store(tmp_path, 3, lazy, num_cuts=60, num_mixtures=2)
     assert any("acknowledged judgements are gone" in line for line in tally.losses)
 
 
 def test_checkpoints_that_were_written_outlive_a_power_cut(tool, tmp_path):
-    tally = tool.cut_run(tmp_path, 2, mixtures=2)
+    tally = tool.cut_run(tmp_path, 2, num_mixtures=2)
     assert tally.losses == []
     assert tally.num_promised >= 3
 
@@ -50,11 +50,11 @@ def test_checkpoints_that_were_written_outlive_a_power_cut(tool, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_for", ["run", "step-000002"])
 def test_checkpoints_of_a_run_that_was_killed_before_outlive_a_power_cut(tool, tmp_path, killed_for):
-    assert tool.cut_run(tmp_path, 2, killed_for, mixtures=4).losses == []
+    assert tool.cut_run(tmp_path, 2, killed_for, num_mixtures=4).losses == []
 
 
 @pytest.mark.slow
 def test_a_run_that_does_not_sync_its_folders_is_noticed(tool, tmp_path):
     lazy = "from klimb import files\nfiles._sync_folder = lambda path: None"
-    tally = tool.cut_run(tmp_path, 2, "", lazy, mixtures=2)
+    tally = tool.cut_run(tmp_path, 2, "", lazy, num_mixtures=2)
     assert any("had been written" in line for line in tally.losses)

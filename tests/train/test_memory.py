@@ -116,6 +116,14 @@ def test_each_remedy_takes_less(smaller):
     assert predict(large, **(options | smaller)).peak < predict(large, **options).peak
 
 
+def test_scores_of_a_layer_or_of_all_take_more_than_a_flash_kernels():
+    found = [predict(replace(SIZE, **changes), max_new_tokens=50).phases["update"] for changes in (
+        {}, {"window": 57}, {"window": 56}, {"scores": "a layer's"}, {"scores": "every layer's"},
+    )]  # fmt: skip
+    few, wide, narrow, one, every = (sum(terms.values()) for terms in found)
+    assert few == wide < narrow == one < every
+
+
 def test_an_adapter_is_merged_into_a_copy_at_the_end():
     saving = predict(replace(SIZE, has_adapter=True)).phases["saving"]
     assert sum(saving.values()) == 4000
@@ -133,8 +141,7 @@ def test_the_outline_of_a_model_counts_what_loading_finds(changes, family, make_
         after,
         num_packed=0,
         shares_prompts=before.shares_prompts,
-        keeps_scores=before.keeps_scores,
-        has_flash=before.has_flash,
+        scores=before.scores,
     )
     assert after.num_moved == sum(p.numel() for p in load_policy(options).trainable().values())
 

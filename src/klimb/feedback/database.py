@@ -64,7 +64,7 @@ class Database:
             with self.writing() as connection:
                 self._prepare(connection)
             if url.drivername == "sqlite":
-                self._sync_log(Path(str(url.database)))
+                self._sync_log(Path(str(url.database)).resolve())  # SQLite's log lies beside the real file
         except BaseException:
             self.engine.dispose()
             raise

@@ -7,6 +7,7 @@ Axes: B prompts, L tokens of the longest, N completions, G of one prompt at most
 t all their tokens so far, H query heads in Hkv groups of R, D numbers a head.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class SharedPrompts:
 
     Attributes:
         prompt_lengths: As given.
-        prompt_of: Of the completions still in the batch.
+        prompt_of: Of the completions that are run.
         capacity: As given.
 
     Args:
@@ -104,15 +105,8 @@ class SharedPrompts:
                 self._causal_bias(query, self.num_seen, self.num_new), self, scaling,
             )  # fmt: skip
             out = _Joint.apply(*arguments) if torch.is_grad_enabled() else _joint(*arguments)[0]
-        elif (
-            torch.is_grad_enabled()
-        ):  # the scores of all layers would be most of what is kept for the gradient
-            out = checkpoint(
-                self._attend_plainly, layer, query, key, value, scaling, window, softcap,
-                use_reentrant=False, preserve_rng_state=False,
-            )  # fmt: skip
         else:
-            out = self._attend_plainly(layer, query, key, value, scaling, window, softcap)
+            out = _forgetting(self._attend_plainly, layer, query, key, value, scaling, window, softcap)
         return out.reshape(num_rows, num_heads, num_tokens, size)
 
     def _attend_in_prompts(
@@ -132,26 +126,14 @@ class SharedPrompts:
                 query.shape
             )
         if is_plain:
-            return F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-            )
-        place = torch.arange(key.shape[2], device=key.device)
-        distance = place[:, None] - place
-        is_seen = (distance >= 0) & (distance < (window or key.shape[2]))
-        shape = query.shape
-        query = query.reshape(shape[0], key.shape[1], -1, shape[3])
-        scores = (
-            _scores(query, key, scaling, softcap)
-            .unflatten(2, (-1, shape[2]))
-            .masked_fill(~is_seen, -torch.inf)
-        )
-        return (torch.softmax(scores, dim=-1).flatten(2, 3).to(value.dtype) @ value).reshape(shape)
+            return _forgetting(_attend_to_all_before, query, key, value, scaling)
+        return _forgetting(_attend_in_window, query, key, value, scaling, window, softcap)
 
     def _attend_plainly(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None,
         softcap: float | None,
     ) -> Tensor:  # fmt: skip
-        """Scores against prompt and completion side by side, and their softmax; found again for the gradient."""
+        """Scores against prompt and completion side by side, and their softmax."""
         prompt_keys, prompt_values = self._prompts[layer]
         to_prompt = self._by_completion(_scores(self._by_prompt(query), prompt_keys, scaling, softcap))
         scores = torch.cat([to_prompt, _scores(query, key, scaling, softcap)], dim=-1)
@@ -256,6 +238,35 @@ class SharedPrompts:
         """(B, Hkv, G·Q, …) → (N, Hkv, Q, …)."""
         rows = slots.unflatten(2, (self._group, -1)).transpose(1, 2).flatten(0, 1)
         return rows if self._is_full else rows[self._slot_of]
+
+
+def _forgetting(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call, and for the gradient call once more rather than keep what is in between: the many scores."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _attend_to_all_before(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Causal attention by the kernel that PyTorch chooses, which may be one that keeps scores."""
+    has_groups = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=has_groups
+    )
+
+
+def _attend_in_window(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """Causal attention, to no more than `window` tokens."""
+    place = torch.arange(key.shape[2], device=key.device)
+    distance = place[:, None] - place
+    is_seen = (distance >= 0) & (distance < (window or key.shape[2]))
+    shape = query.shape
+    query = query.reshape(shape[0], key.shape[1], -1, shape[3])
+    scores = _scores(query, key, scaling, softcap).unflatten(2, (-1, shape[2]))
+    shares = torch.softmax(scores.masked_fill(~is_seen, -torch.inf), dim=-1)
+    return (shares.flatten(2, 3).to(value.dtype) @ value).reshape(shape)
 
 
 class _Alone(torch.autograd.Function):

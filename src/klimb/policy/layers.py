@@ -37,7 +37,7 @@ def is_silu(activation: Any) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Norm by the root of the mean square, in at least float32: w x / √(mean x² + ε).
 
-    Differentiable, and keeps no more for it than x.
+    Differentiable; on the CPU it keeps no more for that than x.
     """
     is_on_cpu = products.is_on_cpu(x)
     if torch.is_grad_enabled() and is_on_cpu:

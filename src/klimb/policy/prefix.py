@@ -131,10 +131,13 @@ class Prefix:
         num_new = ids.shape[1]
         new = torch.arange(self._num_seen, self._num_seen + num_new, device=ids.device)
         self._num_seen += num_new
-        self._shared.extend(num_new)
         if self._decoder is not None:
-            steps = [self._decoder.step(ids[:, place], self._starts + at) for place, at in enumerate(new)]
+            steps: list[Tensor] = []
+            for place, at in enumerate(new):
+                self._shared.extend(1)
+                steps.append(self._decoder.step(ids[:, place], self._starts + at))
             return torch.stack(steps, dim=1)
+        self._shared.extend(num_new)
         return self._engine.run(ids, self._starts[:, None] + new, self._shared, states)
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:

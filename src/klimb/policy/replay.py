@@ -7,22 +7,45 @@ they cost next to nothing.
 Axes: N completions, n of them not yet ended, D hidden size.
 """
 
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from klimb.errors import ConfigError
 from klimb.policy.attention import SharedPrompts
 from klimb.policy.trunk import Trunk
 from klimb.policy.vocabulary import Vocabulary
 
-_WORTH_IT = 6  # tokens of a completion: recording takes the time of about three
+_FEWEST_TOKENS = 6  # of a completion: recording takes the time of about two
 
 
 def can_replay(weight: Tensor) -> bool:
-    """Whether a model with this weight is on a device that replays."""
-    return weight.device.type == "cuda"
+    """Whether a model with this weight is on a device that replays, and may: `KLIMB_REPLAY=off` forbids it."""
+    return weight.device.type == "cuda" and os.environ.get("KLIMB_REPLAY") != "off"
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: libraries keep working memory for every stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Within, what makes the processor wait for the GPU is an error."""
+    usual = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # PyTorch warns that it does not notice everything
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(usual)
 
 
 class FixedRoom(SharedPrompts):
@@ -40,7 +63,7 @@ class FixedRoom(SharedPrompts):
         self._newest.fill_(self.num_seen)
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
-        """Go on with all, whoever is needed."""
+        """Nothing leaves, for shapes are fixed."""
 
     @property
     def _most_tokens(self) -> int:
@@ -92,7 +115,7 @@ class ReplayingDecoder:
         self._slots = torch.arange(len(self._ids), device=self._ids.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._out: tuple[Tensor, Tensor | None] | None = None
-        self._may_record = self._ids.is_cuda and room.capacity >= _WORTH_IT
+        self._may_record = self._ids.is_cuda and room.capacity >= _FEWEST_TOKENS
 
     def keep(self, slots: Int[Tensor, " n"], _prompt_of: Int[Tensor, " N"]) -> None:
         """Go on with some of the completions: which of those at first; all others stay, too."""
@@ -102,12 +125,15 @@ class ReplayingDecoder:
         """Run one token of every completion; returns its last hidden state."""
         self._ids[self._slots, 0] = ids
         self._positions[self._slots, 0] = positions
-        if self._out is not None and self._graph is None and self._may_record:
-            self._record()
-        if self._graph is None or self._out is None:
-            self._out = self._compute()
+        if self._out is None:
+            self._out = self._run_first()
         else:
-            self._graph.replay()
+            if self._graph is None and self._may_record:
+                self._graph, self._out = self._record()
+            if self._graph is None:
+                self._out = self._compute()
+            else:
+                self._graph.replay()
         hidden, states = self._out
         if states is not None:
             self._trunk.note(states[self._slots])
@@ -123,14 +149,30 @@ class ReplayingDecoder:
             hidden = self._run(self._ids, self._positions, self._room)
         return hidden, states[-1] if states else None
 
-    def _record(self) -> None:
-        """Record the work of one token; a model that asks for values on the way cannot be, and runs as it is."""
-        graph = torch.cuda.CUDAGraph()
+    def _run_first(self) -> tuple[Tensor, Tensor | None]:
+        """Run the first token; a model that asks for values on the way, such as experts' loads, cannot be recorded."""
+        if not self._may_record:
+            return self._compute()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                out = self._compute()
+            with _no_waiting():
+                return self._compute()
         except RuntimeError:
             self._may_record = False
-            self._room.forget_masks()
-        else:
-            self._graph, self._out = graph, out
+            return self._compute()
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]:
+        """Record the work of one token, which is not done yet."""
+        device, graph = self._ids.device, torch.cuda.CUDAGraph()
+        stream = _recording_stream(device)
+        try:
+            with (
+                torch.cuda.device(device),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
+                return graph, self._compute()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the GPU cannot record what this model does for a token: {error}; KLIMB_REPLAY=off calls it each time"
+            ) from error

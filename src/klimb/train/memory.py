@@ -5,8 +5,9 @@ completions that go through the model at once, D hidden size, V vocabulary.
 """
 
 import contextlib
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -25,9 +26,8 @@ EVALUATED_AT_ONCE = 64
 """Completions that are drawn at once for judging, or fewer by the micro-batch size."""
 
 _ROOM = 1.25  # of what comes and goes: freed memory does not always fit what is asked for next
-_SCORE = (
-    32  # bytes of a score of attention on the way back: it, its share, their gradients, what is in between
-)
+# Bytes of a score on the way back: it, its share, their gradients, what is in between.
+_SCORE = 32
 _LOGITS = 28  # bytes a logit in sampling: it, its log-prob, its probability, their sum in float64, what is in between
 
 
@@ -51,8 +51,9 @@ class ModelSize:
         vocabulary: V.
         has_adapter: Whether an adapter is trained.
         shares_prompts: Whether each prompt is read once.
-        keeps_scores: Whether every layer's scores of attention are kept for the gradient.
-        has_flash: Whether no layer's scores are ever there at once.
+        scores: Scores of attention that are there at once for the gradient: few, with a flash kernel; those of
+            one layer; or those of every layer.
+        window: Most tokens that a token looks back on; a flash kernel does for those alone that are as short.
     """
 
     num_weights: int
@@ -70,8 +71,8 @@ class ModelSize:
     vocabulary: int
     has_adapter: bool = False
     shares_prompts: bool = True
-    keeps_scores: bool = False
-    has_flash: bool = True
+    scores: Literal["few", "a layer's", "every layer's"] = "few"
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,12 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
     scores = size.num_heads * max(
         num_prompts * longest_prompt**2, at_once * length * max(longest_prompt, length)
     )
-    all_scores = size.num_heads * at_once * length * (longest_prompt + length)
+    all_scores = size.num_heads * max(
+        num_prompts * longest_prompt**2, at_once * length * (longest_prompt + length)
+    )
+    are_few = size.scores == "few" and longest_prompt + length <= (size.window or math.inf)
     kept = 4 * size.hidden + 4 * size.query + 2 * size.key + size.num_inner * size.inner
-    kept_scores = all_scores if size.keeps_scores else 0
+    kept_scores = all_scores if size.scores == "every layer's" else 0
     is_split = at_once < num_samples
     wide = 4 if is_split and number == 2 else 0  # the sum over micro-batches
     return {
@@ -177,7 +181,7 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
             _ROOM
             * (
                 number * num_tokens * (5 * size.inner + 6 * size.hidden)
-                + (20 * min(scores, attention._FEW_SCORES) if size.has_flash else _SCORE * all_scores)
+                + (20 * min(scores, attention._FEW_SCORES) if are_few else _SCORE * all_scores)
             )
         ),
         "vocabulary chunk": number * num_logits,
@@ -229,10 +233,17 @@ def size_of(policy: Policy) -> ModelSize:
         | {
             "num_packed": packed if is_lean else 0,
             "shares_prompts": policy.way.shares_prompts,
-            "keeps_scores": not policy.way.shares_prompts,
-            "has_flash": not policy.way.shares_prompts or model.device.type == "cpu",
+            "scores": _scores(policy),
         }
     )
+
+
+def _scores(policy: Policy) -> Literal["few", "a layer's", "every layer's"]:
+    if not policy.way.shares_prompts:
+        return "every layer's"
+    shape = policy.model.config.get_text_config()
+    is_capped = getattr(shape, "attn_logit_softcapping", None) is not None
+    return "few" if policy.model.device.type == "cpu" and not is_capped else "a layer's"
 
 
 def outline(config: TrainConfig) -> ModelSize | None:
@@ -282,6 +293,7 @@ def _size(model: Any, rank: int | None = None) -> ModelSize:
         num_inner=2 if is_gated and not has_adapter else 4 if is_gated else 8,
         vocabulary=shape.vocab_size,
         has_adapter=has_adapter,
+        window=getattr(shape, "sliding_window", None),
     )
 
 
