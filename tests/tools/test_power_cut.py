@@ -41,6 +41,7 @@ database._set_up_sqlite = set_up_lazily
     assert any("acknowledged judgements are gone" in line for line in tally.losses)
 
 
+@pytest.mark.slow
 def test_checkpoints_that_were_written_outlive_a_power_cut(tool, tmp_path):
     tally = tool.cut_run(tmp_path, 2, num_mixtures=2)
     assert tally.losses == []
