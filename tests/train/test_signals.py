@@ -20,6 +20,14 @@ def handlers():
     return [signal.getsignal(signum) for signum in BOTH]
 
 
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """Signals as in a shell's foreground: what is started in the background ignores Ctrl-C, as klimb then does."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
 @pytest.fixture
 def signalling(make_options, tmp_path):
     """A run whose reward sends signals to its own process when it is called the third time, in the second step."""
