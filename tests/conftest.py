@@ -150,6 +150,28 @@ def bare_tokenizer():
     return SimpleNamespace(eos_token_id=0)
 
 
+class LetterTokenizer:
+    """Each letter a to j is a token; a ends."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def __call__(self, text):
+        return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [
+            "".join(chr(ord("a") + token) for token in row if token or not skip_special_tokens)
+            for row in rows
+        ]
+
+
+@pytest.fixture(scope="session")
+def letter_tokenizer():
+    """One token a letter, for texts as short as their test."""
+    return LetterTokenizer()
+
+
 @pytest.fixture(scope="session")
 def model_folder(make_model, tokenizer, tmp_path_factory):
     """A tiny Llama, saved as Hugging Face does, that names both end tokens."""

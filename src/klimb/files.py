@@ -10,12 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_UNSYNCED = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EINVAL,
-    errno.ENOTSUP,
-}  # of folders: not ours to read, or no such thing
+# Why a folder is left unsynced: it is not ours to read, or its file system has no such thing.
+_UNSYNCED = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP}
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # as tempfile names what is written aside
 
 

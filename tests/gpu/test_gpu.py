@@ -30,19 +30,6 @@ KINDS = {
 }
 
 
-class LetterTokenizer:
-    """Each letter a to j is a token; a ends."""
-
-    eos_token_id = 0
-    chat_template = None
-
-    def __call__(self, text):
-        return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
-
-    def batch_decode(self, rows, skip_special_tokens):  # noqa: ARG002  as a tokenizer is called
-        return ["".join(chr(ord("a") + token) for token in row) for row in rows]
-
-
 def arrays(library):
     """What makes an array of a library on the GPU."""
     if library == "torch":
@@ -78,14 +65,14 @@ def test_the_equations_give_the_same_and_stay_where_their_arguments_are(library)
         np.testing.assert_allclose(to_numpy(found), baseline(rewards, is_valid=is_valid), atol=1e-13)
 
 
-def take_steps(model, device, *, num_steps=4, micro_batch_size=None):
+def take_steps(model, tokenizer, device, *, num_steps=4, micro_batch_size=None):
     """Take a few steps and return what was drawn, how likely, and the weights at the end."""
     options = {
         "model": "", "prompts": "p", "reward": ("r",), "out": "o", "prompts_per_step": 3, "max_new_tokens": 7,
         "completions_per_prompt": 4, "beta": 0.3, "lr": 0.02, "micro_batch_size": micro_batch_size,
     }  # fmt: skip
     config = TrainConfig.from_dict(options | {"eval_prompts": None})
-    policy = Policy(model.to(device), LetterTokenizer(), micro_batch_size=micro_batch_size)
+    policy = Policy(model.to(device), tokenizer, micro_batch_size=micro_batch_size)
     assert policy.way.shares_prompts, policy.way.reason
     ascent = Ascent(policy, config)
     count = FunctionReward(
@@ -108,10 +95,12 @@ FAMILIES = {"gpt2": 1e-9, **dict.fromkeys(["llama", "qwen2", "qwen3", "mistral",
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_on_the_gpu_are_those_of_the_cpu(family, kind, micro_batch_size, make_model):
+def test_steps_on_the_gpu_are_those_of_the_cpu(family, kind, micro_batch_size, make_model, letter_tokenizer):
     model = KINDS[kind](make_model(family, vocab_size=10, dtype=torch.float64)).double()
-    expected, moved = take_steps(copy.deepcopy(model), "cpu", micro_batch_size=micro_batch_size)
-    found, also_moved = take_steps(model, "cuda", micro_batch_size=micro_batch_size)
+    expected, moved = take_steps(
+        copy.deepcopy(model), letter_tokenizer, "cpu", micro_batch_size=micro_batch_size
+    )
+    found, also_moved = take_steps(model, letter_tokenizer, "cuda", micro_batch_size=micro_batch_size)
     size = FAMILIES[family]
     for (texts, log_probs, kl), (their_texts, their_log_probs, their_kl) in zip(found, expected, strict=True):
         assert texts == their_texts
@@ -124,12 +113,12 @@ def test_steps_on_the_gpu_are_those_of_the_cpu(family, kind, micro_batch_size, m
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, monkeypatch):
+def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, letter_tokenizer, monkeypatch):
     replays = []
     usual = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or usual(graph))
     model = KINDS[kind](make_model(family, vocab_size=10)).cuda()
-    policy = Policy(model, LetterTokenizer())
+    policy = Policy(model, letter_tokenizer)
     policy.end_ids = []
     assert policy.way.shares_prompts, policy.way.reason
     drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
@@ -146,10 +135,10 @@ def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, mon
 
 
 def test_a_model_that_asks_for_values_is_called_for_every_token_and_the_next_is_replayed(
-    make_model, monkeypatch
+    make_model, letter_tokenizer, monkeypatch
 ):
     model = make_model("llama", vocab_size=10).cuda()
-    policy = Policy(model, LetterTokenizer())
+    policy = Policy(model, letter_tokenizer)
     policy.end_ids = []
 
     def draw():

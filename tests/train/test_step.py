@@ -39,31 +39,15 @@ def config(**changes):
     return TrainConfig.from_dict(options | {"eval_prompts": None} | changes)
 
 
-class LetterTokenizer:
-    """Each letter a to j is a token; a ends."""
-
-    eos_token_id = 0
-    chat_template = None
-
-    def __call__(self, text):
-        return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
-
-    def batch_decode(self, rows, skip_special_tokens):
-        return [
-            "".join(chr(ord("a") + token) for token in row if token or not skip_special_tokens)
-            for row in rows
-        ]
-
-
 @pytest.fixture
-def make_policy(make_model):
+def make_policy(make_model, letter_tokenizer):
     """A tiny transformer in float64 with dropout in its configuration."""
 
     def make(micro_batch_size=None):
         model = make_model("gpt2", vocab_size=10, dtype=torch.float64)
         return Policy(
             model,
-            LetterTokenizer(),
+            letter_tokenizer,
             distribution=Distribution(TEMPERATURE),
             micro_batch_size=micro_batch_size,
         )

@@ -68,12 +68,12 @@ class SharedPrompts:
         self.num_seen += self.num_new if self._are_prompts_read else 0
         self._are_prompts_read = True
         self.num_new = num_new
-        self.forget_masks()
+        self._forget_masks()
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
         """Go on with some of the completions alone."""
         self._place(self.prompt_of[rows])
-        self.forget_masks()
+        self._forget_masks()
         self._completions = {
             layer: (keys[rows], values[rows]) for layer, (keys, values) in self._completions.items()
         }
@@ -148,8 +148,7 @@ class SharedPrompts:
         """How many tokens of a completion a new one may have to look at, itself included."""
         return self.num_seen + self.num_new
 
-    def forget_masks(self) -> None:
-        """Find the masks anew when they are next asked for."""
+    def _forget_masks(self) -> None:
         self._bias_of, self._seen_within = {}, {}
 
     def _is_seen(self, window: int | None) -> Tensor:
@@ -158,12 +157,15 @@ class SharedPrompts:
             self._seen_within[window] = self._find_seen(window)
         return self._seen_within[window]
 
+    def _places_of_new(self) -> Int[Tensor, " T"]:
+        return torch.arange(self.num_seen, self.num_seen + self.num_new, device=self.prompt_of.device)
+
     def _find_seen(self, window: int | None) -> Tensor:
         device = self.prompt_of.device
         lengths = self.prompt_lengths[self.prompt_of][:, None, None]
-        place = torch.arange(self.num_seen, self.num_seen + self.num_new, device=device)[:, None]
+        place = self._places_of_new()[:, None]
         in_prompt = torch.arange(self._longest, device=device)
-        in_completion = torch.arange(self.num_seen + self.num_new, device=device)
+        in_completion = torch.arange(self._most_tokens, device=device)
         sees_prompt = (in_prompt < lengths).expand(-1, self.num_new, -1)
         sees_completion = (in_completion <= place).expand(len(self.prompt_of), -1, -1)
         if window is not None:

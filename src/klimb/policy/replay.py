@@ -77,16 +77,8 @@ class FixedRoom(SharedPrompts):
             room.index_copy_(2, self._newest, new)
         return self._completions[layer]
 
-    def _find_seen(self, window: int | None) -> Tensor:
-        lengths = self.prompt_lengths[self.prompt_of][:, None]
-        in_prompt = torch.arange(self._longest, device=lengths.device)
-        in_completion = torch.arange(self.capacity, device=lengths.device)
-        sees_prompt = in_prompt < lengths
-        sees_completion = (in_completion <= self._newest).expand(len(lengths), -1)
-        if window is not None:
-            sees_prompt = sees_prompt & (lengths + self._newest - in_prompt < window)
-            sees_completion = sees_completion & (self._newest - in_completion < window)
-        return torch.cat([sees_prompt, sees_completion], dim=-1)[:, None, None, None]
+    def _places_of_new(self) -> Int[Tensor, " T"]:
+        return self._newest
 
 
 class ReplayingDecoder:
