@@ -14,7 +14,7 @@ from klimb.feedback.records import Candidate
 from klimb.judge.config import CompareConfig, JudgeConfig, LabelConfig
 from klimb.policy.counted import Stream
 from klimb.policy.distribution import Distribution
-from klimb.policy.load import load_model, resolve
+from klimb.policy.load import resolve
 from klimb.policy.policy import Draw, Policy
 from klimb.text import Text
 from klimb.train.folder import RunFolder
@@ -91,15 +91,15 @@ def draw_completions(
         ModelNotFoundError: The model cannot be loaded.
         DataError: A prompt does not fit the model.
     """
-    loaded, tokenizer = load_model(
-        model.source, device=config.device, trust_remote_code=config.trust_remote_code
-    )
-    policy = Policy(
-        loaded.requires_grad_(False),  # nothing moves, so that the reference is no copy
-        tokenizer,
+    policy = Policy.load(
+        model.source,
         distribution=Distribution(config.temperature),
         micro_batch_size=_AT_ONCE,
+        has_reference=False,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
     )
+    policy.model.requires_grad_(False)
     check_lengths(policy, list(rows), config.max_new_tokens)
     at_once = max(_AT_ONCE // completions_per_prompt, 1)
     drawn = Drawn([], [])

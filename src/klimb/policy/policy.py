@@ -17,12 +17,14 @@ from torch import Tensor
 from klimb.errors import ArgumentError, ConfigError
 from klimb.policy import chat, plain, sampling
 from klimb.policy.completions import Completions, join
+from klimb.policy.tokens import readable, require_known
 from klimb.policy.counted import Stream, uniform_rows
 from klimb.policy.distribution import Distribution
 from klimb.policy.layers import use_fast_layers
-from klimb.policy.load import load_model, without_progress_bars
+from klimb.policy.load import WRITER, load, without_progress_bars
 from klimb.policy.precision import Precision, WorkingCopy
 from klimb.policy.prefix import Engine
+from klimb.policy.saving import save_whole
 from klimb.policy.trainable import Lora, add_lora, frozen_copy, train_last_layers
 from klimb.policy.trunk import find_trunk
 from klimb.policy.way import choose_way
@@ -59,7 +61,9 @@ class Policy:
         end_ids: Every token id that ends a completion.
         num_updates: How often the weights have been moved.
         way: How completions are drawn and scored: with shared prompts, or plainly, and then why.
-        reference: The policy as it was at the start.
+        reference: The policy as it was at the start; None where none is kept.
+        notes: What a user should know of how the model was loaded.
+        companions: Files that belong to the model and are saved with it, by their names.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Policy:
         distribution: Distribution | None = None,
         micro_batch_size: int | None = None,
         precision: Precision = "float32",
+        has_reference: bool = True,
     ) -> None:
         self.model = model.eval()
         use_fast_layers(self.model)
@@ -81,7 +86,9 @@ class Policy:
         self.way = choose_way(self.model)
         self._working = WorkingCopy(self.model, precision)
         self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
-        self.reference = Reference(self)
+        self.reference = Reference(self) if has_reference else None
+        self.notes: list[str] = []
+        self.companions: dict[str, Path] = {}
 
     @classmethod
     def load(
@@ -94,6 +101,7 @@ class Policy:
         lora_seed: int = 0,
         micro_batch_size: int | None = None,
         precision: Precision = "float32",
+        has_reference: bool = True,
         **load_options: Any,
     ) -> "Policy":
         """Load a policy and freeze its reference.
@@ -107,6 +115,7 @@ class Policy:
             lora_seed: Seed of the adapter's first values.
             micro_batch_size: Completions that go through the model at once; None for all.
             precision: What the model computes in; the weights that move are float32 in either case.
+            has_reference: Whether a frozen reference is kept, without which no KL can be measured.
             load_options: `dtype`, `device`, `trust_remote_code`, as for `load_model`.
 
         Raises:
@@ -115,18 +124,22 @@ class Policy:
         """
         if lora is not None and num_trainable_layers is not None:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
-        model, tokenizer = load_model(source, **load_options)
+        loaded = load(WRITER, source, **{"device": None, **load_options})
+        model = loaded.model
         if lora is not None:
             model = add_lora(model, lora, lora_seed)
         elif num_trainable_layers is not None:
             train_last_layers(model, num_trainable_layers)
-        return cls(
+        policy = cls(
             model,
-            tokenizer,
+            loaded.tokenizer,
             distribution=distribution,
             micro_batch_size=micro_batch_size,
             precision=precision,
+            has_reference=has_reference,
         )
+        policy.notes, policy.companions = loaded.notes, loaded.companions
+        return policy
 
     @property
     def context_length(self) -> int | None:
@@ -172,8 +185,15 @@ class Policy:
         self._working.refresh()
 
     def encode(self, prompt: Text) -> list[int]:
-        """Tokenise a prompt: plain text as it is, messages through the chat template."""
-        return chat.encode(self.tokenizer, prompt)
+        """Tokenise a prompt: plain text as it is, messages through the chat template.
+
+        Raises:
+            DataError: It cannot be read, or has a token that the model does not know.
+        """
+        with readable("the prompt"):
+            ids = chat.encode(self.tokenizer, prompt)
+        require_known(ids, self.model, self.tokenizer, "the prompt")
+        return ids
 
     def render(self, prompt: Text) -> str:
         """Write a prompt as the text that the model reads: messages in the chat template."""
@@ -237,8 +257,7 @@ class Policy:
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         with without_progress_bars():
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+            save_whole(model, self.tokenizer, folder, self.companions)
 
 
 class Reference:

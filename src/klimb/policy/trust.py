@@ -10,11 +10,14 @@ import torch
 
 from klimb.errors import ModelNotFoundError
 
-_PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-_REMEDY = (
+PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+"""What names of pickled weights end in."""
+
+PICKLE_REMEDY = (
     "reading a pickle can run any code, so klimb reads safetensors alone: get the model in that format, or, where you "
     "trust its makers, load it with transformers and save it again with save_pretrained"
 )
+"""What to do about pickled weights."""
 
 
 @contextlib.contextmanager
@@ -55,11 +58,11 @@ def explain(place: str, error: Exception) -> str:
         )
     folder = Path(place)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        names = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         if names:
-            return f"its weights are pickled ({', '.join(names)}); {_REMEDY}"
+            return f"its weights are pickled ({', '.join(names)}); {PICKLE_REMEDY}"
     return said
 
 
 def _refuse(file: Any = "", *_: Any, **__: Any) -> NoReturn:
-    raise ModelNotFoundError(f"{file} is a pickle; {_REMEDY}")
+    raise ModelNotFoundError(f"{file} is a pickle; {PICKLE_REMEDY}")

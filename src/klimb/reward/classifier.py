@@ -36,6 +36,7 @@ class ClassifierReward:
     ) -> None:
         self.name = str(source)
         self._scorer = Scorer.load(source, device=device, trust_remote_code=trust_remote_code)
+        self.notes = self._scorer.notes
         self._caution = caution
         if caution and self._scorer.members is None:
             raise ConfigError(

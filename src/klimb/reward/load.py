@@ -72,9 +72,7 @@ def _service(url: str, timeout: float | None) -> Reward:
 
 
 def _model(spec: str, caution: float, device: str | None, trust_remote_code: bool) -> Reward:
-    if (Path(spec) / "config.json").is_file() or (
-        spec.count("/") == 1 and not spec.startswith((".", "/", "~"))
-    ):
+    if Path(spec).expanduser().is_dir() or (spec.count("/") == 1 and not spec.startswith((".", "/", "~"))):
         from klimb.reward.classifier import ClassifierReward
 
         return ClassifierReward(spec, caution=caution, device=device, trust_remote_code=trust_remote_code)

@@ -4,26 +4,23 @@ Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from klimb.errors import ConfigError, ModelNotFoundError, RewardError
-from klimb.policy.allocation import keep_memory_flat
 from klimb.policy.layers import use_fast_layers
-from klimb.policy.load import resolve, without_progress_bars
+from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
+from klimb.policy.saving import companions, save_whole
 from klimb.policy.trunk import decoder_layers
-from klimb.policy.trust import explain, without_pickle
 from klimb.text import Text
 
 ENSEMBLE = "ensemble.safetensors"
@@ -41,9 +38,13 @@ class Scorer:
         tokenizer: Its tokenizer.
         name: Where it came from, for messages.
         members: Heads of an ensemble's members, (K, D), where there is one.
+        notes: What a user should know of how it was loaded.
+        folder: Where its files are; None where it came from none.
     """
 
     members: Float[np.ndarray, "K D"] | None = None
+    notes: Sequence[str] = ()
+    folder: Path | None = None
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
@@ -65,13 +66,15 @@ class Scorer:
             ModelNotFoundError: Nothing loadable at `source`.
             RewardError: The model has another number of outputs than one.
         """
-        model, tokenizer = _load(source, trust_remote_code)
+        loaded = _load(source, trust_remote_code)
+        model = loaded.model
         if model.config.num_labels != 1:
             raise RewardError(
                 f"reward {source}: expected a model with 1 output, a score, got {model.config.num_labels} labels"
             )
-        scorer = cls(model.to(_device(device)), tokenizer, str(source))
-        if (beside := Path(source) / ENSEMBLE).is_file():
+        scorer = cls(model.to(_device(device)), loaded.tokenizer, str(source))
+        scorer.notes, scorer.folder = loaded.notes, loaded.folder
+        if (beside := loaded.folder / ENSEMBLE).is_file():
             scorer.members = load_file(beside)["heads"]
         return scorer
 
@@ -95,12 +98,14 @@ class Scorer:
         # Layers that the base lacks, such as a pooler, are drawn from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, tokenizer = _load(base, False, num_labels=1)
+            loaded = _load(base, has_new_head=True, num_labels=1)
+        model, tokenizer = loaded.model, loaded.tokenizer
         if num_layers is not None:
             _keep_layers(model, num_layers)
         if question:
             _append(tokenizer, question)
         scorer = cls(model.to(_device(device)), tokenizer, str(base))
+        scorer.notes, scorer.folder = loaded.notes, loaded.folder
         with torch.no_grad():
             scorer.head.weight.zero_()
             if getattr(scorer.head, "bias", None) is not None:
@@ -178,9 +183,9 @@ class Scorer:
 
     def save(self, folder: Path) -> None:
         """Write what `AutoModelForSequenceClassification` and `AutoTokenizer` load."""
+        beside = {} if self.folder is None else companions(self.folder, has_same_tokenizer=False)
         with without_progress_bars():
-            self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+            save_whole(self.model, self.tokenizer, folder, beside)
         if self.members is not None:
             save_file({"heads": self.members.astype(np.float32)}, folder / ENSEMBLE)
 
@@ -207,23 +212,12 @@ def _device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(source: str | Path, trust_remote_code: bool, **options: Any) -> tuple[Any, Any]:
-    place = str(source)
-    with without_progress_bars(), without_pickle():
-        try:
-            place = resolve(source)
-            tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
-                place, use_safetensors=True, trust_remote_code=trust_remote_code, **options
-            )
-        except ModelNotFoundError as error:
-            raise ModelNotFoundError(f"reward {error}") from error
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelNotFoundError(
-                f"reward {source}: cannot load a classification model: {explain(place, error)}"
-            ) from error
-    keep_memory_flat()
-    return model, tokenizer
+def _load(source: str | Path, trust_remote_code: bool = False, **options: Any) -> Loaded:
+    """Load a classification model with `klimb.policy.load.load`, in float32, whose messages then name the reward."""
+    try:
+        return load(SCORER, source, trust_remote_code=trust_remote_code, **options)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"reward {error}") from error
 
 
 def _keep_layers(model: Any, num_layers: int) -> None:

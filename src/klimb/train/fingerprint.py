@@ -9,7 +9,7 @@ from transformers.utils.hub import cached_file
 
 from klimb.errors import ConfigError, KlimbError, RunFolderError
 from klimb.files import sha256
-from klimb.policy.load import resolve
+from klimb.policy.load import config_place, resolve
 from klimb.reward.load import BUILT_IN
 from klimb.train.config import TrainConfig
 
@@ -111,12 +111,23 @@ def _model(source: str) -> Fingerprint:
     if path.is_file():
         return _file(path)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path) | _of_base(path)
     try:
         config = cached_file(resolve(source), "config.json")
     except (KlimbError, OSError, ValueError):  # what cannot be found is told of when it is loaded
         return {}
     return {} if config is None else _folder(Path(config).parent)
+
+
+def _of_base(folder: Path) -> Fingerprint:
+    """Fingerprint of the model that an adapter in a folder of its own refers to; nothing of any other folder."""
+    if (folder / "config.json").is_file():
+        return {}
+    try:
+        place = Path(config_place(folder))
+    except KlimbError:
+        return {}
+    return {f"base/{name}": said for name, said in _folder(place).items()} if place.is_dir() else {}
 
 
 def _reward(spec: str) -> Fingerprint:

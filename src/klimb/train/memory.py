@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from klimb.policy import attention, vocabulary
 from klimb.policy.lean import LeanDecoder
-from klimb.policy.load import resolve, without_progress_bars
+from klimb.policy.load import config_place, without_progress_bars
 from klimb.policy.policy import Policy
 from klimb.policy.trainable import train_last_layers
 from klimb.policy.trunk import find_trunk
@@ -254,7 +254,7 @@ def outline(config: TrainConfig) -> ModelSize | None:
     """
     with contextlib.suppress(Exception), without_progress_bars():
         trust = config.trust_remote_code
-        shape: Any = AutoConfig.from_pretrained(resolve(config.model), trust_remote_code=trust)
+        shape: Any = AutoConfig.from_pretrained(config_place(config.model), trust_remote_code=trust)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust)
         model.tie_weights()
