@@ -60,6 +60,8 @@ def check_complete(
         notes.append(f"new, drawn at random from a seed that is always the same: {summed_up(drawn)}")
     ignored = {name for name in stored if _is_ignored(model, name) and not _is_harmless(name, stored)}
     lost = ignored if has_new_head else beside | ignored
+    if model.get_output_embeddings() is None:
+        lost = {name for name in lost if not name.startswith(_WRITERS_HEADS)}
     if lost:
         notes.append(
             f"in the file, read by nothing and not in what klimb saves: {summed_up(lost)} ({type(model).__name__} has "
@@ -137,7 +139,7 @@ def _other_shapes(unlike: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]])
     name, (found, wanted) = min(unlike.items())
     said = f"{len(unlike)} of its weights have other shapes than config.json says: {name} is {found}, expected {wanted}"
     if name.startswith(_SCORERS_HEADS) and len(found) == 2 and found[1:] == wanted[1:]:
-        return f'{said}: its head has {found[0]} outputs: set "num_labels": {found[0]} in config.json'
+        return f'{said}: its head has {found[0]} output{"s" * (found[0] != 1)}: set "num_labels": {found[0]} in config.json'
     return f"{said}: config.json is of another model, or has been changed: take the one that the weights came with"
 
 
@@ -167,7 +169,7 @@ def _say_missing(missing: list[str], unread: list[str]) -> str:
             f"{said}: save the model whole; or, where it is the same as the embeddings, set "
             '"tie_word_embeddings": true in config.json'
         )
-    if unread:
+    if unread and not all(name.startswith(_WRITERS_HEADS) for name in unread):
         return f"{said}; the file has others that nothing reads: {summed_up(unread)}: is config.json another model's?"
     return f"{said}: save the model whole, with save_pretrained"
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,17 +22,18 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from klimb.errors import ConfigError, KlimbError, ModelNotFoundError
+from klimb.errors import ConfigError, DataError, KlimbError, ModelNotFoundError
 from klimb.files import cache_folder, whole_folder
 from klimb.policy.allocation import keep_memory_flat
 from klimb.policy.complete import check_complete, require_finite, require_room
-from klimb.policy.merge import AdapterFiles, find_adapter, merge_adapter
+from klimb.policy.merge import AdapterFiles, find_adapter, head_outputs, merge_adapter
 from klimb.policy.place import fetch, find, has_tokenizer, require_sound, require_weights, without_adapter
 from klimb.policy.saving import companions
 from klimb.policy.stored import stored_weights
+from klimb.policy.tokens import readable
 from klimb.policy.trust import alone, explain, without_pickle
 
-_SEES_AHEAD = 0.05  # of the logits' spread: far above half types' rounding, far below what another token makes
+_SEES_AHEAD = {True: 1e-3, False: 0.05}  # of the logits' spread, in float32 and in half types: above their rounding
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,10 @@ def load(
         _require_kind(kind, config)
         if Path(place).is_dir() or adapter is not None:
             require_weights(base)
+        _read_config(base, trust_remote_code)
         tokenizer = _load_tokenizer(folder if has_tokenizer(folder) else base, trust_remote_code)
+        if kind is SCORER and adapter is not None and (outputs := head_outputs(adapter)):
+            options.setdefault("num_labels", outputs)
         # On the hub a pickle may have a twin in safetensors, which transformers alone knows to find.
         is_here = Path(place).is_dir() or bool(stored_weights(base))
         with without_adapter(base) as clean:
@@ -129,7 +136,8 @@ def load(
         require_finite(model)
         require_room(model, tokenizer, pads=kind is SCORER)
         model = _moved(model, device)
-        _require_computing(kind, model)
+        _untie(model, notes)
+        _require_computing(kind, model, tokenizer)
     keep_memory_flat()
     return Loaded(model, tokenizer, folder, notes, companions(folder, base))
 
@@ -278,8 +286,20 @@ def _base_of(folder: Path, adapter: AdapterFiles | None) -> Path:
 def _require_kind(kind: Kind, config: dict[str, Any]) -> None:
     """Raise where config.json says that a model is for something else."""
     name, architectures = config.get("model_type"), " ".join(map(str, config.get("architectures") or []))
-    if not name and not config.get("auto_map"):
-        raise ModelNotFoundError("its config.json names no model_type: it is not the config.json of a model")
+    if not config.get("auto_map"):
+        if not name:
+            raise ModelNotFoundError("its config.json names no model_type: it is not the config.json of a model")
+        if name not in CONFIG_MAPPING:
+            raise ModelNotFoundError(
+                f"its model_type {name!r} is none that transformers {transformers.__version__} knows: upgrade "
+                "transformers, if it is a newer model"
+            )
+    pad, rows = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+        raise ModelNotFoundError(
+            f"config.json: pad_token_id {pad} is beyond its vocab_size {rows}: set it to null, or to a token that "
+            "there is"
+        )
     if kind is not WRITER:
         return
     if re.search(r"SequenceClassification|TokenClassification|QuestionAnswering|RewardModel", architectures):
@@ -292,6 +312,20 @@ def _require_kind(kind: Kind, config: dict[str, Any]) -> None:
         )
 
 
+def _read_config(folder: Path, trust_remote_code: bool) -> None:
+    """Let transformers look at config.json by itself, so that what it says of it is not taken for something else."""
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # it checks each field in its own way
+        if "trust_remote_code" in str(error):
+            raise
+        said = " ".join(str(error).split())
+        raise ModelNotFoundError(
+            f"config.json is not what transformers {transformers.__version__} reads ({type(error).__name__}: {said}): "
+            "take the one that the model was saved with"
+        ) from error
+
+
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     if not has_tokenizer(folder):
         raise ModelNotFoundError(
@@ -302,13 +336,18 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except KlimbError:
         raise
-    except (ImportError, ValueError) as error:
-        if "sentencepiece" in str(error) or "tiktoken" in str(error):
+    except Exception as error:  # tokenizers' readers raise whatever the bytes lead to
+        if "trust_remote_code" in str(error):
+            raise
+        has_older = not (folder / "tokenizer.json").is_file()
+        if has_older and ("sentencepiece" in str(error) or "tiktoken" in str(error)):
             raise ModelNotFoundError(
                 "its tokenizer is there in an older form alone, without tokenizer.json, and cannot be read without "
                 "more packages: pip install sentencepiece tiktoken protobuf"
             ) from error
-        raise
+        raise ModelNotFoundError(
+            f"its tokenizer cannot be read ({type(error).__name__}: {error}): fetch the files of the tokenizer again"
+        ) from error
     if not len(tokenizer):
         raise ModelNotFoundError("its tokenizer has no tokens: fetch tokenizer.json again")
     return tokenizer
@@ -317,13 +356,22 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 def _merged(model: Any, adapter: AdapterFiles, kind: Kind, info: dict[str, set[Any]]) -> Any:
     """Merge an adapter, and count what it brought whole, such as a head, as found."""
     rows = model.get_input_embeddings().weight.shape[0]
-    drawn = {name: model.get_parameter(name).detach().clone() for name in info["missing_keys"]}
+    drawn = {name: model.state_dict()[name].clone() for name in info["missing_keys"]}
     merged = merge_adapter(model, adapter, kind.task)
-    whole = {name for name, before in drawn.items() if not torch.equal(before, merged.get_parameter(name))}
+    whole = {name for name, before in drawn.items() if not torch.equal(before, merged.state_dict()[name])}
     info["missing_keys"] -= whole
     if merged.get_input_embeddings().weight.shape[0] != rows:
         merged.config.get_text_config().vocab_size = merged.get_input_embeddings().weight.shape[0]
     return merged
+
+
+def _untie(model: Any, notes: list[str]) -> None:
+    """Let a configuration that ties the embeddings to the last layer say so no more where the file has two of them."""
+    embeddings, last = model.get_input_embeddings(), model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if last is not None and getattr(config, "tie_word_embeddings", False) and last.weight is not embeddings.weight:
+        model.config.tie_word_embeddings = config.tie_word_embeddings = False
+        notes.append("config.json ties the last layer to the embeddings, and the file has another: that one is used")
 
 
 def _moved(model: Any, device: str | None) -> Any:
@@ -338,16 +386,19 @@ def _moved(model: Any, device: str | None) -> Any:
 
 
 @torch.no_grad()
-def _require_computing(kind: Kind, model: Any) -> None:
+def _require_computing(kind: Kind, model: Any, tokenizer: Any) -> None:
     """Let a model read a few tokens: it must do so, and a writer must not see those that come later."""
     rows = model.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[3, 1, 4, 1, 5], [3, 1, 4, 9, 2]], device=model.device) % rows
     if kind is SCORER:
-        model(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]))
+        with contextlib.suppress(DataError), readable("a text"):  # some models ask for their end token
+            ids = torch.tensor([tokenizer("Good.").input_ids], device=model.device)
+        if ids.shape[1]:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
         return
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :3].float()
     gap, spread = float((logits[0] - logits[1]).abs().max()), float(logits.std())
-    if gap > _SEES_AHEAD * spread:
+    if gap > _SEES_AHEAD[model.dtype == torch.float32] * spread:
         raise ModelNotFoundError(
             f"{type(model).__name__} reads later tokens before it writes earlier ones, as an encoder does: it cannot "
             "write a text from left to right; start from a decoder"

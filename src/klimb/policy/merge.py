@@ -118,14 +118,19 @@ def merge_adapter(model: Any, files: AdapterFiles, task: str) -> Any:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of them is checked here
         adapted = PeftModel(model, _read_config(files))
-        found = adapted.load_adapter(str(files.folder), "default", is_trainable=False, torch_device="cpu")
+        try:
+            found = adapted.load_adapter(str(files.folder), "default", is_trainable=False, torch_device="cpu")
+        except (RuntimeError, KeyError) as error:  # weights of other shapes, or none of a module that was saved whole
+            said = " ".join(str(error).split())[:300]
+            raise ModelNotFoundError(f"its adapter does not fit: {said}: {_is_it_that(files)}") from error
+        unread = [name for name in found.unexpected_keys if task == "CAUSAL_LM" or ".lm_head." not in name]
         lacking = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - stored.keys()
-        _require_fit(files, sorted(found.missing_keys) or sorted(lacking), sorted(found.unexpected_keys))
+        _require_fit(files, sorted(found.missing_keys) or sorted(lacking), sorted(unread))
         adapted.eval()
         before = _logits(adapted)
         merged: Any = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]  peft hands it on to its tuner
         after = _logits(merged)
-    gap, spread = float((after - before).abs().max()), float(before.std())
+    gap, spread = float((after - before).abs().max()), float(before.abs().max())
     half = 1 if model.dtype == torch.float32 else 50
     if not gap <= half * _TOLERANCE * max(spread, 1e-6):
         raise ModelNotFoundError(
@@ -139,7 +144,7 @@ def merge_adapter(model: Any, files: AdapterFiles, task: str) -> Any:
 
 def _require_mergeable(files: AdapterFiles) -> None:
     kind, config = files.kind, files.config
-    if not kind:
+    if kind in ("", "NONE"):
         raise ModelNotFoundError(f"{CONFIG} names no peft_type, so what kind of adapter it is, is not known")
     if kind in _PROMPTS or kind in _ROUTED:
         what = "adds to what is read, not to the weights" if kind in _PROMPTS else "works otherwise for each text"
@@ -196,9 +201,20 @@ def _require_fit(files: AdapterFiles, missing: list[str], unread: list[str]) -> 
             f"the model has no place for {len(unread)} of its weights ({unread[0]})" if unread else "",
         ]
         raise ModelNotFoundError(
-            f"its adapter does not fit: {' and '.join(filter(None, said))}: is {files.base or 'this'} the model that "
-            "it was trained on?"
+            f"its adapter does not fit: {' and '.join(filter(None, said))}: {_is_it_that(files)}"
         )
+
+
+def _is_it_that(files: AdapterFiles) -> str:
+    return f"is {files.base or 'this'} the model that it was trained on?"
+
+
+def head_outputs(files: AdapterFiles) -> int | None:
+    """How many outputs the head has that was saved with an adapter of a classification model; None without one."""
+    for name, weight in read_header(files.folder / _WEIGHTS).items():
+        if name.endswith((".score.weight", ".classifier.weight", ".classifier.out_proj.weight")):
+            return weight.shape[0]
+    return None
 
 
 @torch.no_grad()

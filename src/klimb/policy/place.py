@@ -38,6 +38,8 @@ def find(source: str | Path) -> Path | str:
     Raises:
         ModelNotFoundError: There is nothing of that name here, and it is no name of the hub.
     """
+    if not str(source).strip():
+        raise ModelNotFoundError("model: expected a model folder, a .gguf file or a hub name, got an empty name")
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.errors import ArgumentError, ConfigError
+from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
 from klimb.policy import chat, plain, sampling
 from klimb.policy.completions import Completions, join
 from klimb.policy.tokens import readable, require_known
@@ -318,6 +318,11 @@ def _end_ids(model: Any, tokenizer: Any) -> list[int]:
         named.append(model.generation_config.eos_token_id)
     ids: set[int] = set()
     for value in named:
-        if value is not None:
-            ids.update([value] if isinstance(value, int) else value)
+        for token in value if isinstance(value, (list, tuple)) else [value]:
+            if token is not None and not isinstance(token, int):
+                raise ModelNotFoundError(
+                    f"eos_token_id: expected the number of a token, or several, in the model's config.json and "
+                    f"generation_config.json, got {value!r}"
+                )
+            ids.update([] if token is None else [token])
     return sorted(ids)

@@ -61,7 +61,13 @@ def explain(place: str, error: Exception) -> str:
         names = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         if names:
             return f"its weights are pickled ({', '.join(names)}); {PICKLE_REMEDY}"
-    return said
+    if not folder.is_dir():
+        said = f"there is no folder of that name here, and the hub says: {said}"
+        if "gated" in said.lower() or "401" in said or "403" in said:
+            said += "; accept its terms on its page there, and log in with `hf auth login`"
+        return said
+    # What else is raised means little without its kind, such as KeyError: 'x'.
+    return said if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {said}"
 
 
 def _refuse(file: Any = "", *_: Any, **__: Any) -> NoReturn:

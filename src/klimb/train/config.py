@@ -108,7 +108,8 @@ class TrainConfig:
     """What is subtracted from each reward; leave_one_out is unbiased and quiet."""
 
     beta: float = 0.05
-    """KL coefficient: reward units that one nat away from the reference costs."""
+    """KL coefficient: reward units that one nat away from the reference costs. At 0, without kl_target and max_kl, no
+    reference is kept and no KL measured, which saves its memory and a pass over every batch."""
 
     kl_target: float | None = None
     """KL from the reference that beta is moved towards, in nats a completion: after each step beta grows where the KL
