@@ -164,8 +164,7 @@ def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | Feedbac
             case FeedbackExport():
                 from klimb.feedback.export import export_file
 
-                count = export_file(store.judgements(), verb.form, verb.output)
-                print(f"{verb.output}: {count:,} rows")  # noqa: T201
+                print(f"{verb.output}: {export_file(store.judgements(), verb.form, verb.output)}")  # noqa: T201
             case FeedbackShow():
                 from klimb.feedback.console import show_store
 
