@@ -30,31 +30,13 @@ class Export:
     says: str
     suffix: str
     rows: Callable[[Sequence[Judgement]], list[dict[str, Any]]]
-    judgements_in: Callable[[dict[str, Any]], int] = lambda row: 1
-
-    def num_written(self, rows: Iterable[dict[str, Any]]) -> int:
-        """How many judgements some of its rows hold."""
-        return sum(map(self.judgements_in, rows))
+    judgements_in: Callable[[dict[str, Any]], int] = lambda _: 1
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        num_rows: Rows of the file.
-        num_written: Judgements in them.
-        num_judgements: Judgements that there are.
-    """
-
-    num_rows: int
-    num_written: int
-    num_judgements: int
-
-    def __str__(self) -> str:
-        left = self.num_judgements - self.num_written
-        said = f"{self.num_rows:,} rows with {self.num_written:,} of {self.num_judgements:,} judgements"
-        return said + (f"; the form has no place for the other {left:,}" if left else "")
+def count_left_out(judgements: Sequence[Judgement], form: str) -> int:
+    """How many judgements a form has no place for."""
+    export = EXPORTS[form]
+    return len(judgements) - sum(map(export.judgements_in, export.rows(judgements)))
 
 
 def export_judgements(judgements: Sequence[Judgement], form: str) -> bytes:
@@ -65,7 +47,7 @@ def export_judgements(judgements: Sequence[Judgement], form: str) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> Exported:
+def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> int:
     """Write judgements to a file, whole or not at all.
 
     Args:
@@ -75,7 +57,7 @@ def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> Expor
             without an ending) that `datasets.load_from_disk` opens.
 
     Returns:
-        How many rows were written, of how many judgements.
+        How many rows were written.
 
     Raises:
         DataError: The name has another ending, there is nothing to write, or a table cannot hold it.
@@ -96,7 +78,7 @@ def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> Expor
     else:
         more = ", .parquet, or no ending for a folder of datasets" if export.suffix == ".jsonl" else ""
         raise DataError(f"{file}: {form} goes into a file that ends in {export.suffix}{more}")
-    return Exported(len(rows), export.num_written(rows), len(judgements))
+    return len(rows)
 
 
 def _comparisons(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -241,8 +223,8 @@ def _table(rows: list[dict[str, Any]], file: Path) -> Any:
         return pyarrow.Table.from_pylist(rows)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
-            f"{file}: messages with values of several kinds, which a table cannot hold in one column: export to a .jsonl "
-            f"file ({cut(str(error))})"
+            f"{file}: messages with values of several kinds, which a table cannot hold in one column: export to a "
+            f".jsonl file ({cut(str(error))})"
         ) from error
 
 

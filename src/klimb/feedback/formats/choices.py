@@ -48,23 +48,13 @@ _BETTER = re.compile(
     r"(is)?(slightly|much|significantly|clearly|far|abit|alittle|somewhat)*(better|preferred|wins|best)"
 )
 _TIES = frozenset(
-    [
-        "tie",
-        "tied",
-        "ties",
-        "equal",
-        "equallygood",
-        "draw",
-        "both",
-        "same",
-        "bothgood",
-        "bothequal",
-        "bothequallygood",
-        "nopreference",
-    ]
+    ["tie", "tied", "ties", "equal", "equallygood", "draw", "both", "same", "bothgood", "nopreference"]
 )
 _SKIPS = frozenset(["skip", "skipped", "bothbad", "tiebothbad", "neither", "bothequallybad"])
-_NOUNS = "response|answer|completion|output|text|reply|generation|candidate|option|summary|model|assistant|choice|side|the"
+_NOUNS = (
+    "response|answer|completion|output|text|reply|generation|candidate|option|summary|model|assistant|choice|side"
+    "|the"
+)
 _WORDS = {"left": 0, "right": 1, "first": 0, "second": 1}
 
 Chosen = int | Literal["tie", "skip"]

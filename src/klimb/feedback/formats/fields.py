@@ -6,95 +6,17 @@ from typing import Any
 
 from klimb.text import quote
 
-METADATA = frozenset(
-    [
-        "id",
-        "ids",
-        "uid",
-        "uuid",
-        "idx",
-        "index",
-        "__index_level_0__",
-        "prompt_id",
-        "question_id",
-        "conversation_id",
-        "conversation_hash",
-        "task_id",
-        "task",
-        "message_id",
-        "message_tree_id",
-        "parent_id",
-        "session_id",
-        "sample_id",
-        "row_id",
-        "example_id",
-        "record_id",
-        "pair_id",
-        "post_id",
-        "external_id",
-        "annotation_id",
-        "batch_id",
-        "worker_id",
-        "evaluation_session_id",
-        "evaluation_order",
-        "_server_id",
-        "inner_id",
-        "project",
-        "project_id",
-        "source",
-        "sources",
-        "dataset",
-        "dataset_name",
-        "data_source",
-        "origin",
-        "split",
-        "subset",
-        "domain",
-        "category",
-        "topic",
-        "subreddit",
-        "lang",
-        "language",
-        "model",
-        "models",
-        "model_name",
-        "model_id",
-        "model_a",
-        "model_b",
-        "model_1",
-        "model_2",
-        "chosen_model",
-        "rejected_model",
-        "chosen_policy",
-        "rejected_policy",
-        "generation_model",
-        "generation_models",
-        "created_at",
-        "updated_at",
-        "timestamp",
-        "tstamp",
-        "date",
-        "turn",
-        "license",
-        "url",
-        "version",
-        "batch",
-        "meta",
-        "metadata",
-        "vectors",
-        "file_upload",
-        "lead_time",
-        "num_tokens",
-        "token_count",
-        "inserted_at",
-        "seconds",
-        "note",
-        "judged_at",
-        "shown_left",
-        "left_source",
-        "right_source",
-    ]
+_ABOUT_ROWS = (
+    "id ids uid uuid idx index __index_level_0__ prompt_id question_id conversation_id conversation_hash "
+    "task_id task message_id message_tree_id parent_id session_id sample_id row_id example_id record_id "
+    "pair_id post_id external_id annotation_id batch_id worker_id evaluation_session_id evaluation_order "
+    "_server_id inner_id project project_id source sources dataset dataset_name data_source origin split "
+    "subset domain category topic subreddit lang language model models model_name model_id model_a "
+    "model_b model_1 model_2 chosen_model rejected_model chosen_policy rejected_policy generation_model "
+    "generation_models created_at updated_at timestamp tstamp date turn license url version batch meta "
+    "metadata vectors file_upload lead_time num_tokens token_count inserted_at"
 )
+METADATA = frozenset(_ABOUT_ROWS.split())
 """Columns that say where a row comes from and not what was judged: they are not named when nobody reads them."""
 
 

@@ -9,28 +9,18 @@ from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join, number
 from klimb.text import Text, quote
 
-_ABOUT = [
-    "total_annotations",
-    "cancelled_annotations",
-    "total_predictions",
-    "comment_count",
-    "unresolved_comment_count",
-    "updated_by",
-    "last_comment_updated_at",
-    "comment_authors",
-    "is_labeled",
-    "overlap",
-    "allow_skip",
-    "agreement",
-    "annotators",
-]
+_ABOUT_TASKS = (
+    "total_annotations cancelled_annotations total_predictions comment_count unresolved_comment_count "
+    "updated_by last_comment_updated_at comment_authors is_labeled overlap allow_skip agreement "
+    "annotators"
+)
 
 Judgements = list[Comparison | Rating]
 
 
 def read_label_studio(fields: Fields) -> Judgements:
     """A task: what stands in `data` is compared, each annotation that was not cancelled says how."""
-    for name in _ABOUT:
+    for name in _ABOUT_TASKS.split():
         fields.get(name)
     data = fields.part("data")
     candidates = _listed(data) or find_candidates(data, any_stem=True)
