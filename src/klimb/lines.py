@@ -1,4 +1,4 @@
-"""Rows of files of text: JSONL, lines of text, CSV and TSV, whose rows may take several lines, and lists in JSON."""
+"""Rows of files of text: JSONL, CSV and TSV, whose rows may take several lines, and lists in JSON."""
 
 import contextlib
 import csv
@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from klimb.errors import DataError
 from klimb.text import cut, quote
 
-LINES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 """Endings of files whose rows stand in lines."""
 COMPRESSED = (".gz", ".zst")
 """What may stand behind these and behind .json."""
@@ -70,7 +70,7 @@ def form_of(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_lines(file: Path) -> Iterator[BinaryIO]:
+def open_lines(file: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file for reading, decompressed where it is compressed.
 
     Raises:
@@ -80,12 +80,12 @@ def open_lines(file: Path) -> Iterator[BinaryIO]:
     try:
         if suffix == ".gz":
             with gzip.open(file, "rb") as stream:
-                yield stream  # pyright: ignore[reportReturnType]
+                yield stream
         elif suffix == ".zst":
             import pyarrow
 
-            with pyarrow.input_stream(str(file), compression="zstd") as stream:
-                yield stream  # pyright: ignore[reportReturnType]
+            with pyarrow.input_stream(str(file), compression="zstd") as content:
+                yield io.BufferedReader(content)
         else:
             with file.open("rb") as stream:
                 yield stream
@@ -97,7 +97,7 @@ def open_lines(file: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{file}: not a whole {suffix} file: {cut(str(error))}") from error
 
 
-def read_lines(file: Path, stream: BinaryIO) -> Iterator[Row]:
+def read_lines(file: Path, stream: io.BufferedIOBase) -> Iterator[Row]:
     """Read the rows of a file of lines; blank lines are passed over.
 
     Args:
@@ -111,10 +111,10 @@ def read_lines(file: Path, stream: BinaryIO) -> Iterator[Row]:
     if form_of(file) in _TABLES:
         header = _take_header(file, _Taken(lines))
         return _csv_rows(file, lines, header)
-    return _plain_rows(file, lines) if form_of(file) == ".txt" else _jsonl_rows(file, lines)
+    return _jsonl_rows(file, lines)
 
 
-def read_row_at(file: Path, stream: BinaryIO, start: int, line: int, header: Header | None) -> Row:
+def read_row_at(file: Path, stream: io.BufferedIOBase, start: int, line: int, header: Header | None) -> Row:
     """Read one row of a file of lines.
 
     Args:
@@ -126,14 +126,11 @@ def read_row_at(file: Path, stream: BinaryIO, start: int, line: int, header: Hea
     """
     stream.seek(start)
     lines = _text_lines(stream, file, line, start)
-    if header is not None:
-        rows = _csv_rows(file, lines, header)
-    else:
-        rows = _plain_rows(file, lines) if form_of(file) == ".txt" else _jsonl_rows(file, lines)
+    rows = _jsonl_rows(file, lines) if header is None else _csv_rows(file, lines, header)
     return next(rows, Row(f"{file}:{line}", {}, "nothing is there any more"))
 
 
-def read_header(file: Path, stream: BinaryIO) -> Header | None:
+def read_header(file: Path, stream: io.BufferedIOBase) -> Header | None:
     """Read the names of a CSV file's columns; None of a file that has no header.
 
     Raises:
@@ -218,15 +215,15 @@ def _jsonl_rows(file: Path, lines: Iterable[_Line]) -> Iterator[Row]:
             if not line.text.strip():
                 continue
             problem, values = _parse_line(line.text)
+            if line.start == 0 and problem and _begins_list(line.text):
+                raise DataError(f"{file}: one list in JSON rather than an object on each line: name it .json")
         yield Row(f"{file}:{line.number}", values, problem, line.start, line.number)
 
 
-def _plain_rows(file: Path, lines: Iterable[_Line]) -> Iterator[Row]:
-    for line in lines:
-        text = line.text.rstrip("\r\n")
-        if line.problem or text.strip():
-            values = {} if line.problem else {"text": text}
-            yield Row(f"{file}:{line.number}", values, line.problem, line.start, line.number)
+def _begins_list(text: str) -> bool:
+    """Whether a line begins a list of objects, alone or with all of it."""
+    text = text.strip()
+    return text == "[" or text.startswith("[{")
 
 
 def _parse_line(text: str) -> tuple[str | None, dict[str, Any]]:
@@ -243,7 +240,7 @@ def _parse_line(text: str) -> tuple[str | None, dict[str, Any]]:
     return None, values
 
 
-def _text_lines(stream: BinaryIO, file: Path, number: int = 1, start: int = 0) -> Iterator[_Line]:
+def _text_lines(stream: io.BufferedIOBase, file: Path, number: int = 1, start: int = 0) -> Iterator[_Line]:
     """Lines with their places, decoded one by one so that a broken one can be named."""
     for raw in stream:
         if start == 0:

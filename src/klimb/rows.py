@@ -17,6 +17,8 @@ __all__ = ["KINDS", "Row", "kind_of", "read_rows"]
 KINDS = (*LINES, ".json", ".parquet", ".arrow", ".feather")
 """Endings of files of rows; those of lines and .json may be compressed."""
 
+_OTHERS = tuple(kind for kind in KINDS if kind not in (".jsonl", ".csv", ".parquet"))
+
 Kind = Literal["folder", "lines", "items", "batches"]
 
 
@@ -25,8 +27,7 @@ def read_rows(file: Path, *, names_of_classes: bool = False) -> Iterator[Row]:
 
     Args:
         file: Of one of `KINDS`; or a folder that `datasets.Dataset.save_to_disk` wrote, or a clone of a data set of
-            the hub, of one split. Blank lines are passed over. Each line of a .txt file is a row with the column
-            `text`.
+            the hub, of one split. Blank lines are passed over.
         names_of_classes: Whether numbers that stand for the names of classes (ClassLabel of `datasets`) are read as
             those names.
 
@@ -73,10 +74,10 @@ def kind_of(file: Path) -> Kind:
         return "folder"
     form = form_of(file)
     if form not in KINDS or (form != file.suffix.lower() and form not in (*LINES, ".json")):
-        known = ", ".join(KINDS[:-1])
+        hint = '; put each text on a line as {"prompt": "…"}' if form == ".txt" else ""
         raise DataError(
-            f"{file}: expected a {known} or {KINDS[-1]} file, one of lines or .json compressed as "
-            f"{' or '.join(COMPRESSED)}, or a folder of them, got {file.suffix or file.name!r}"
+            f"{file}: expected a .jsonl, .csv or .parquet file, or one of {', '.join(_OTHERS)}, of which those of "
+            f"lines and .json may be compressed ({', '.join(COMPRESSED)}), got {file.suffix or file.name!r}{hint}"
         )
     if not file.is_file():
         raise DataError(f"{file}: no such file")

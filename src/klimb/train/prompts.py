@@ -12,14 +12,12 @@ from typing import Any, overload
 import numpy as np
 
 from klimb.errors import ConfigError, DataError
-from klimb.lines import form_of
 from klimb.messages import MessageError, read_messages
 from klimb.policy.counted import permutation
 from klimb.rows import Row, read_rows
 from klimb.text import Text, null_in, plain, problem_with
 from klimb.train.stored import stored_rows
 
-_DEFAULT = "prompt"  # the column of prompts
 _AT_ONCE = 1 << 20  # digests looked at together
 _MOST_COMPARED = 1000  # repeated prompts that are read again to be sure
 _SHOWN = 3  # repeated prompts whose places are told
@@ -83,7 +81,7 @@ class PromptFile(Sequence[PromptRow]):
         self._names: dict[str, None] = {}
         digests = array("q")
         for row in self._rows.scan():
-            checked = _checked(file, row, column)
+            checked = _checked(row, column)
             if not checked.columns.keys() <= self._names.keys():
                 self._names |= dict.fromkeys(checked.columns)
             digests.append(_digest(checked))
@@ -124,7 +122,7 @@ class PromptFile(Sequence[PromptRow]):
         return found
 
     def _whole(self, row: Row) -> PromptRow:
-        checked = _checked(self.file, row, self._column)
+        checked = _checked(row, self._column)
         columns = {name: checked.columns.get(name) for name in self._names}
         return PromptRow(checked.prompt, columns, checked.place)
 
@@ -251,12 +249,10 @@ def _prompt_of(value: Any, where: str) -> Text:
     return prompt
 
 
-def _checked(file: Path, row: Row, column: str) -> PromptRow:
+def _checked(row: Row, column: str) -> PromptRow:
     place, values = row.place, row.values
     if row.problem:
         raise DataError(f"{place}: {row.problem}")
-    if column == _DEFAULT and column not in values and form_of(file) == ".txt":
-        column = "text"  # the only column that it has
     if column not in values:
         raise DataError(
             f"{place}: no column {column!r}; it has {', '.join(map(repr, values))} (choose with --prompt-column)"

@@ -1,13 +1,15 @@
 """Rows of a file by number, read when they are asked for: what is kept of each is where it stands."""
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -93,11 +95,12 @@ class _Lines:
         self._unchanged = _Unchanged(file)
         self._starts, self._lines = array("q"), array("q")
         self._header: Header | None = None
-        self._content: BinaryIO | None = None
+        self._content: io.BufferedIOBase | None = None
 
     def scan(self) -> Iterator[Row]:
         if self._file.suffix.lower() in COMPRESSED:
             self._content = _decompressed(self._file)
+            weakref.finalize(self, self._content.close)
         with self._open() as stream:
             self._header = read_header(self._file, stream)
         with self._open() as stream:
@@ -117,7 +120,7 @@ class _Lines:
             return read_row_at(self._file, stream, self._starts[index], line, self._header)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
+    def _open(self) -> Iterator[io.BufferedIOBase]:
         if self._content is None:
             with self._file.open("rb") as stream:
                 yield stream
@@ -134,11 +137,11 @@ class _Lines:
             return self._lines[noted] + stream.read(self._starts[index] - first).count(b"\n")
 
 
-def _decompressed(file: Path) -> BinaryIO:
+def _decompressed(file: Path) -> io.BufferedIOBase:
     content = tempfile.TemporaryFile(prefix="klimb-")  # noqa: SIM115  kept open as long as its rows are read
     with open_lines(file) as stream:
         shutil.copyfileobj(stream, content)
-    return content  # pyright: ignore[reportReturnType]
+    return content
 
 
 class _Items:
