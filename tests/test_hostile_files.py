@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from klimb import KlimbError
-from klimb.feedback.formats import Feedback, _rows_of, _take, read_feedback
+from klimb.feedback.formats import Feedback, read_feedback
+from klimb.feedback.formats.reading import take_row
+from klimb.rows import read_rows
 from klimb.train.prompts import PromptFile
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -208,7 +210,7 @@ def check_prompts(file):
 
 def check_feedback(file):
     try:
-        rows = list(_rows_of(file))
+        rows = list(read_rows(file))
     except KlimbError as error:
         with pytest.raises(type(error)):
             read_feedback(file)
@@ -216,7 +218,7 @@ def check_feedback(file):
     kept = 0
     for row in rows:
         one = Feedback()
-        _take(row, one)
+        take_row(row, one)
         outcomes = [bool(one.comparisons or one.ratings), one.num_skipped == 1, len(one.refused) == 1]
         assert sum(outcomes) == 1, (row, one)
         kept += outcomes[0]

@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of folders that `datasets` wrote, batch by batch, and checked before they are believed."""
+"""Rows of Parquet and Arrow files, batch by batch, and checked before they are believed."""
 
 import contextlib
 import json
@@ -15,57 +15,49 @@ from klimb.lines import Row
 from klimb.text import cut, quote
 
 _BATCH = 1024  # rows of a Parquet file in memory at once, beside the row group that they are of
+_ARROW_FILE = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def read_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
-    """Read a Parquet file, or a folder that `datasets.Dataset.save_to_disk` wrote.
+    """Read a Parquet file, or one in either of Arrow's two formats.
 
     Raises:
         DataError: It is not what its name says, cut short, damaged, or two columns have one name.
     """
-    if file.is_dir():
-        for part in arrow_files(file):
-            yield from _checked(part, _stream_batches(part))
-    else:
+    if file.suffix.lower() == ".parquet":
         yield from _checked(file, _parquet_batches(file))
+    elif _begins_with(file, _ARROW_FILE):
+        yield from _checked(file, _file_batches(file))
+    else:
+        yield from _checked(file, _stream_batches(file))
 
 
-def arrow_files(folder: Path) -> list[Path]:
-    """Find the files of a folder that `datasets` wrote, in their order.
+def is_arrow(file: Path) -> bool:
+    """Whether a file is read in batches."""
+    return file.suffix.lower() in (".parquet", ".arrow", ".feather")
 
-    Raises:
-        DataError: It is not such a folder, has several splits, or names files that are not in it.
-    """
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-        raise DataError(f"{folder}: has several splits; name one of them: {', '.join(splits)}")
+
+def _begins_with(file: Path, mark: bytes) -> bool:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        names = [part["filename"] for part in state["_data_files"]]
-        has_index = bool(state.get("_indices_data_files"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{folder}: not a folder that datasets' save_to_disk wrote: {cut(repr(error))}"
-        ) from error
-    if has_index:
-        raise DataError(
-            f"{folder}: holds a selection of its rows as an old version of datasets wrote it; "
-            "load it with datasets and save it again"
-        )
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise DataError(
-                f"{folder / 'state.json'}: names {quote(name)}, which is not a file in its folder"
-            )
-    return [folder / name for name in names]
+        with file.open("rb") as stream:
+            return stream.read(len(mark)) == mark
+    except OSError:  # it is told of when it is read
+        return False
 
 
-def rows_of(file: Path, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[Row]:
+def rows_of(
+    file: Path, batches: Iterable[pyarrow.RecordBatch], *, names_of_classes: bool = False
+) -> Iterator[Row]:
     """Give out the rows of batches, one by one; those that Python has no values for with the reason."""
     number = 0
     for batch in batches:
+        classes = _classes(batch.schema) if names_of_classes else {}
         for values, problem in _values(batch):
+            for name, names in classes.items():
+                code = values.get(name)
+                if isinstance(code, int) and 0 <= code < len(names):
+                    values[name] = names[code]
             yield Row(f"{file}, row {number + 1}", values, problem, number, number + 1)
             number += 1
 
@@ -74,6 +66,19 @@ def row_of(file: Path, batch: pyarrow.RecordBatch, offset: int, number: int) -> 
     """Give out one row of a batch."""
     ((values, problem),) = _values(batch.slice(offset, 1))
     return Row(f"{file}, row {number + 1}", values, problem, number, number + 1)
+
+
+def _classes(schema: pyarrow.Schema) -> dict[str, list[str]]:
+    """The names that stand behind the numbers of columns of classes, as `datasets` notes them in its files."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+    }
 
 
 def _values(batch: pyarrow.RecordBatch) -> list[tuple[dict[str, Any], str | None]]:
@@ -95,6 +100,13 @@ def _parquet_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
             yield batch
     if num_rows != promised:
         raise DataError(f"{file}: damaged: {promised:,} rows were promised, {num_rows:,} could be read")
+
+
+def _file_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
+    with pyarrow.memory_map(str(file)) as source:
+        reader = pyarrow.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
 
 
 def _stream_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:

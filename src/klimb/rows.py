@@ -1,48 +1,84 @@
-"""Rows of a JSONL, CSV or Parquet file, or a folder of `datasets`, one by one, each with its place for messages.
+"""Rows of files of data, one by one, each with its place for messages.
 
 Whatever bytes a file has, each of its rows is given out, with the reason where it cannot be read, or the file as a
 whole is refused; nothing is passed over but blank lines. One row, or one batch of a Parquet or Arrow file, is in memory
-at a time.
+at a time; a .json file is as a whole.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from klimb.errors import DataError
-from klimb.lines import Row, read_csv, read_jsonl
+from klimb.lines import COMPRESSED, LINES, Row, form_of, open_lines, read_items, read_lines
 
-__all__ = ["KINDS", "Row", "is_text", "read_rows"]
+__all__ = ["KINDS", "Row", "kind_of", "read_rows"]
 
-KINDS = (".jsonl", ".csv", ".parquet")
+KINDS = (*LINES, ".json", ".parquet", ".arrow", ".feather")
+"""Endings of files of rows; those of lines and .json may be compressed."""
+
+_OTHERS = tuple(kind for kind in KINDS if kind not in (".jsonl", ".csv", ".parquet"))
+
+Kind = Literal["folder", "lines", "items", "batches"]
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path, *, names_of_classes: bool = False) -> Iterator[Row]:
     """Read a file row by row; the ones that cannot be read are among them, with the reason.
 
     Args:
-        file: Named .jsonl, .csv or .parquet, or a folder that `datasets.Dataset.save_to_disk` wrote. Blank lines of
-            a JSONL or CSV file are passed over.
+        file: Of one of `KINDS`; or a folder that `datasets.Dataset.save_to_disk` wrote, or a clone of a data set of
+            the hub, of one split. Blank lines are passed over.
+        names_of_classes: Whether numbers that stand for the names of classes (ClassLabel of `datasets`) are read as
+            those names.
 
     Raises:
         DataError: The file is missing, of another kind, or as a whole not what its name says.
     """
-    if is_text(file):
-        return read_jsonl(file) if file.suffix.lower() == ".jsonl" else read_csv(file)
+    kind = kind_of(file)
+    if kind == "folder":
+        from klimb.folders import files_of
+
+        return _rows_of_folder(file, files_of(file), names_of_classes=names_of_classes)
+    if kind == "lines":
+        return _rows_of_lines(file)
+    if kind == "items":
+        return read_items(file)
     from klimb.batches import read_batches, rows_of
 
-    return rows_of(file, read_batches(file))
+    return rows_of(file, read_batches(file), names_of_classes=names_of_classes)
 
 
-def is_text(file: Path) -> bool:
-    """Whether a file's rows stand in lines.
+def _rows_of_lines(file: Path) -> Iterator[Row]:
+    with open_lines(file) as stream:
+        yield from read_lines(file, stream)
+
+
+def _rows_of_folder(folder: Path, files: list[Path], *, names_of_classes: bool) -> Iterator[Row]:
+    from klimb.batches import is_arrow, read_batches, rows_of
+
+    if all(is_arrow(file) for file in files):
+        batches = (batch for file in files for batch in read_batches(file))
+        yield from rows_of(folder, batches, names_of_classes=names_of_classes)
+        return
+    for file in files:
+        yield from read_rows(file, names_of_classes=names_of_classes)
+
+
+def kind_of(file: Path) -> Kind:
+    """How a file is read.
 
     Raises:
         DataError: The file is missing, or of another kind.
     """
     if file.is_dir():
-        return False
-    if file.suffix.lower() not in KINDS:
-        raise DataError(f"{file}: expected a .jsonl, .csv or .parquet file, got {file.suffix or file.name!r}")
+        return "folder"
+    form = form_of(file)
+    if form not in KINDS or (form != file.suffix.lower() and form not in (*LINES, ".json")):
+        hint = '; put each text on a line as {"prompt": "…"}' if form == ".txt" else ""
+        raise DataError(
+            f"{file}: expected a .jsonl, .csv or .parquet file, or one of {', '.join(_OTHERS)}, of which those of "
+            f"lines and .json may be compressed ({', '.join(COMPRESSED)}), got {file.suffix or file.name!r}{hint}"
+        )
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    return file.suffix.lower() != ".parquet"
+    return "lines" if form in LINES else "items" if form == ".json" else "batches"

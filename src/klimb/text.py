@@ -1,6 +1,9 @@
 """Texts: the two forms of a prompt or completion, what makes one unusable, and what of one may be shown or written."""
 
+import datetime
+import math
 import re
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
@@ -59,6 +62,42 @@ def surrogate_in(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"half of a surrogate pair, {text[error.start]!r}, at character {error.start} is not text"
     return None
+
+
+def plain(value: Any) -> Any:
+    r"""A value as JSON can hold it: what JSON has no form for, such as a time, stands as text.
+
+    Bytes that are no text stand as their number; numbers that are not finite as `nan`, `inf` and `-inf`.
+
+    Example:
+        >>> import datetime, decimal
+        >>> plain({"at": datetime.date(2023, 4, 9), "cost": [decimal.Decimal("1.5"), float("nan")], 1: b"\xff"})
+        {'at': '2023-04-09', 'cost': ['1.5', 'nan'], '1': '1 bytes'}
+    """
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if callable(getattr(value, "tolist", None)) and not isinstance(value, memoryview):  # of NumPy
+        return plain(value.tolist())
+    return _plain_one(value)
+
+
+def _plain_one(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"{len(value)} bytes" if (text := _decoded(value)) is None else text
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
+
+
+def _decoded(value: bytes | bytearray | memoryview) -> str | None:
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def cut(text: str) -> str:

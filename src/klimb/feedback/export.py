@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from klimb.errors import DataError
-from klimb.feedback.formats import ASSISTANT, HUMAN
+from klimb.feedback.formats import ASSISTANT, HUMAN, SYSTEM
 from klimb.feedback.records import Judgement
 from klimb.files import whole_folder, write_file
-from klimb.text import Message, Text
+from klimb.text import Message, Text, cut
 
 _SIDES = {"first": "left", "second": "right"}
+_MARKS = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}  # of a transcript's turns
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,19 @@ class Export:
         says: What it is, in a line.
         suffix: Ending of its files.
         rows: Makes its rows.
+        judgements_in: How many judgements a row holds.
     """
 
     says: str
     suffix: str
     rows: Callable[[Sequence[Judgement]], list[dict[str, Any]]]
+    judgements_in: Callable[[dict[str, Any]], int] = lambda _: 1
+
+
+def count_left_out(judgements: Sequence[Judgement], form: str) -> int:
+    """How many judgements a form has no place for."""
+    export = EXPORTS[form]
+    return len(judgements) - sum(map(export.judgements_in, export.rows(judgements)))
 
 
 def export_judgements(judgements: Sequence[Judgement], form: str) -> bytes:
@@ -51,7 +60,7 @@ def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> int:
         How many rows were written.
 
     Raises:
-        DataError: The name has another ending, or there is nothing to write.
+        DataError: The name has another ending, there is nothing to write, or a table cannot hold it.
     """
     export = EXPORTS[form]
     rows = export.rows(judgements)
@@ -105,16 +114,25 @@ def _preferences(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 def _transcripts(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for said, chosen, rejected in _decided(judgements):
-        start = _transcript(said.prompt) + ASSISTANT
-        rows.append({"chosen": f"{start} {chosen}", "rejected": f"{start} {rejected}"})
+        start = _transcript(said.prompt)
+        texts = [message["content"] for message in _turns(said.prompt)] + [chosen, rejected]
+        if start is not None and not any(mark in text for text in texts for mark in _MARKS.values()):
+            rows.append(
+                {"chosen": f"{start}{ASSISTANT} {chosen}", "rejected": f"{start}{ASSISTANT} {rejected}"}
+            )
     return rows
 
 
-def _transcript(prompt: Text) -> str:
-    turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return "".join(
-        f"{ASSISTANT if turn['role'] == 'assistant' else HUMAN} {turn['content']}" for turn in turns
-    )
+def _turns(prompt: Text) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _transcript(prompt: Text) -> str | None:
+    """A prompt as a transcript; None where it has turns that transcripts do not know, such as those of tools."""
+    turns = _turns(prompt)
+    if any(turn["role"] not in _MARKS or turn.keys() > {"role", "content"} for turn in turns):
+        return None
+    return "".join(f"{_MARKS[turn['role']]} {turn['content']}" for turn in turns)
 
 
 def _label_studio(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -160,8 +178,18 @@ EXPORTS = {
     "transcripts": Export(
         "Anthropic's chosen and rejected transcripts, without ties", ".jsonl", _transcripts
     ),
-    "label-studio": Export("Label Studio's pairwise tasks, without ties", ".json", _label_studio),
-    "argilla": Export("Argilla's records with a question named preference", ".json", _argilla),
+    "label-studio": Export(
+        "Label Studio's pairwise tasks, without ties",
+        ".json",
+        _label_studio,
+        lambda row: len(row["annotations"]),
+    ),
+    "argilla": Export(
+        "Argilla's records with a question named preference",
+        ".json",
+        _argilla,
+        lambda row: len(row["responses"]["preference"]),
+    ),
 }
 """The formats by name."""
 
@@ -175,12 +203,37 @@ def _decided(judgements: Sequence[Judgement]) -> Iterable[tuple[Judgement, str, 
             yield said, said.second.text, said.first.text
 
 
+def _table(rows: list[dict[str, Any]], file: Path) -> Any:
+    """The rows as a table, each of whose columns has values of one kind.
+
+    Raises:
+        DataError: They have not.
+    """
+    import pyarrow
+
+    for column in ("prompt", "chosen", "rejected"):
+        texts = sum(isinstance(row.get(column), str) for row in rows)
+        chats = sum(isinstance(row.get(column), list) for row in rows)
+        if texts and chats:
+            raise DataError(
+                f"{file}: of {len(rows):,} rows {texts:,} have a {column} that is plain text and {chats:,} one of chat "
+                "messages, which a table cannot hold in one column: export to a .jsonl file"
+            )
+    try:
+        return pyarrow.Table.from_pylist(rows)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{file}: messages with values of several kinds, which a table cannot hold in one column: export to a "
+            f".jsonl file ({cut(str(error))})"
+        ) from error
+
+
 def _write_parquet(rows: list[dict[str, Any]], file: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    pyarrow.parquet.write_table(_table(rows, file), sink)
     write_file(file, sink.getvalue().to_pybytes())
 
 
@@ -191,7 +244,7 @@ def _write_dataset(rows: list[dict[str, Any]], folder: Path) -> None:
 
     if folder.exists():
         raise DataError(f"{folder}: exists already; choose another name")
-    table = pyarrow.Table.from_pylist(rows)
+    table = _table(rows, folder)
     name = "data-00000-of-00001.arrow"
     state = {
         "_data_files": [{"filename": name}],

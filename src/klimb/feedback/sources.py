@@ -1,7 +1,7 @@
 """Feedback from wherever it is: files of many formats, and stores; and its import into a store."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ class ImportReport:
         num_comparisons: Comparisons that they made; a ranking or ratings make several.
         num_new: Of them, those that the store did not have.
         refused: Place and reason of each that could not be used.
+        notes: What the rows have that was not used: columns, and answers that do not count.
     """
 
     num_rows: int
@@ -34,6 +35,7 @@ class ImportReport:
     num_comparisons: int
     num_new: int
     refused: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -41,6 +43,7 @@ class ImportReport:
             f"{self.num_rows:,} rows read, {self.num_skipped:,} without a judgement, {len(self.refused):,} refused",
             f"{self.num_comparisons:,} comparisons, {self.num_new:,} of them new",
         ]
+        lines += self.notes
         lines += [printable(f"  refused {place}: {reason}") for place, reason in self.refused[:_SHOWN]]
         if len(self.refused) > _SHOWN:
             lines.append(f"  … and {len(self.refused) - _SHOWN:,} more")
@@ -66,11 +69,7 @@ def read_sources(sources: Sequence[str | Path]) -> Feedback:
                 part = store.feedback()
         else:
             part = read_feedback(Path(source))
-        found.comparisons += part.comparisons
-        found.ratings += part.ratings
-        found.num_rows += part.num_rows
-        found.num_skipped += part.num_skipped
-        found.refused += part.refused
+        found.add(part)
     if not found.comparisons and not found.ratings:
         raise DataError(f"{redact(', '.join(map(str, sources)))}: nothing has been judged there yet")
     return found
@@ -96,7 +95,9 @@ def import_files(
     comparisons = [*feedback.comparisons, *compare_ratings(feedback.ratings, min_gap, pairs_per_text, seed)]
     num_new, contradictions = store.add_comparisons(comparisons)
     refused = [*feedback.refused, *contradictions]
-    return ImportReport(feedback.num_rows, feedback.num_skipped, len(comparisons), num_new, refused)
+    return ImportReport(
+        feedback.num_rows, feedback.num_skipped, len(comparisons), num_new, refused, feedback.notes
+    )
 
 
 def is_store(source: str | Path) -> bool:

@@ -8,7 +8,7 @@ from klimb.files import write_file
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch
 from klimb.rows import read_rows
-from klimb.text import problem_with
+from klimb.text import plain, problem_with
 
 _AT_ONCE = 256  # texts handed to the rewards together
 
@@ -50,7 +50,7 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
         batch = Batch(prompts, [str(row["completion"]) for row in part], columns)  # pyright: ignore[reportArgumentType]
         scores += judge(batch).complete().given
     lines = [
-        json.dumps(row | {"score": score}, ensure_ascii=False) + "\n"
+        json.dumps(plain(row) | {"score": score}, ensure_ascii=False) + "\n"
         for row, score in zip(rows, scores, strict=True)
     ]
     write_file(output, "".join(lines))

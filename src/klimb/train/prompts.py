@@ -12,9 +12,10 @@ from typing import Any, overload
 import numpy as np
 
 from klimb.errors import ConfigError, DataError
+from klimb.messages import MessageError, read_messages
 from klimb.policy.counted import permutation
 from klimb.rows import Row, read_rows
-from klimb.text import Text, null_in, problem_with
+from klimb.text import Text, null_in, plain, problem_with
 from klimb.train.stored import stored_rows
 
 _AT_ONCE = 1 << 20  # digests looked at together
@@ -67,7 +68,7 @@ class PromptFile(Sequence[PromptRow]):
         repeats: Prompts that stand in it more than once; None where there are none.
 
     Args:
-        file: Named .jsonl, .csv or .parquet, or a folder that `datasets` wrote. Blank lines are passed over.
+        file: As for `klimb.rows.read_rows`. Blank lines are passed over.
         column: Where the prompts stand. In a CSV file they are plain text.
 
     Raises:
@@ -165,7 +166,7 @@ class PromptFile(Sequence[PromptRow]):
 
 
 def read_prompts(file: Path, column: str = "prompt") -> list[PromptRow]:
-    """Read all prompts of a JSONL, CSV or Parquet file into memory.
+    """Read all prompts of a file into memory.
 
     Args:
         file: As for `PromptFile`.
@@ -228,6 +229,26 @@ def _digest(row: PromptRow) -> int:
         raise DataError(f"{row.place}: a message is nested too deep to be read") from error
 
 
+def _prompt_of(value: Any, where: str) -> Text:
+    """A prompt in one form; what stands in its messages and is no text, such as a time, as text.
+
+    Raises:
+        DataError: It is neither text nor messages.
+    """
+    if isinstance(value, list) and value:
+        try:
+            prompt = [plain(message) for message in read_messages(value)]
+        except MessageError as error:
+            raise DataError(f"{where}: {error}") from error
+        except RecursionError as error:
+            raise DataError(f"{where}: a message is nested too deep to be read") from error
+    else:
+        prompt = value
+    if problem := problem_with(prompt) or null_in(prompt):
+        raise DataError(f"{where}: {problem}")
+    return prompt
+
+
 def _checked(row: Row, column: str) -> PromptRow:
     place, values = row.place, row.values
     if row.problem:
@@ -236,9 +257,7 @@ def _checked(row: Row, column: str) -> PromptRow:
         raise DataError(
             f"{place}: no column {column!r}; it has {', '.join(map(repr, values))} (choose with --prompt-column)"
         )
-    prompt = values[column]
-    if problem := problem_with(prompt) or null_in(prompt):
-        raise DataError(f"{place}: {column}: {problem}")
+    prompt = _prompt_of(values[column], f"{place}: {column}")
     for name in ("prompts", "completions"):
         if name in values and name != column:
             raise DataError(

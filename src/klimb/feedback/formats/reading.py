@@ -1,0 +1,104 @@
+"""Files of feedback, each row in whichever format its columns show.
+
+What cannot be read is refused with its place and reason, and the rest is kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from klimb.errors import DataError
+from klimb.feedback.comparison import Rating
+from klimb.feedback.formats import argilla, hub, label_studio, trl
+from klimb.feedback.formats.feedback import Feedback
+from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
+from klimb.rows import Row, read_rows
+from klimb.text import cut, quote
+
+Reader = Callable[[Fields], list[Any]]
+
+
+def read_feedback(*files: Path) -> Feedback:
+    """Read files of feedback, each row in whichever format it has.
+
+    Args:
+        files: Of any kind that `klimb.rows.read_rows` reads.
+
+    Raises:
+        DataError: A file is missing or as a whole not readable, or no row of them could be used; the
+            message has the first reasons.
+    """
+    feedback = Feedback()
+    for file in files:
+        for row in read_rows(Path(file), names_of_classes=True):
+            feedback.num_rows += 1
+            take_row(row, feedback)
+    if not feedback.comparisons and not feedback.ratings:
+        reasons = "; ".join(f"{place}: {reason}" for place, reason in feedback.refused[:3])
+        names = ", ".join(map(str, files))
+        raise DataError(
+            f"{names}: no judgement could be read: {feedback.summary}; {reasons or 'nothing in it'}"
+        )
+    return feedback
+
+
+def take_row(row: Row, feedback: Feedback) -> None:
+    """Put what a row says into feedback, or why it cannot be used."""
+    fields = Fields(row.values)
+    try:
+        if row.problem:
+            raise RefusedError(row.problem)
+        found = _reader_of(fields)(fields)
+    except RefusedError as refused:
+        feedback.refused.append((row.place, str(refused)))
+        return
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # deep inside something is of another kind
+        feedback.refused.append((row.place, f"malformed: {cut(str(error))}"))
+        return
+    feedback.unread.update(fields.unread())
+    feedback.uncounted.update(fields.uncounted)
+    feedback.num_skipped += not found
+    for judgement in found:
+        if isinstance(judgement, Rating):
+            feedback.ratings.append(judgement)
+        else:
+            feedback.comparisons.append(replace(judgement, place=row.place))
+
+
+def _reader_of(fields: Fields) -> Reader:
+    """The reader of the first format whose columns are there, and not all empty."""
+    names = set(fields)
+    there = [(columns, reader) for columns, reader in _READERS if columns <= names]
+    if argilla.is_flat(fields):
+        return argilla.read_flat
+    for columns, reader in there:
+        if any(fields.look(name) is not None for name in columns):
+            return reader
+    if there:
+        return there[0][1]
+    known = ", ".join(map(quote, (name for name in fields if not is_empty(fields.look(name)))))
+    raise RefusedError(
+        f"no known format has the columns {known or 'none'}; expected chosen and rejected, "
+        "left, right and preferred, two answers and who won, completions best first, completion (or text) and score "
+        "(or label), or an export of Label Studio or Argilla; docs/feedback.md lists all of them"
+    )
+
+
+_READERS: list[tuple[set[str], Reader]] = [
+    ({"chosen", "rejected"}, trl.read_preference),
+    ({"data", "annotations"}, label_studio.read_label_studio),
+    ({"fields", "responses"}, argilla.read_argilla),
+    *(({verdict}, hub.read_pair) for verdict in hub.VERDICT_COLUMNS if verdict not in ("labels", "score_0")),
+    ({"human_ref_A", "human_ref_B", "labels"}, hub.read_pair),
+    ({"score_0", "score_1"}, hub.read_pair),
+    *(({name}, trl.read_list) for name in trl.LISTS),
+    *(({text, score}, trl.read_rating) for text in trl.TEXTS for score in trl.SCORES),
+    ({"completion", "label"}, trl.read_unpaired),
+]

@@ -1,0 +1,224 @@
+"""TRL's rows, which most preference sets of the hub have: chosen and rejected, unpaired, ranked, rated."""
+
+import math
+from typing import Any
+
+from klimb.feedback.comparison import Comparison, Rating
+from klimb.feedback.formats.choices import compared
+from klimb.feedback.formats.fields import Fields, RefusedError
+from klimb.feedback.formats.texts import (
+    answer,
+    as_messages,
+    completion,
+    is_transcript,
+    read_prompt,
+    read_rater,
+    transcript,
+)
+from klimb.text import Message, Text, quote
+
+TEXTS = ("completion", "text", "response", "answer", "output")
+SCORES = ("score", "rating", "overall_score", "reward", "helpfulness")
+LISTS = ("completions", "responses", "generations", "answers", "candidates")
+_SCORE_LISTS = ("scores", "ratings", "rewards")
+_RANK_LISTS = ("ranks", "rankings", "ranking", "rank")
+_UNUSED = frozenset({"draft", "discarded", "pending"})
+_MESSAGES = ("messages", "conversations", "conversation")
+
+
+def read_preference(fields: Fields) -> list[Comparison]:
+    """`chosen` and `rejected`, as texts, answers or whole chats, with or without a prompt."""
+    status = fields.get("status") if isinstance(fields.look("status"), str) else None
+    if status in _UNUSED:
+        fields.uncounted[f"rows of status {status!r}"] += 1
+        return []
+    if status not in (None, "tie", "unchanged", "swapped", "submitted", "completed"):
+        raise RefusedError(
+            f"status: {quote(status)} is not known; remove the column where it does not matter"
+        )
+    for column in ("labels", "label"):
+        if fields.has(column):
+            raise RefusedError(
+                f"{column}: a preference is said by chosen and rejected, and {column!r} beside them is not known"
+            )
+    chosen, rejected = fields.get("chosen"), fields.get("rejected")
+    if is_transcript(chosen) and is_transcript(rejected):
+        chosen, rejected = _ended(chosen), _ended(rejected)
+    one, other = answer("chosen", chosen), answer("rejected", rejected)
+    before = _shared(one[0], other[0])
+    _pass_over_copy(fields, chosen, before)
+    prompt = read_prompt(fields)
+    if before:
+        prompt = join(prompt, before)
+    elif any(isinstance(side, list | dict) for side in (chosen, rejected)):
+        prompt = as_messages(prompt)
+    preferred = "tie" if status == "tie" else "left"
+    return [compared(prompt or "", one[1], other[1], preferred, read_rater(fields))]
+
+
+def _ended(text: str) -> list[Message]:
+    turns = transcript(text)
+    if turns[-1]["role"] != "assistant":
+        raise RefusedError(
+            f"expected a transcript that ends with an answer of the assistant, got {quote(text)}"
+        )
+    return turns
+
+
+def _shared(one: list[Message], other: list[Message]) -> list[Message]:
+    if one and other and one != other:
+        turn = next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        raise RefusedError(
+            f"chosen and rejected differ before their last answer, in message {turn + 1}; they must share all before it"
+        )
+    return one or other
+
+
+def _pass_over_copy(fields: Fields, chosen: Any, before: list[Message]) -> None:
+    """Messages that repeat the chosen chat, as in ultrafeedback_binarized, say nothing more."""
+    for name in _MESSAGES:
+        value = fields.look(name)
+        if isinstance(value, list) and before and value == chosen:
+            fields.drop(name)
+
+
+def join(prompt: Text, before: list[Message]) -> list[Message]:
+    """The messages before the answer of a whole chat, with which the row's prompt must agree.
+
+    Raises:
+        RefusedError: It does not.
+    """
+    if not prompt or prompt == before:
+        return before
+    system = [message for message in before if message["role"] == "system"]
+    turns = before[len(system) :]
+    if isinstance(prompt, str):
+        asked = [message["content"].strip() for message in before if message["role"] == "user"]
+        if asked and prompt.strip() in (asked[0], asked[-1]):
+            return before
+        raise RefusedError(
+            f"prompt: {quote(prompt)} is not what the user says in chosen and rejected, "
+            f"{quote(asked[0] if asked else before)}"
+        )
+    own = [message for message in prompt if message["role"] == "system"]
+    rest = prompt[len(own) :]
+    asked = [message for message in before if message["role"] == "user"]
+    agrees = rest == turns or (len(rest) == 1 and _same(rest[0], asked))
+    if agrees and (not own or not system or own == system):
+        return [*(own or system), *turns]
+    if before[0]["role"] == "assistant" and prompt[-1]["role"] == "user":
+        return [*prompt, *before]
+    raise RefusedError("prompt: its messages are not those that chosen and rejected begin with")
+
+
+def _same(message: Message, asked: list[Message]) -> bool:
+    texts = [one["content"].strip() for one in asked]
+    return bool(texts) and message["content"].strip() in (texts[0], texts[-1])
+
+
+def read_unpaired(fields: Fields) -> list[Rating]:
+    """TRL's unpaired preferences: a completion and whether it is a good one, as a rating of 1 or 0."""
+    label = fields.get("label")
+    values = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
+    key = label.strip().lower() if isinstance(label, str) else label
+    if not isinstance(key, bool | int | float | str) or key not in values:
+        raise RefusedError(f"label: expected true or false, got {quote(label)}")
+    return [_rated(fields, values[key])]
+
+
+def read_rating(fields: Fields) -> list[Rating]:
+    """A text and its number."""
+    name = fields.first(*SCORES)
+    if name is None:
+        return []
+    return [_rated(fields, number(name, fields.get(name)))]
+
+
+def _rated(fields: Fields, score: float) -> Rating:
+    name = fields.first(*TEXTS) or next(name for name in TEXTS if name in fields)
+    before, text = answer(name, fields.get(name))
+    prompt = read_prompt(fields)
+    return Rating(join(prompt, before) if before else prompt, text, score, read_rater(fields))
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number, or text that is one.
+
+    Raises:
+        RefusedError: It is none.
+    """
+    try:
+        found = float(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None:
+        raise RefusedError(f"{name}: expected a number, got {quote(value)}")
+    if not math.isfinite(found):
+        raise RefusedError(f"{name}: expected a finite number, got {found}")
+    return found
+
+
+def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
+    """Several completions of a prompt: with scores, with ranks, or best first."""
+    name = next((name for name in LISTS if fields.look(name) is not None), LISTS[0])
+    values = fields.get(name)
+    if not isinstance(values, list) or len(values) < 2:
+        raise RefusedError(f"{name}: expected a list of at least 2, best first, got {quote(values)}")
+    for column in ("labels", "label"):
+        if fields.has(column):
+            raise RefusedError(
+                f"{column}: marks steps of one answer (TRL's stepwise supervision) rather than answers that are "
+                "compared; klimb learns from whole answers"
+            )
+    found = [_listed(fields, name, value) for value in values]
+    texts = [text for text, _, _ in found]
+    scores = _numbers(fields, _SCORE_LISTS, [score for _, score, _ in found])
+    ranks = _numbers(fields, _RANK_LISTS, [rank for _, _, rank in found])
+    if len(set(texts)) != len(texts):
+        raise RefusedError(f"{name}: the same text stands in it twice")
+    prompt, rater = read_prompt(fields), read_rater(fields)
+    if scores is not None:
+        pairs = zip(texts, scores, strict=True)
+        return [Rating(prompt, text, score, rater) for text, score in pairs if score is not None]
+    if ranks is None and name != "completions":
+        raise RefusedError(f"{name}: nothing says which is better; expected scores or ranks beside it")
+    order = list(range(len(texts))) if ranks is None else ranks
+    if any(rank is None for rank in order):
+        raise RefusedError(f"{name}: not every one has a rank")
+    return [
+        compared(prompt, texts[i], texts[j], "tie" if order[i] == order[j] else "left", rater)
+        for i in sorted(range(len(texts)), key=order.__getitem__)
+        for j in sorted(range(len(texts)), key=order.__getitem__)
+        if (order[i], i) < (order[j], j)
+    ]
+
+
+def _listed(fields: Fields, name: str, value: Any) -> tuple[str, float | None, float | None]:
+    """One of several completions: text, a message, or an object with the text and its score or rank."""
+    if not isinstance(value, dict) or "role" in value or "from" in value:
+        return completion(name, value), None, None
+    part = fields.item(name, value)
+    text = part.first(*TEXTS, "content", "generation", "candidate")
+    if text is None:
+        raise RefusedError(f"{name}: expected texts, or objects with an answer, got {quote(value)}")
+    score, rank = part.first(*SCORES), part.first("rank")
+    return (
+        completion(name, part.get(text)),
+        None if score is None else number(score, part.get(score)),
+        None if rank is None else number("rank", part.get("rank")),
+    )
+
+
+def _numbers(fields: Fields, names: tuple[str, ...], own: list[float | None]) -> list[Any] | None:
+    """The numbers of a column beside the list, one for each completion, or those that stand in it."""
+    name = fields.first(*names)
+    if name is None:
+        return own if any(one is not None for one in own) else None
+    values = fields.get(name)
+    if not isinstance(values, list) or len(values) != len(own):
+        raise RefusedError(
+            f"{name}: expected a number for each of {len(own)} completions, got {quote(values)}"
+        )
+    return [None if value is None else number(name, value) for value in values]
