@@ -13,6 +13,7 @@ import numpy as np
 
 from klimb.errors import ConfigError, DataError
 from klimb.policy.counted import permutation
+from klimb.reward.call import RESERVED
 from klimb.rows import Row, read_rows
 from klimb.text import Text, null_in, problem_with
 from klimb.train.stored import stored_rows
@@ -239,7 +240,7 @@ def _checked(row: Row, column: str) -> PromptRow:
     prompt = values[column]
     if problem := problem_with(prompt) or null_in(prompt):
         raise DataError(f"{place}: {column}: {problem}")
-    for name in ("prompts", "completions"):
+    for name in RESERVED:
         if name in values and name != column:
             raise DataError(
                 f"{place}: a column may not be named {name!r}, which is what a reward is called with"
