@@ -36,28 +36,12 @@ def problem_with(text: Any) -> str | None:
         return f"expected text or a list of messages, got {quote(text)}"
     if not text:
         return "the list of messages is empty"
-    return next(filter(None, map(_problem_with_message, text)), None)
-
-
-def _problem_with_message(message: Any) -> str | None:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        return f"expected messages with a text `role` and `content`, got {quote(message)}"
-    return (
-        _problem_with_content(message) or surrogate_in(message["role"]) or surrogate_in(content_of(message))
-    )
-
-
-def _problem_with_content(message: Message) -> str | None:
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
-        return None
-    if not isinstance(content, list):
-        return f"expected messages with a text `role` and `content`, got {quote(message)}"
-    for part in content:
-        if not (isinstance(part, dict) and isinstance(part.get("text"), str)):
-            kind = part.get("type") if isinstance(part, dict) else None
-            what = kind if isinstance(kind, str) else quote(part)
-            return f"expected content of text alone, got a part of the type {what}: klimb reads no images or sounds"
+    for message in text:
+        is_message = isinstance(message, dict) and {"role", "content"} <= message.keys()
+        if not (is_message and isinstance(message["role"], str) and isinstance(message["content"], str)):
+            return f"expected messages with a text `role` and `content`, got {quote(message)}"
+        if problem := surrogate_in(message["role"]) or surrogate_in(message["content"]):
+            return problem
     return None
 
 
@@ -65,13 +49,13 @@ def content_of(message: Message) -> str:
     """What a message says: its text, the text of its parts, or "" where it only calls tools."""
     content = message.get("content")
     if isinstance(content, list):
-        return "".join(part["text"] for part in content)
+        return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
     return content or ""
 
 
 def null_in(text: Text) -> str | None:
     """Say where a null byte stands in a text, or None: what is not text, or was read in another encoding, has some."""
-    parts = [text] if isinstance(text, str) else [content_of(message) for message in text]
+    parts = [text] if isinstance(text, str) else [message["content"] for message in text]
     place = next((place for part in parts if (place := part.find("\0")) >= 0), None)
     return None if place is None else f"a null byte at character {place} is not text"
 

@@ -124,10 +124,6 @@ def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
             {"completion": [{"role": "assistant"}]},
             "completion: expected messages with a text `role` and `content`",
         ),
-        (
-            {"completion": [{"role": "assistant", "content": [{"type": "image", "url": "x"}]}]},
-            "expected content of text alone, got a part of the type image",
-        ),
         ({"prompt": 3, "completion": "x"}, "prompt: expected text or a list of messages, got 3"),
     ],
 )

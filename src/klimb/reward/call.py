@@ -149,9 +149,6 @@ def _is_async(function: Callable[..., Any]) -> bool:
     inner: Any = function
     while isinstance(inner, partial):
         inner = inner.func
-    inner = (
-        inspect.unwrap(inner) if inspect.iscoroutinefunction(getattr(inner, "__wrapped__", None)) else inner
-    )
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
 
 

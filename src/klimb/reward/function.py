@@ -191,7 +191,9 @@ class _CannotBeAskedError(RewardError):
 
 
 async def _awaited(values: Awaitable[Any] | AsyncIterator[Any]) -> Any:
-    return [value async for value in values] if isinstance(values, AsyncIterator) else await values
+    if isinstance(values, AsyncIterator):
+        return [value async for value in values]
+    return await values
 
 
 def load_function(spec: str) -> Callable[..., Any]:

@@ -25,20 +25,21 @@ class EventLoop:
             self._loop = asyncio.new_event_loop()
             Thread(target=_run, args=(self._loop,), name="klimb-async-reward", daemon=True).start()
             weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-        ended = Event()
-        return Running(asyncio.run_coroutine_threadsafe(_noting_the_end(coroutine, ended), self._loop), ended)
+        begun, ended = Event(), Event()
+        noting = _noting(coroutine, begun, ended)
+        return Running(asyncio.run_coroutine_threadsafe(noting, self._loop), begun, ended)
 
 
 class Running(Generic[T]):
-    """A coroutine that was begun."""
+    """A coroutine that runs, or is about to."""
 
-    def __init__(self, future: "Future[T]", ended: Event) -> None:
-        self._future, self._ended = future, ended
+    def __init__(self, future: "Future[T]", begun: Event, ended: Event) -> None:
+        self._future, self._begun, self._ended = future, begun, ended
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has not ended, though it may have been given up."""
-        return not self._ended.is_set()
+        """Whether it has begun and has not ended, though it may have been given up."""
+        return self._begun.is_set() and not self._ended.is_set()
 
     def result(self, seconds: float | None) -> T:
         """Wait for it and return what it returned.
@@ -56,7 +57,8 @@ class Running(Generic[T]):
             raise TimeoutError from None
 
 
-async def _noting_the_end(coroutine: Coroutine[Any, Any, T], ended: Event) -> T:
+async def _noting(coroutine: Coroutine[Any, Any, T], begun: Event, ended: Event) -> T:
+    begun.set()
     try:
         return await coroutine
     finally:
