@@ -154,16 +154,17 @@ class LetterTokenizer:
     """Each letter a to j is a token; a ends."""
 
     eos_token_id = 0
+    all_special_ids = (0,)
     chat_template = None
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):  # noqa: ARG002  it has none to add
         return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
 
-    def batch_decode(self, rows, skip_special_tokens):
-        return [
-            "".join(chr(ord("a") + token) for token in row if token or not skip_special_tokens)
-            for row in rows
-        ]
+    def batch_decode(self, rows, **_):
+        return ["".join(chr(ord("a") + token) for token in row) for row in rows]
+
+    def convert_ids_to_tokens(self, ids):
+        return [chr(ord("a") + token) for token in ids]
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,14 @@ def problem_with(text: Any) -> str | None:
     return None
 
 
+def content_of(message: Message) -> str:
+    """What a message says: its text, the text of its parts, or "" where it only calls tools."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
+    return content or ""
+
+
 def null_in(text: Text) -> str | None:
     """Say where a null byte stands in a text, or None: what is not text, or was read in another encoding, has some."""
     parts = [text] if isinstance(text, str) else [message["content"] for message in text]

@@ -101,7 +101,7 @@ def test_values_that_cannot_be_told_apart_fail_for_all(values, reason):
         ("x" * 100, f"reward fixed: expected a number or None, got '{'x' * 59}…"),
         (torch.ones(2), "reward fixed: expected a number or None, got tensor([1., 1.])"),
         (10**400, "reward fixed: expected a number or None, got 1" + "0" * 59 + "…"),
-        (None, "every reward returned None"),
+        (None, "every reward returned None or NaN"),
     ],
 )
 def test_a_value_that_is_no_number_fails_alone(value, reason):
@@ -118,7 +118,7 @@ def test_a_failure_is_not_the_same_as_no_opinion():
     rewards = WeightedSum([first, second], [1.0, 10.0])(BATCH)
     # The second has no opinion on one completion, so the first counts; on another it failed, so nothing does.
     assert rewards.total == [21.0, 1.0, None, None]
-    assert rewards.reasons == {2: "out", 3: "every reward returned None"}
+    assert rewards.reasons == {2: "out", 3: "every reward returned None or NaN"}
     assert rewards.parts["first"] == [1.0, 1.0, 1.0, None]
 
 

@@ -45,7 +45,7 @@ def test_a_judge_is_asked_and_counts_for_nothing(reward_file):
     assert rewards.total == [3.0]
     assert rewards.parts["vader"][0] > 0
     assert rewards.parts[f"{file}:shy"] == [None]
-    with pytest.raises(KlimbError, match="every reward returned None"):
+    with pytest.raises(KlimbError, match="every reward returned None or NaN"):
         load_rewards([f"{file}:shy"], judges=["vader"])(Batch(["p"], ["good"])).complete()
     with pytest.raises(KlimbError, match="each reward or judge may be named once"):
         load_rewards(["vader"], judges=["vader"])
@@ -115,13 +115,13 @@ def test_several_rewards_are_weighted_and_added(reward_file):
     ("body", "message"),
     [
         ("return [1.0]", "expected 2 numbers, one a completion, got 1"),
-        ("return [1.0, float('nan')]", "expected a finite number, got nan, at completion 1 of 2: 'bad'"),
+        ("return [1.0, float('nan')]", "every reward returned None or NaN, at completion 1 of 2: 'bad'"),
         ("return [float('inf'), 1.0]", "expected a finite number, got inf, at completion 0"),
         ("return [1.0, 'x']", "expected a number or None, got 'x', at completion 1"),
         ("return 1.0", "expected a list of 2 numbers, one a completion, got float"),
         ("return None", "expected a list of 2 numbers, one a completion, got NoneType"),
         ("yield 1 / 0", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
-        ("return [None, 1.0]", "every reward returned None, at completion 0"),
+        ("return [None, 1.0]", "every reward returned None or NaN, at completion 0"),
         ("return [1 / 0]", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from klimb.feedback.markdown import show_markdown
 from klimb.feedback.queries import digest_of
 from klimb.feedback.records import Question
+from klimb.text import content_of
 
 
 def left_of(question: Question, rater: str) -> Literal["first", "second"]:
@@ -27,9 +28,9 @@ def show_question(question: Question, rater: str) -> dict[str, Any]:
         "pair_id": question.pair_id,
         "shown": mark_of(question, rater),
         "prompt": [
-            {"role": turn["role"], "html": show_markdown(turn["content"])}
+            {"role": turn["role"], "html": show_markdown(content_of(turn))}
             for turn in turns
-            if turn["content"].strip()
+            if content_of(turn).strip()
         ],
         "left": show_markdown(left),
         "right": show_markdown(right),

@@ -5,7 +5,7 @@ Axes: B prompts, G completions a prompt.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from klimb.errors import ConfigError, ModelNotFoundError, RunFolderError
 from klimb.feedback.records import Candidate
 from klimb.judge.config import CompareConfig, JudgeConfig, LabelConfig
 from klimb.policy.counted import Stream
+from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.load import resolve
 from klimb.policy.policy import Draw, Policy
@@ -48,11 +49,18 @@ class Drawn:
 
     Attributes:
         candidates: The completions and where they come from, (B, G).
-        num_tokens: Tokens of each, its end token included, (B, G).
+        ids: Token ids of each, its end token included, (B, G).
+        rendered: The prompts as the model reads them, (B,).
     """
 
     candidates: list[list[Candidate]]
-    num_tokens: list[list[int]]
+    ids: list[list[list[int]]] = field(default_factory=list)
+    rendered: list[str] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> list[list[int]]:
+        """Tokens of each completion, (B, G)."""
+        return [[len(ids) for ids in group] for group in self.ids]
 
 
 def find_models(names: Sequence[str]) -> list[NamedModel]:
@@ -100,25 +108,28 @@ def draw_completions(
         trust_remote_code=config.trust_remote_code,
     )
     policy.model.requires_grad_(False)
+    policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
     check_lengths(policy, list(rows), config.max_new_tokens)
     at_once = max(_AT_ONCE // completions_per_prompt, 1)
-    drawn = Drawn([], [])
+    drawn = Drawn([])
     for start in watch(range(0, len(rows), at_once)):
-        indices = draw.prompts[start : start + at_once]
+        indices, part = draw.prompts[start : start + at_once], rows[start : start + at_once]
         completions = policy.sample(
-            [policy.encode(row.prompt) for row in rows[start : start + at_once]],
+            [policy.encode(row.prompt, row.columns) for row in part],
             completions_per_prompt,
             max_new_tokens=config.max_new_tokens,
             draw=Draw(draw.seed, draw.step, indices, draw.stream),
         )
-        texts, lengths = iter(policy.decode(completions)), iter(completions.lengths.tolist())
+        texts = iter(policy.decode(completions, [row.prompt for row in part]))
+        ids = iter(completions.rows_of_ids())
+        drawn.rendered.extend(policy.render(row.prompt, row.columns) for row in part)
         for index in indices:
             sources = [
                 _source(model, config, draw, index, completion)
                 for completion in range(completions_per_prompt)
             ]
             drawn.candidates.append([Candidate(next(texts), source) for source in sources])
-            drawn.num_tokens.append([next(lengths) for _ in sources])
+            drawn.ids.append([next(ids) for _ in sources])
     return drawn
 
 

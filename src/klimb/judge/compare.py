@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from klimb.errors import DataError
+from klimb.errors import DataError, RewardError
 from klimb.files import make_folder, write_file
 from klimb.judge.candidates import Drawn, NamedModel, draw_to_compare, find_models
 from klimb.judge.config import PEOPLE, CompareConfig
@@ -20,6 +20,7 @@ from klimb.judge.console import watched
 from klimb.judge.report import Example, draw_report
 from klimb.judge.serving import Say, Serve
 from klimb.judge.tally import Opinions, Tally, opinions_of_scores, tally
+from klimb.policy import chat
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.train.estimates import short_name
@@ -105,6 +106,7 @@ def compare(config: CompareConfig, say: Say = print, serve: Serve | None = None)
             config.rewards, device=config.device, trust_remote_code=config.trust_remote_code
         )
         reward = WeightedSum([], judges=loaded.rewards)  # each is asked and checked, nothing is added up
+        _check_prompts(reward, rows)
     if PEOPLE in config.by:
         _check_store(config)
     drawn = _draw(models, rows, config, say)
@@ -117,6 +119,15 @@ def compare(config: CompareConfig, say: Say = print, serve: Serve | None = None)
     write_file(result.page, draw_report(result, config))
     write_file(result.data, _as_json(result, rows, drawn, opinions, config))
     return result
+
+
+def _check_prompts(reward: WeightedSum, rows: Sequence[PromptRow]) -> None:
+    """Find a prompt that a reward cannot read before anything is sampled."""
+    for row in rows:
+        try:
+            reward.check_prompt(row.prompt, row.columns)
+        except (DataError, RewardError) as error:
+            raise DataError(f"{row.place}: {error}") from error
 
 
 def _store_of(config: CompareConfig) -> str | Path:
@@ -169,11 +180,22 @@ def _scores(reward: WeightedSum, rows: list[PromptRow], drawn: Drawn) -> dict[st
     """What each reward gives to each completion, (B, G)."""
     owners = [row for row, side in zip(rows, drawn.candidates, strict=True) for _ in side]
     texts = [candidate.text for side in drawn.candidates for candidate in side]
+    ids = [row for group in drawn.ids for row in group]
+    rendered = [text for text, side in zip(drawn.rendered, drawn.candidates, strict=True) for _ in side]
     flat: dict[str, list[float | None]] = {judge.name: [] for judge in reward.judges}
     for start in range(0, len(texts), _AT_ONCE):
         part = owners[start : start + _AT_ONCE]
         columns = {name: [row.columns[name] for row in part] for name in part[0].columns}
-        batch = Batch([row.prompt for row in part], texts[start : start + _AT_ONCE], columns)
+        of = slice(start, start + _AT_ONCE)
+        opened = [chat.opening(row.prompt, text) for row, text in zip(part, rendered[of], strict=True)]
+        batch = Batch(
+            [row.prompt for row in part],
+            texts[of],
+            columns,
+            rendered=rendered[of],
+            completion_ids=ids[of],
+            openings=opened if any(opened) else None,
+        )
         for name, scores in reward(batch).complete().parts.items():
             flat[name] += scores
     group = len(drawn.candidates[0])

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -24,6 +24,10 @@ class JudgeConfig:
 
     max_new_tokens: int = 64
     """Most tokens of a completion, its end token included."""
+
+    skip_special_tokens: Literal["chat", "all"] = "chat"
+    """Special tokens that are left out of the texts of completions. chat: those that end, begin or pad a text and those
+    that the chat template writes around turns; others, such as <think>, stay. all: every one, as TRL does."""
 
     temperature: float = 1.0
     """Of the distribution that completions are drawn from; 1 is the model's own."""

@@ -69,6 +69,10 @@ class Completions:
         """Entropy of the policy averaged over all tokens drawn, in nats a token."""
         return float(self.token_entropies.sum() / self.lengths.sum())
 
+    def rows_of_ids(self) -> list[list[int]]:
+        """Token ids of each completion, its end token included, without padding."""
+        return [ids[:length] for ids, length in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
+
     def with_states(self, states: TrunkStates | None) -> "Completions":
         """The same with the trunk's outputs, or without."""
         return replace(self, states=states)

@@ -4,7 +4,7 @@ Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from klimb.policy import chat, plain, sampling
 from klimb.policy.completions import Completions, join
 from klimb.policy.tokens import readable, require_known
 from klimb.policy.counted import Stream, uniform_rows
+from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import WRITER, load, without_progress_bars
@@ -59,6 +60,7 @@ class Policy:
         micro_batch_size: Completions that go through the model at once; None for all. It
             changes memory, and results only by rounding.
         end_ids: Every token id that ends a completion.
+        text_decoder: Makes texts of completions.
         num_updates: How often the weights have been moved.
         way: How completions are drawn and scored: with shared prompts, or plainly, and then why.
         reference: The policy as it was at the start; None where none is kept.
@@ -82,6 +84,7 @@ class Policy:
         self.distribution = distribution or Distribution()
         self.micro_batch_size = micro_batch_size
         self.end_ids = _end_ids(model, tokenizer)
+        self.text_decoder = TextDecoder(tokenizer, end_ids=self.end_ids)
         self.num_updates = 0
         self.way = choose_way(self.model)
         self._working = WorkingCopy(self.model, precision)
@@ -184,28 +187,31 @@ class Policy:
         self.num_updates = num_updates
         self._working.refresh()
 
-    def encode(self, prompt: Text) -> list[int]:
-        """Tokenise a prompt: plain text as it is, messages through the chat template.
+    def encode(self, prompt: Text, columns: Mapping[str, Any] = chat.NO_COLUMNS) -> list[int]:
+        """Tokenise a prompt: plain text as it is, messages through the chat template, with the row's tools.
 
         Raises:
             DataError: It cannot be read, or has a token that the model does not know.
         """
         with readable("the prompt"):
-            ids = chat.encode(self.tokenizer, prompt)
+            ids = chat.encode(self.tokenizer, prompt, columns)
         require_known(ids, self.model, self.tokenizer, "the prompt")
         return ids
 
-    def render(self, prompt: Text) -> str:
-        """Write a prompt as the text that the model reads: messages in the chat template."""
-        return chat.render(self.tokenizer, prompt)
+    def render(self, prompt: Text, columns: Mapping[str, Any] = chat.NO_COLUMNS) -> str:
+        """Write a prompt as the text that the model reads: messages in the chat template, with the row's tools."""
+        return chat.render(self.tokenizer, prompt, columns)
 
-    def decode(self, completions: Completions) -> list[str]:
-        """Return the completions' texts, without special tokens."""
-        rows = [
-            ids[:length]
-            for ids, length in zip(completions.ids.tolist(), completions.lengths.tolist(), strict=True)
-        ]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    def decode(self, completions: Completions, prompts: Sequence[Text] | None = None) -> list[str]:
+        """Return the completions' texts, each as it continues its prompt.
+
+        Args:
+            completions: The completions.
+            prompts: Their B prompts as they were given, text or messages; None where all are text.
+        """
+        owners = completions.prompt_of.tolist()
+        given = None if prompts is None else [prompts[owner] for owner in owners]
+        return self.text_decoder(completions.rows_of_ids(), [completions.prompts[o] for o in owners], given)
 
     def sample(
         self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, draw: Draw

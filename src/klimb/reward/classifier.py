@@ -1,13 +1,17 @@
 """A reward that is a Hugging Face sequence-classification model with one output."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from klimb.errors import ConfigError, RewardError
+from klimb.policy import chat
 from klimb.reward.failures import Answer, Failed
 from klimb.reward.reward import Batch
 from klimb.reward.scorer import Scorer
+from klimb.text import Text
 
 
 class ClassifierReward:
@@ -49,16 +53,27 @@ class ClassifierReward:
 
         It cannot where it is longer than the model can read, or has messages while the model has no chat template.
         """
-        said: list[Answer] = []
+        answers: list[Answer] = []
         texts: list[list[int]] = []
-        for prompt, text in zip(batch.prompts, batch.texts, strict=True):
+        turns, openings = batch.turns or [None] * len(batch.texts), batch.openings or [""] * len(batch.texts)
+        for index, (prompt, text) in enumerate(zip(batch.prompts, batch.texts, strict=True)):
+            said = turns[index] or text
             try:
-                texts.append(self._scorer.encode(prompt, text))
-                said.append(None)
+                texts.append(self._scorer.encode(prompt, said, batch.column(index), openings[index]))
+                answers.append(None)
             except RewardError as error:
-                said.append(Failed(str(error)))
+                answers.append(Failed(str(error)))
         scores = iter(self._scores(texts) if texts else [])
-        return [next(scores) if answer is None else answer for answer in said]
+        return [next(scores) if answer is None else answer for answer in answers]
+
+    def check_prompt(self, prompt: Text, columns: Mapping[str, Any]) -> None:
+        """Raise where the chat template refuses a prompt with an answer, whatever the answer is.
+
+        Raises:
+            RewardError: It does, or there is none.
+        """
+        if not isinstance(prompt, str):
+            self._scorer.render(chat.conversation(prompt, "?"), columns)
 
     def _scores(self, texts: list[list[int]]) -> list[float]:
         if not self._caution or self._scorer.members is None:

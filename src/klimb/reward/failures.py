@@ -4,7 +4,7 @@ Axes: N completions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -68,8 +68,10 @@ def answers(name: str, values: Any, num_completions: int) -> list[Answer]:
     """
     expected = f"reward {name}: expected"
     try:
-        given = list(values)
+        given = None if isinstance(values, Mapping | Set | str | bytes) else list(values)
     except TypeError:
+        given = None
+    if given is None:  # nothing in it has a place, or its places are not numbers
         kind = type(values).__name__
         failed = Failed(f"{expected} a list of {num_completions} numbers, one a completion, got {kind}")
         return [failed] * num_completions
@@ -112,6 +114,8 @@ class Tolerance:
 def _answer(expected: str, value: Any) -> Answer:
     if value is None or isinstance(value, Failed):
         return value
+    if isinstance(value, str | bytes):
+        return Failed(f"{expected} a number or None, got {quote(value)}")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: tensors

@@ -7,6 +7,7 @@ from pathlib import Path
 from klimb.errors import ConfigError, RewardError
 from klimb.reward.address import TOKEN_VARIABLE, is_address, refuse_secrets
 from klimb.reward.function import FunctionReward, load_function
+from klimb.reward.loop import EventLoop
 from klimb.reward.reward import Reward, WeightedSum
 
 BUILT_IN = {"vader": "klimb.reward.vader:vader"}
@@ -52,13 +53,15 @@ def load_rewards(
             f"reward_weights: expected {len(specs)} weights, one for each reward, got {len(weights)}"
         )
 
+    loop = EventLoop()  # one for all, so that asynchronous rewards wait together
+
     def load(spec: str, caution: float) -> Reward:
         if is_address(spec):
             return _service(spec, timeout)
         if spec in BUILT_IN:
             return FunctionReward(spec, load_function(BUILT_IN[spec]))
         if ":" in spec:
-            return FunctionReward(spec, load_function(spec), timeout)
+            return FunctionReward(spec, load_function(spec), timeout, loop)
         return _model(spec, caution, device, trust_remote_code)
 
     return WeightedSum([load(spec, caution) for spec in specs], weights, [load(spec, 0.0) for spec in judges])

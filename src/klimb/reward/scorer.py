@@ -4,7 +4,7 @@ Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from tokenizers.processors import Sequence as Processors
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from klimb.errors import ConfigError, ModelNotFoundError, RewardError
+from klimb.errors import ConfigError, DataError, ModelNotFoundError, RewardError
+from klimb.policy import chat
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
 from klimb.policy.saving import companions, save_whole
 from klimb.policy.trunk import decoder_layers
-from klimb.text import Text
+from klimb.text import Message, Text
 
 ENSEMBLE = "ensemble.safetensors"
 """Beside a model: the heads of an ensemble's members, `heads` (K, D)."""
@@ -127,30 +128,52 @@ class Scorer:
         """Give the head weights that were learned on features."""
         self.head.weight.copy_(torch.from_numpy(weights)[None])
 
-    def encode(self, prompt: Text, completion: str) -> list[int]:
+    def encode(
+        self,
+        prompt: Text,
+        completion: Text,
+        columns: Mapping[str, Any] = chat.NO_COLUMNS,
+        opened: str = "",
+    ) -> list[int]:
         """Tokenise a prompt and its completion together.
 
+        Args:
+            prompt: Text, or messages; where the last is the assistant's the completion continues it.
+            completion: The completion's text, or its messages.
+            columns: The row's other columns, of which the chat template is given `tools` and `chat_template_kwargs`.
+            opened: What the policy's prompt opened of the assistant's turn, such as `<think>`.
+
         Raises:
-            RewardError: They are longer than the model can read, or the prompt has messages while
-                the tokenizer has no chat template.
+            RewardError: They are longer than the model can read, or there are messages while the tokenizer has no chat
+                template, or one that refuses them.
         """
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt + completion).input_ids
-        elif self.tokenizer.chat_template is None:
-            raise RewardError(
-                f"reward {self.name}: the prompts are chat messages but its tokenizer has no chat template"
-            )
+        if isinstance(prompt, str) and isinstance(completion, str):
+            ids = chat.tokenize(self.tokenizer, prompt + completion)
         else:
-            messages = [*prompt, {"role": "assistant", "content": completion}]
-            chat = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            text = self.render(chat.conversation(prompt, completion, opened), columns)
             # The template has put special tokens in; a question that was appended is the tokenizer's own.
-            ids = self.tokenizer(chat, add_special_tokens=_has_question(self.tokenizer)).input_ids
+            ids = chat.tokenize(self.tokenizer, text, add_special_tokens=_has_question(self.tokenizer))
         if self._longest is not None and len(ids) > self._longest:
             raise RewardError(
                 f"reward {self.name}: prompt and completion have {len(ids)} tokens and it reads at most "
                 f"{self._longest}: shorten the prompts, or lower --max-new-tokens"
             )
         return ids
+
+    def render(self, messages: list[Message], columns: Mapping[str, Any] = chat.NO_COLUMNS) -> str:
+        """Write a whole conversation as the model reads it.
+
+        Raises:
+            RewardError: The tokenizer has no chat template, or it refuses the messages.
+        """
+        if self.tokenizer.chat_template is None:
+            raise RewardError(
+                f"reward {self.name}: the prompts are chat messages but its tokenizer has no chat template"
+            )
+        try:
+            return chat.render_whole(self.tokenizer, messages, columns)
+        except DataError as error:
+            raise RewardError(f"reward {self.name}: {error}") from error
 
     @torch.no_grad()
     def scores(self, texts: list[list[int]]) -> Float[np.ndarray, " n"]:

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from klimb.text import Text
+from klimb.text import Text, content_of
 
 
 def vader(completions: list[Text], **_: Any) -> list[float]:
@@ -36,4 +36,4 @@ def _analyser() -> Any:
 def _content(completion: Text) -> str:
     if isinstance(completion, str):
         return completion
-    return "\n".join(str(message["content"]) for message in completion)
+    return "\n".join(content_of(message) for message in completion)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from klimb.policy import chat
 from klimb.policy.policy import Policy
 from klimb.train.config import TrainConfig
 from klimb.train.memory import MemoryPrediction, show_bytes
@@ -78,6 +79,20 @@ def check_end_tokens(policy: Policy, rows: Sequence[PromptRow]) -> Result:
     if all(isinstance(prompt, str) for prompt in prompts):
         return Result("ends", "passed", f"{named}; prompts are plain text, no chat template is used")
     return _check_template(tokenizer, end_ids)
+
+
+def check_tools(policy: Policy, rows: Sequence[PromptRow]) -> list[Result]:
+    """Whether the chat template makes anything of the tools that prompts come with; nothing where none do."""
+    first = rows[:LOOKED_THROUGH]
+    with_tools = [row for row in first if row.columns.get("tools") and not isinstance(row.prompt, str)]
+    if not with_tools:
+        return []
+    if chat.supports_tools(policy.tokenizer):
+        return [Result("tools", "passed", "the chat template is given the column tools")]
+    words = (
+        "prompts come with tools, and the chat template makes nothing of them: the model does not see them"
+    )
+    return [Result("tools", "warned", words, "use a model tuned for tools, or describe them in the prompts")]
 
 
 def _check_template(tokenizer: Any, end_ids: list[int]) -> Result:

@@ -92,6 +92,10 @@ class TrainConfig:
     max_new_tokens: int = 64
     """Most tokens of a completion, its end token included."""
 
+    skip_special_tokens: Literal["chat", "all"] = "chat"
+    """Special tokens that are left out of the texts of completions. chat: those that end, begin or pad a text and those
+    that the chat template writes around turns; others, such as <think>, stay. all: every one, as TRL does."""
+
     temperature: float = 1.0
     """Of the distribution that is sampled, scored and trained; 1 is the model's own."""
 

@@ -18,7 +18,7 @@ from klimb.train.folder import RunFolder
 from klimb.train.memory import EVALUATED_AT_ONCE
 from klimb.train.prompts import PromptRow
 from klimb.train.retention import Checkpoints
-from klimb.train.step import Judged, sample_and_judge
+from klimb.train.step import Judged, sample_and_judge, trainer_state
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Evaluator:
         reward: What is trained on, and the judges.
         rows: The evaluation prompts.
         config: The options of the run.
+        num_prompts: How many prompts are trained on; as many as the evaluation has where None.
     """
 
     policy: Policy
     reward: WeightedSum
     rows: list[PromptRow]
     config: TrainConfig
+    num_prompts: int | None = None
 
     def evaluate_start(self) -> list[dict[str, Any]]:
         """Judge the policy as it is before its run.
@@ -62,6 +64,8 @@ class Evaluator:
         at_once = max(EVALUATED_AT_ONCE // group, 1)
         evaluation = []
         tolerance = Tolerance(self.config.max_failed, group * len(self.rows))
+        num_prompts = self.num_prompts or len(self.rows)
+        state = trainer_state(self.config, num_prompts, self.policy.num_updates)
         for start in range(0, len(self.rows), at_once):
             part = self.rows[start : start + at_once]
             indices = list(range(start, start + len(part)))
@@ -72,6 +76,7 @@ class Evaluator:
                 completions_per_prompt=group,
                 max_new_tokens=self.config.max_new_tokens,
                 draw=Draw(self.config.seed, 0, indices, Stream.EVALUATE),
+                state=state,
             )
             tolerance.take(judged.rewards.failures)
             evaluation += completion_rows(judged, start, when=when, step=self.policy.num_updates)
@@ -204,12 +209,16 @@ class Watch:
 def completion_rows(judged: Judged, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:
     """A row for each completion, as `completions.jsonl` and `evaluations.jsonl` have them: where a reward failed, why.
 
+    What reward functions logged stands under `extra`, and what the prompt opened of the completion under `opening`,
+    where there is anything.
+
     Args:
         judged: The completions.
         first_index: The number of the first of their prompts.
         columns: What stands first in every row.
     """
     lengths, reasons = judged.completions.lengths.tolist(), judged.rewards.reasons
+    extra, openings = judged.rewards.extra, judged.openings
     return [
         columns
         | {
@@ -223,5 +232,7 @@ def completion_rows(judged: Judged, first_index: int = 0, **columns: Any) -> lis
             "finish_reason": judged.completions.finish_reasons[index],
             "failure": reasons.get(index),
         }
+        | ({"extra": {name: values[index] for name, values in extra.items()}} if extra else {})
+        | ({"opening": openings[index]} if openings and openings[index] else {})
         for index, owner in enumerate(judged.completions.prompt_of.tolist())
     ]

@@ -20,6 +20,7 @@ from klimb.train.checks import (
     check_end_tokens,
     check_lengths,
     check_memory,
+    check_tools,
     predict_disk,
 )
 from klimb.train.config import TrainConfig
@@ -94,6 +95,7 @@ def examine(setting: Setting) -> Preflight:
         check_batch(config, len(setting.rows), longest),
         check_lengths(policy.context_length, longest, config.max_new_tokens),
         check_end_tokens(policy, setting.rows),
+        *check_tools(policy, setting.rows),
         check_memory(memory, config, available_memory(device), held_memory(device)),
         check_disk(files, free_disk(config.out)),
     ]

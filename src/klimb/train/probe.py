@@ -21,7 +21,7 @@ from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.train.checks import LOOKED_THROUGH, Result
 from klimb.train.config import TrainConfig
 from klimb.train.prompts import PromptRow
-from klimb.train.step import to_be_judged
+from klimb.train.step import to_be_judged, trainer_state
 
 _NUM_PROMPTS, _GROUP, _MOST_TOKENS = 2, 2, 16
 
@@ -33,10 +33,12 @@ class Probe:
     Attributes:
         completions: The completions.
         batch: The same as a reward gets them.
+        missing: Why rewards that look for tags may not see them, in words; "" where nothing is left out.
     """
 
     completions: Completions
     batch: Batch
+    missing: str = ""
 
 
 def draw_probe(policy: Policy, rows: Sequence[PromptRow], config: TrainConfig) -> Probe:
@@ -50,12 +52,15 @@ def draw_probe(policy: Policy, rows: Sequence[PromptRow], config: TrainConfig) -
     indices = sorted(by_length[:_NUM_PROMPTS])
     chosen = [first[index] for index in indices]
     completions = policy.sample(
-        [policy.encode(row.prompt) for row in chosen],
+        [policy.encode(row.prompt, row.columns) for row in chosen],
         _GROUP,
         max_new_tokens=min(_MOST_TOKENS, config.max_new_tokens),
         draw=Draw(config.seed, 0, indices, Stream.PREFLIGHT),
     )
-    return Probe(completions, to_be_judged(policy, chosen, completions, policy.decode(completions)))
+    texts = policy.decode(completions, [row.prompt for row in chosen])
+    state = trainer_state(config, len(rows), policy.num_updates)
+    batch = to_be_judged(policy, chosen, completions, texts, state)
+    return Probe(completions, batch, _missing_tags(policy, batch))
 
 
 @torch.no_grad()
@@ -127,6 +132,7 @@ def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: Trai
     if max(values) == min(values) and count > 1:
         remedy = (
             "where all rewards of a prompt are equal there is nothing to learn: look at a few completions"
+            + (f"; {probe.missing}" if probe.missing else "")
         )
         return Result("rewards", "warned", f"{words}, all the same", remedy)
     return Result("rewards", "passed", words)
@@ -170,6 +176,21 @@ def compare_scores(name: str, first: Sequence[Any], second: Sequence[Any]) -> Re
         f"{name}: loaded once more it gives other scores, by up to {gap:.2g}",
         "its folder lacks weights, which are then drawn at random: save the model whole, with its head",
     )
+
+
+def _missing_tags(policy: Policy, batch: Batch) -> str:
+    """Name the tags that completions cannot show: special tokens that are left out, and what the prompt has opened."""
+    decoder = policy.text_decoder
+    reasons: list[str] = []
+    if hidden := [name for token, name in decoder.tags.items() if token in decoder.left_out]:
+        reasons.append(
+            f"{', '.join(hidden)} are special tokens, which --skip-special-tokens all leaves out of the texts"
+        )
+    if opened := next(filter(None, batch.openings or []), ""):
+        reasons.append(
+            f"the chat template writes {opened.strip()} at the end of the prompt, so no completion begins with it"
+        )
+    return "; ".join(reasons)
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from klimb.errors import ConfigError, DataError
 from klimb.messages import MessageError, read_messages
 from klimb.policy.counted import permutation
+from klimb.reward.call import RESERVED
 from klimb.rows import Row, read_rows
 from klimb.text import Text, null_in, plain, problem_with
 from klimb.train.stored import stored_rows
@@ -258,7 +259,7 @@ def _checked(row: Row, column: str) -> PromptRow:
             f"{place}: no column {column!r}; it has {', '.join(map(repr, values))} (choose with --prompt-column)"
         )
     prompt = _prompt_of(values[column], f"{place}: {column}")
-    for name in ("prompts", "completions"):
+    for name in RESERVED:
         if name in values and name != column:
             raise DataError(
                 f"{place}: a column may not be named {name!r}, which is what a reward is called with"

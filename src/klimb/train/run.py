@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from klimb.errors import ConfigError, KlimbError
+from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
@@ -123,7 +124,7 @@ def _train(
         _look_first(setting, display)
 
     # Judged before anything is written: a reward that fails at once leaves no folder behind.
-    evaluator = Evaluator(policy, reward, judged_rows, config)
+    evaluator = Evaluator(policy, reward, judged_rows, config, len(rows))
     evaluations = [] if resumption is None else resumption.evaluations
     before = None
     if not evaluations:
@@ -158,7 +159,9 @@ def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile
     base = require_room(config)
     display.loading(config.model)
     policy = load_policy(config)
-    longest = check_lengths(policy, itertools.chain(rows, judged_rows), config.max_new_tokens)
+    longest = check_lengths(
+        policy, itertools.chain(rows, judged_rows), config.max_new_tokens, reward.check_prompt
+    )
     return Setting(config, policy, reward, rows, len(judged_rows), longest, base), rows, judged_rows
 
 
@@ -262,7 +265,10 @@ class _Climb:
         config = replace(self.config, beta=self.coefficient.beta)
         indices = indices_of_step(step, len(self.rows), config.prompts_per_step, config.seed)
         rows, draw = [self.rows[index] for index in indices], Draw(config.seed, step, indices)
-        judged, ascended = take_step(self.policy, self.reward, self.ascent, rows, draw, config)
+        num_prompts = len(self.rows)
+        judged, ascended = take_step(
+            self.policy, self.reward, self.ascent, rows, draw, config, num_prompts=num_prompts
+        )
         metrics = {**_metrics(step, judged, ascended, self.policy.model.device), "beta": config.beta}
         findings = self.guards.look(metrics)
         metrics["guards"] = [finding.guard for finding in findings]
@@ -295,7 +301,7 @@ def load_policy(config: TrainConfig) -> Policy:
     lora = None
     if config.lora_rank is not None:
         lora = Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
-    return Policy.load(
+    policy = Policy.load(
         config.model,
         distribution=Distribution(config.temperature),
         num_trainable_layers=config.num_trainable_layers,
@@ -306,6 +312,8 @@ def load_policy(config: TrainConfig) -> Policy:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
+    policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
+    return policy
 
 
 def _rows_to_judge(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
@@ -350,7 +358,8 @@ def _metrics(step: int, judged: Judged, ascended: AscentMetrics, device: torch.d
     opinions = {
         name: [value for value in values if value is not None] for name, values in rewards.parts.items()
     }
-    return {
+    logged = {"logged": rewards.metrics} if rewards.metrics else {}
+    return logged | {
         "step": step,
         "reward": statistics.fmean(rewards.given) if rewards.given else None,
         "reward_std": statistics.pstdev(rewards.given) if rewards.given else None,

@@ -3,6 +3,7 @@
 Axes: B prompts, G completions a prompt, N = B·G completions.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from klimb.core.advantages import BASELINES
 from klimb.core.kl import k1
 from klimb.core.objectives import reinforce
 from klimb.core.update import adjusted_rewards
+from klimb.policy import chat
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Draw, Policy
 from klimb.reward.failures import Tolerance
 from klimb.reward.reward import Batch, Rewards, WeightedSum
+from klimb.reward.state import TrainerState
 from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.config import TrainConfig
 from klimb.train.prompts import PromptRow
@@ -38,6 +41,7 @@ class Judged:
         rewards: Their rewards, (N,), and what went wrong with some.
         kl: log π − log π_ref of each, (N,), in nats.
         seconds: Time spent on `sampling`, `reward` and `reference`.
+        openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
     """
 
     rows: list[PromptRow]
@@ -46,6 +50,7 @@ class Judged:
     rewards: Rewards
     kl: list[float]
     seconds: dict[str, float]
+    openings: list[str] | None = None
 
     @property
     def valid(self) -> list[int]:
@@ -78,29 +83,64 @@ def sample_and_judge(
     completions_per_prompt: int,
     max_new_tokens: int,
     draw: Draw,
+    state: TrainerState | None = None,
 ) -> Judged:
     """Draw completions, score them, and measure how far they are from the reference."""
     watch = Stopwatch(policy.model.device)
-    prompts = [policy.encode(row.prompt) for row in rows]
+    prompts = [policy.encode(row.prompt, row.columns) for row in rows]
     completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
-    texts = policy.decode(completions)
+    texts = policy.decode(completions, [row.prompt for row in rows])
     watch.mark("sampling")
-    rewards = reward(to_be_judged(policy, rows, completions, texts))
+    batch = to_be_judged(policy, rows, completions, texts, state)
+    rewards = reward(batch)
     watch.mark("reward")
     kl = k1(completions.log_probs, policy.reference.log_probs(completions))
     watch.mark("reference")
-    return Judged(rows, completions, texts, rewards, kl.tolist(), watch.seconds)
+    return Judged(rows, completions, texts, rewards, kl.tolist(), watch.seconds, batch.openings)
 
 
 def to_be_judged(
-    policy: Policy, rows: Sequence[PromptRow], completions: Completions, texts: list[str]
+    policy: Policy,
+    rows: Sequence[PromptRow],
+    completions: Completions,
+    texts: list[str],
+    state: TrainerState | None = None,
 ) -> Batch:
     """Put completions of some rows' prompts, and their texts, as a reward gets them."""
     owners = [rows[int(index)] for index in completions.prompt_of]
     columns = {name: [row.columns[name] for row in owners] for name in rows[0].columns}
-    as_read = [policy.render(row.prompt) for row in rows]
-    rendered = [as_read[int(index)] for index in completions.prompt_of]
-    return Batch([row.prompt for row in owners], texts, columns, rendered)
+    as_read = [policy.render(row.prompt, row.columns) for row in rows]
+    opened = [chat.opening(row.prompt, text) for row, text in zip(rows, as_read, strict=True)]
+    prompt_of = completions.prompt_of.tolist()
+    return Batch(
+        [row.prompt for row in owners],
+        texts,
+        columns,
+        rendered=[as_read[index] for index in prompt_of],
+        completion_ids=completions.rows_of_ids(),
+        openings=[opened[index] for index in prompt_of] if any(opened) else None,
+        state=state or TrainerState(),
+    )
+
+
+def trainer_state(config: TrainConfig, num_prompts: int, step: int) -> TrainerState:
+    """How far a run is, as reward functions are told.
+
+    Args:
+        config: The run's options.
+        num_prompts: Prompts that are trained on.
+        step: Updates of the weights so far.
+    """
+    share = config.prompts_per_step / num_prompts
+    return TrainerState(
+        epoch=step * share,
+        global_step=step,
+        max_steps=config.num_steps,
+        eval_steps=config.eval_every,
+        save_steps=config.checkpoint_every,
+        train_batch_size=config.prompts_per_step,
+        num_train_epochs=math.ceil(config.num_steps * share),
+    )
 
 
 def take_step(
@@ -110,11 +150,22 @@ def take_step(
     rows: list[PromptRow],
     draw: Draw,
     config: TrainConfig,
+    *,
+    num_prompts: int | None = None,
 ) -> tuple[Judged, AscentMetrics]:
     """Move the policy's weights once.
 
     With the objective `reinforce`, no baseline, plain SGD, no clipping and no decay this computes
     `klimb.rlhf_weight_update` on the flattened parameters, of the completions that have a reward.
+
+    Args:
+        policy: The policy.
+        reward: What is trained on, and the judges.
+        ascent: What moves the weights.
+        rows: The step's prompts.
+        draw: What the random numbers are counted by.
+        config: The options.
+        num_prompts: How many prompts the run has; those of this step where None.
     """
     judged = sample_and_judge(
         policy,
@@ -123,6 +174,7 @@ def take_step(
         completions_per_prompt=config.completions_per_prompt,
         max_new_tokens=config.max_new_tokens,
         draw=draw,
+        state=trainer_state(config, num_prompts or len(rows), draw.step),
     )
     Tolerance(config.max_failed, len(judged.completions)).take(judged.rewards.failures)
     watch = Stopwatch(policy.model.device)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from klimb.text import content_of
 from klimb.train.choice import Choice
 from klimb.train.estimates import (
     REWARD,
@@ -124,4 +125,4 @@ def show_prompt(prompt: str | list[dict[str, Any]]) -> str:
     """Write a prompt for a reader: text as it is, messages with who speaks."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n".join(f"{message['role']}: {content_of(message)}" for message in prompt)

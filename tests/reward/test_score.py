@@ -1,0 +1,132 @@
+"""`klimb reward score`: a completion is its text or its messages, and a strange row costs itself."""
+
+import json
+
+import pytest
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from klimb.errors import DataError, RewardError
+from klimb.reward.score import score_file
+from klimb.reward.scorer import Scorer
+from templates import GEMMA, MISTRAL, byte_tokenizer
+
+USER = {"role": "user", "content": "How was it?"}
+ANSWER = {"role": "assistant", "content": "Wonderful."}
+LENGTH = """
+def length(completions, **kwargs):
+    return [float(len(c if isinstance(c, str) else c[0]["content"])) for c in completions]
+
+def spy(prompts, completions, log_extra, **kwargs):
+    log_extra("seen", [[p, c] for p, c in zip(prompts, completions)])
+    return [1.0] * len(prompts)
+"""
+
+
+@pytest.fixture
+def score(write_jsonl, tmp_path):
+    (tmp_path / "judge.py").write_text(LENGTH)
+
+    def score(rows, reward="length"):
+        spec = reward if "/" in reward else f"{tmp_path / 'judge.py'}:{reward}"
+        words = score_file(write_jsonl(rows), (spec,), tmp_path / "scores.jsonl")
+        return [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()], words
+
+    return score
+
+
+@pytest.fixture
+def make_reward(tmp_path):
+    def make(template, seed=0):
+        import torch
+
+        tokenizer = byte_tokenizer(template)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlamaForSequenceClassification(
+                LlamaConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=16,
+                    intermediate_size=24,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    num_labels=1,
+                    pad_token_id=tokenizer.eos_token_id,
+                )
+            )
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.4)
+        model.save_pretrained(tmp_path / "rm")
+        tokenizer.save_pretrained(tmp_path / "rm")
+        return str(tmp_path / "rm")
+
+    return make
+
+
+SAME = [
+    {"prompt": [USER], "completion": [ANSWER]},
+    {"prompt": [USER], "completion": "Wonderful."},
+    {"prompt": "How was it?", "completion": [ANSWER]},
+    {"completion": [USER, ANSWER]},
+    {"messages": [USER, ANSWER]},
+    {"prompt": "How was it?", "completion": [USER, ANSWER]},
+    {"prompt": [USER], "text": [USER, ANSWER]},
+    {"prompt": [USER, {"role": "assistant", "content": "Wonder"}], "completion": "ful."},
+    {
+        "prompt": [USER, {"role": "assistant", "content": "Wonder"}],
+        "completion": [ANSWER | {"content": "ful."}],
+    },
+]
+
+
+def test_a_completion_scores_the_same_as_text_and_as_messages(score, make_reward):
+    rows, words = score([*SAME, {"prompt": "How was it?", "completion": "Wonderful."}])
+    assert [row["score"] for row in rows] == [10.0] * 10
+    assert "10 texts, mean score 10.000" in words
+    rows, _ = score([*SAME, {"prompt": [USER], "completion": "other"}], make_reward(MISTRAL))
+    scores = [row["score"] for row in rows]
+    assert len(set(scores[:-1])) == 1
+    assert scores[-1] != scores[0]
+
+
+def test_functions_see_messages_as_trl_hands_them_over(score):
+    rows, _ = score(SAME, "spy")
+    assert [row["extra"]["seen"] for row in rows] == [[[USER], [ANSWER]]] * len(SAME)
+
+
+def test_what_is_scored_is_the_conversation_in_the_template(make_reward):
+    scorer = Scorer.load(make_reward(MISTRAL), device="cpu")
+    ids = scorer.encode([USER, {"role": "assistant", "content": "Wonder"}], "ful.")
+    assert scorer.tokenizer.decode(ids) == "<s>[INST] How was it? [/INST]Wonderful.</s>"
+    turns = [ANSWER, USER, ANSWER]
+    assert scorer.tokenizer.decode(scorer.encode([USER], turns)).count("[INST]") == 2
+
+
+def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
+    system = {"role": "system", "content": "b"}
+    strange = {"prompt": [system, USER], "completion": "x"}
+    rows, words = score([SAME[0], strange, SAME[1]], make_reward(GEMMA))
+    assert rows[0]["score"] == rows[2]["score"]
+    assert rows[1]["score"] is None
+    assert "System role not supported; put what the system says" in rows[1]["failure"]
+    assert "prompts.jsonl:2: " in words
+    assert "1 rows have no score" in words
+    with pytest.raises(RewardError, match=r"no row could be scored: .*System role not supported"):
+        score([strange], make_reward(GEMMA))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p"}, "no text: expected a column completion, text or messages, got 'prompt'"),
+        ({"completion": [USER]}, "completion: expected a message of the assistant's, got user"),
+        (
+            {"completion": [{"role": "assistant"}]},
+            "completion: expected messages with a text `role` and `content`",
+        ),
+        ({"prompt": 3, "completion": "x"}, "prompt: expected text or a list of messages, got 3"),
+    ],
+)
+def test_a_row_without_an_answer_is_refused_with_its_line(row, message, score):
+    with pytest.raises(DataError, match=message):
+        score([SAME[0], row])
