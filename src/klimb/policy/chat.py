@@ -3,6 +3,7 @@
 from typing import Any
 
 from klimb.errors import DataError
+from klimb.policy.clock import template_at_clock
 from klimb.text import Text
 
 
@@ -40,6 +41,7 @@ def render(tokenizer: Any, prompt: Text) -> str:
     try:
         return tokenizer.apply_chat_template(
             prompt,
+            chat_template=template_at_clock(tokenizer),
             tokenize=False,
             add_generation_prompt=not is_continued,
             continue_final_message=is_continued,

@@ -249,7 +249,7 @@ class HttpReward:
 
 @dataclass(frozen=True)
 class _Response:
-    """What came back: status and its words, the content and whether it is all, the seconds that we are asked to wait."""
+    """What came back: the status in numbers and words, the content, whether it is whole, the wait that is asked for."""
 
     status: int
     reason: str

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from klimb.errors import DataError
 from klimb.files import write_file
+from klimb.policy.clock import clock_at, current_moment
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch
 from klimb.rows import read_rows
@@ -43,12 +44,14 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
         {name for row in rows for name in row} - {"prompt", "completion", "prompts", "completions"}
     )
     scores: list[float] = []
+    moment = current_moment()  # one for all rows, where a reward's chat template writes the time
     for first in range(0, len(rows), _AT_ONCE):
         part = rows[first : first + _AT_ONCE]
         columns = {name: [row.get(name) for row in part] for name in names}
         prompts = [row.get("prompt") or "" for row in part]
         batch = Batch(prompts, [str(row["completion"]) for row in part], columns)  # pyright: ignore[reportArgumentType]
-        scores += judge(batch).complete().given
+        with clock_at(moment):
+            scores += judge(batch).complete().given
     lines = [
         json.dumps(row | {"score": score}, ensure_ascii=False) + "\n"
         for row, score in zip(rows, scores, strict=True)

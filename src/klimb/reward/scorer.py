@@ -5,6 +5,7 @@ Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 
 import copy
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from klimb.errors import ConfigError, ModelNotFoundError, RewardError
 from klimb.policy.allocation import keep_memory_flat
+from klimb.policy.clock import fix_clock, template_at_clock
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import resolve, without_progress_bars
 from klimb.policy.trunk import decoder_layers
@@ -41,9 +43,11 @@ class Scorer:
         tokenizer: Its tokenizer.
         name: Where it came from, for messages.
         members: Heads of an ensemble's members, (K, D), where there is one.
+        moment: What its base's chat template reads as the present time from now on, where that writes the time.
     """
 
     members: Float[np.ndarray, "K D"] | None = None
+    moment: datetime | None = None
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
@@ -100,7 +104,9 @@ class Scorer:
             _keep_layers(model, num_layers)
         if question:
             _append(tokenizer, question)
+        moment = fix_clock(tokenizer)  # a text has one score, today and tomorrow
         scorer = cls(model.to(_device(device)), tokenizer, str(base))
+        scorer.moment = moment
         with torch.no_grad():
             scorer.head.weight.zero_()
             if getattr(scorer.head, "bias", None) is not None:
@@ -137,7 +143,9 @@ class Scorer:
             )
         else:
             messages = [*prompt, {"role": "assistant", "content": completion}]
-            chat = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            chat = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, chat_template=template_at_clock(self.tokenizer)
+            )
             # The template has put special tokens in; a question that was appended is the tokenizer's own.
             ids = self.tokenizer(chat, add_special_tokens=_has_question(self.tokenizer)).input_ids
         if self._longest is not None and len(ids) > self._longest:
