@@ -247,7 +247,7 @@ def test_when_a_request_has_failed_for_good_the_rest_is_asked_about_once(serve):
 @pytest.mark.parametrize(
     "start",
     [
-        b"",
+        b"HTTP",
         b"HTTP/1.1 200 OK\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
         b'HTTP/1.1 200 OK\r\n\r\n{"rewards": [1, 2, 3]}',

@@ -19,7 +19,7 @@ def test_prompts_the_model_and_rewards_that_are_files_have_fingerprints(make_opt
         eval_prompts=tmp_path / "here.py",
     )
     found = take_fingerprints(config)
-    assert set(found) == {"model", "prompts", "eval_prompts", rules, "here:f"}
+    assert set(found) == {"model", "prompts", "eval_prompts", rules, "vader", "here:f"}
     assert found["prompts"] == {"content": hashlib.sha256(config.prompts.read_bytes()).hexdigest()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} < set(found["model"])
     assert found["eval_prompts"] == found["here:f"]

@@ -6,18 +6,21 @@ Axes: B prompts, G completions a prompt.
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from klimb.errors import ConfigError, ModelNotFoundError, RunFolderError
 from klimb.feedback.records import Candidate
 from klimb.judge.config import CompareConfig, JudgeConfig, LabelConfig
+from klimb.policy.clock import clock_at, current_moment, reads_clock
 from klimb.policy.counted import Stream
 from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.load import resolve
 from klimb.policy.policy import Draw, Policy
 from klimb.text import Text
+from klimb.train.fingerprint import read_moment
 from klimb.train.folder import RunFolder
 from klimb.train.lengths import check_lengths
 from klimb.train.prompts import PromptRow
@@ -26,6 +29,13 @@ _AT_ONCE = 64  # completions drawn together
 
 Watch = Callable[[Sequence[int]], Iterable[int]]
 """Passes places on one by one, and shows how far they are."""
+
+Say = Callable[[str], None]
+"""Tells a person of what goes on."""
+
+
+def ignore(_: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ def draw_completions(
     completions_per_prompt: int,
     draw: Draw,
     watch: Watch = iter,
+    say: Say = ignore,
 ) -> Drawn:
     """Load a model and draw completions of each prompt, G of them.
 
@@ -94,6 +105,7 @@ def draw_completions(
         completions_per_prompt: G.
         draw: What the random numbers are counted by; its prompts are the indices of the rows, (B,).
         watch: Shows how far it is.
+        say: Is told what a person should know.
 
     Raises:
         ModelNotFoundError: The model cannot be loaded.
@@ -109,6 +121,8 @@ def draw_completions(
     )
     policy.model.requires_grad_(False)
     policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
+    if reads_clock(policy.tokenizer):
+        say(f"  the chat template of {model.name} writes the time: it reads {current_moment()}")
     check_lengths(policy, list(rows), config.max_new_tokens)
     at_once = max(_AT_ONCE // completions_per_prompt, 1)
     drawn = Drawn([])
@@ -134,7 +148,11 @@ def draw_completions(
 
 
 def draw_to_label(
-    models: Sequence[NamedModel], rows: Sequence[PromptRow], config: LabelConfig, watch: Watch = iter
+    models: Sequence[NamedModel],
+    rows: Sequence[PromptRow],
+    config: LabelConfig,
+    watch: Watch = iter,
+    say: Say = ignore,
 ) -> tuple[list[tuple[Text, Candidate, Candidate]], int]:
     """Draw the pairs that people are to be asked about.
 
@@ -146,16 +164,20 @@ def draw_to_label(
         rows: Prompts.
         config: How completions are drawn, and how many pairs of each prompt.
         watch: Shows how far it is.
+        say: Is told what a person should know.
 
     Returns:
         The pairs, in the order of the prompts, and how many were dropped because both completions were the same text.
     """
     num_pairs, indices = config.num_pairs_per_prompt, list(range(len(rows)))
     each = 2 * num_pairs if len(models) == 1 else num_pairs
-    drawn = [
-        draw_completions(model, rows, config, each, Draw(config.seed, step, indices, Stream.LABEL), watch)
-        for step, model in enumerate(models)
-    ]
+    with clock_at(moment_of(models)):
+        drawn = [
+            draw_completions(
+                model, rows, config, each, Draw(config.seed, step, indices, Stream.LABEL), watch, say
+            )
+            for step, model in enumerate(models)
+        ]
     pairs: list[tuple[Text, Candidate, Candidate]] = []
     for index, row in enumerate(rows):
         firsts, seconds = (side.candidates[index] for side in (drawn[0], drawn[-1]))
@@ -167,14 +189,24 @@ def draw_to_label(
 
 
 def draw_to_compare(
-    model: NamedModel, rows: Sequence[PromptRow], config: CompareConfig, watch: Watch = iter
+    model: NamedModel,
+    rows: Sequence[PromptRow],
+    config: CompareConfig,
+    watch: Watch = iter,
+    say: Say = ignore,
 ) -> Drawn:
     """Draw the completions by which a model is compared.
 
     Both models get the same random numbers, those with which `klimb train` judges before and after training.
     """
     draw = Draw(config.seed, 0, list(range(len(rows))), Stream.EVALUATE)
-    return draw_completions(model, rows, config, config.completions_per_prompt, draw, watch)
+    return draw_completions(model, rows, config, config.completions_per_prompt, draw, watch, say)
+
+
+def moment_of(models: Sequence[NamedModel]) -> datetime:
+    """Find the time that chat templates read: that of the first model that is a run's, or else the present one."""
+    recorded = (read_moment(RunFolder(model.run).fingerprints) for model in models if model.run is not None)
+    return next(filter(None, recorded), None) or current_moment()
 
 
 def _find_model(name: str) -> NamedModel:

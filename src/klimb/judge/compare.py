@@ -14,13 +14,14 @@ import numpy as np
 
 from klimb.errors import DataError, RewardError
 from klimb.files import make_folder, write_file
-from klimb.judge.candidates import Drawn, NamedModel, draw_to_compare, find_models
+from klimb.judge.candidates import Drawn, NamedModel, draw_to_compare, find_models, moment_of
 from klimb.judge.config import PEOPLE, CompareConfig
 from klimb.judge.console import watched
 from klimb.judge.report import Example, draw_report
 from klimb.judge.serving import Say, Serve
 from klimb.judge.tally import Opinions, Tally, opinions_of_scores, tally
 from klimb.policy import chat
+from klimb.policy.clock import clock_at
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.train.estimates import short_name
@@ -109,10 +110,11 @@ def compare(config: CompareConfig, say: Say = print, serve: Serve | None = None)
         _check_prompts(reward, rows)
     if PEOPLE in config.by:
         _check_store(config)
-    drawn = _draw(models, rows, config, say)
     opinions: dict[str, Opinions] = {}
-    if reward is not None:
-        opinions |= _ask_rewards(reward, rows, drawn, config.tie_margin)
+    with clock_at(moment_of(models)):  # both models and the rewards read the same time
+        drawn = _draw(models, rows, config, say)
+        if reward is not None:
+            opinions |= _ask_rewards(reward, rows, drawn, config.tie_margin)
     if PEOPLE in config.by:
         opinions[PEOPLE] = _ask_people(rows, drawn, config, say, serve)
     result = _result(rows, drawn, [opinions[judge] for judge in config.by], config)
@@ -151,7 +153,7 @@ def _draw(
     drawn: list[Drawn] = []
     for letter, model in zip("AB", models, strict=True):
         say(f"  {letter} from {model.name} …")
-        drawn.append(draw_to_compare(model, rows, config, watched))
+        drawn.append(draw_to_compare(model, rows, config, watched, say))
     return drawn[0], drawn[1]
 
 

@@ -49,7 +49,7 @@ def label(config: LabelConfig, say: Say = print, serve: Serve | None = None) -> 
             f"{' and '.join(config.model)}, temperature {config.temperature:g}, up to "
             f"{config.max_new_tokens} tokens each …"
         )
-        pairs, num_same = draw_to_label(models, rows, config, watched)
+        pairs, num_same = draw_to_label(models, rows, config, watched, say)
         num_new = store.add_pairs(pairs)
         dropped = f"; {num_same:,} were dropped: the same text twice" if num_same else ""
         say(f"{len(pairs):,} pairs, {num_new:,} of them new{dropped}")

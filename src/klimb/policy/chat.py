@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from klimb.errors import DataError
+from klimb.policy.clock import template_at_clock
 from klimb.text import Message, Text, content_of, cut, quote
 
 NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
@@ -213,9 +214,16 @@ def _apply(tokenizer: Any, messages: list[Message], options: TemplateOptions, **
             "use plain strings, or a model tuned for chat"
         )
     given = [_clean(message) for message in messages]
+    variables = dict(options.variables)
+    name = variables.pop("chat_template", None)
     try:
         return tokenizer.apply_chat_template(
-            given, tokenize=False, tools=options.tools, **options.variables, **how
+            given,
+            chat_template=template_at_clock(tokenizer, name, options.tools),
+            tokenize=False,
+            tools=options.tools,
+            **variables,
+            **how,
         )
     except Exception as error:  # a template is a program of the model's maker and raises its own errors
         raise DataError(_refusal(error, messages)) from error

@@ -3,19 +3,22 @@
 POST {"query": […], "prompts": […], "labels": […]} → {"rewards": […]}, or {"scores": […]}, one entry a completion.
 """
 
-import http.client
 import json
 import math
-import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from secrets import SystemRandom
-from threading import Event, Timer
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
+
+import anyio
+import httpx
+import tenacity
+from anyio.from_thread import start_blocking_portal
 
 from klimb.errors import ConfigError, RewardError
 from klimb.reward.address import TOKEN_VARIABLE, refuse_secrets
@@ -29,6 +32,8 @@ _COULD_BE_ONE = (400, 413, 422, 500)  # statuses that one text may be the reason
 _PASSING = (408, 425, 429)  # statuses that may pass, besides 500 and above
 _HIDDEN = "***"
 
+_Ask: TypeAlias = Callable[[bytes], "_Response"]
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -39,7 +44,7 @@ class Patience:
         num_attempts: How often the same is asked before it has failed.
         first_wait: Seconds before the second attempt, doubled before each one after it; half of it to all of it is
             waited, by chance, so that several runs do not come back at once.
-        longest_wait: Seconds that are never waited longer than.
+        longest_wait: Seconds that are never waited longer than, also where the service asks for more (`Retry-After`).
     """
 
     timeout: float = 60.0
@@ -54,7 +59,8 @@ class HttpReward:
     What goes wrong in passing (no connection, no answer in time, a status of 429 or of 500 and above, an answer that
     makes no sense) is asked again. Where one text may be the reason, the completions of the request are then asked
     about one by one, once. When a request has failed for good, the rest of the batch is asked about once. Redirects
-    are not followed, and no proxy is used.
+    are not followed; proxies and passwords that the environment or ~/.netrc name are not used. Connections are kept
+    for the requests of a batch and closed at its end.
 
     Args:
         url: The service's address, without any secret.
@@ -79,13 +85,18 @@ class HttpReward:
         self._patience = patience or Patience()
         self._pause = pause or time.sleep
         self._token = token
-        self._headers = {"Content-Type": "application/json", "User-Agent": "klimb"}
+        # Nothing compressed is asked for: a small answer could become a large one.
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "klimb",
+            "Accept-Encoding": "identity",
+        }
         if token is not None:
             if not token or not _is_visible(token):
                 raise ConfigError(f"{TOKEN_VARIABLE}: expected visible ASCII characters without spaces")
             self._headers["Authorization"] = f"Bearer {token}"
-        self._is_secure, self._host, self._port, self._target = _address(url)
-        self._trust = ssl.create_default_context() if self._is_secure else None
+        _require_address(url)
+        self._trust = ssl.create_default_context()
 
     def __call__(self, batch: Batch) -> list[Answer]:
         """Judge a batch; what cannot be judged is `Failed`.
@@ -98,88 +109,107 @@ class HttpReward:
                 f"reward {self.name}: a service is sent text, and chat messages become text by a policy's chat "
                 "template, which is not at hand here: use prompts that are text"
             )
+        # A loop in a thread of its own: the whole exchange has one deadline, wherever this is called from.
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._client()) as client:
+            return self._judge_in_parts(batch, lambda body: portal.call(self._post, client, body))
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(headers=self._headers, verify=self._trust, timeout=None, trust_env=False)  # noqa: S113
+
+    def _judge_in_parts(self, batch: Batch, ask: _Ask) -> list[Answer]:
         said: list[Answer] = []
         num_attempts = self._patience.num_attempts
         for first in range(0, len(batch.texts), _AT_ONCE):
             part = batch.rows(first, _AT_ONCE)
             try:
-                said += self._judge(part, num_attempts)
+                said += self._judge(part, ask, num_attempts)
                 num_attempts = self._patience.num_attempts
             except _ServiceError as error:
-                said += self._judge_singly(part, error)
+                said += self._judge_singly(part, ask, error)
                 num_attempts = 1
         return said
 
-    def _judge(self, batch: Batch, num_attempts: int) -> list[Answer]:
+    def _judge(self, batch: Batch, ask: _Ask, num_attempts: int) -> list[Answer]:
         """Ask until there is an answer, so many times at most."""
-        attempt = 1
-        while True:
-            try:
-                return self._read(self._post(_question(batch)), len(batch.texts))
-            except _ServiceError as error:
-                if not error.may_pass or attempt == num_attempts:
-                    raise
-            self._pause(self._wait(attempt))
-            attempt += 1
 
-    def _judge_singly(self, batch: Batch, error: "_ServiceError") -> list[Answer]:
+        def attempt() -> list[Answer]:
+            response = ask(_question(batch))
+            self._check_status(response)
+            return self._read(response.content, len(batch.texts))
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, _ServiceError) and error.may_pass
+            ),
+            stop=tenacity.stop_after_attempt(num_attempts),
+            wait=self._wait,
+            sleep=self._pause,
+            reraise=True,
+        )
+        return retrying(attempt)
+
+    def _judge_singly(self, batch: Batch, ask: _Ask, error: "_ServiceError") -> list[Answer]:
         """Ask about each completion alone, as long as one text may be the reason for what goes wrong."""
         said: list[Answer] = []
         num_texts = len(batch.texts)
         while error.may_be_one and num_texts > 1 and len(said) < num_texts:
             try:
-                said += self._judge(batch.rows(len(said), 1), 1)
+                said += self._judge(batch.rows(len(said), 1), ask, 1)
             except _ServiceError as latest:
                 error = latest
                 said.append(Failed(str(latest)))
         return said + [Failed(str(error))] * (num_texts - len(said))
 
-    def _wait(self, attempt: int) -> float:
-        longest = min(self._patience.first_wait * 2 ** (attempt - 1), self._patience.longest_wait)
-        return longest * SystemRandom().uniform(0.5, 1.0)
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        """Seconds before the next attempt: half to all of a time that doubles, or as long as the service asks for."""
+        patience = self._patience
+        doubling = tenacity.wait_exponential(multiplier=patience.first_wait, max=patience.longest_wait)
+        seconds = doubling(state) * SystemRandom().uniform(0.5, 1.0)
+        error = state.outcome.exception() if state.outcome else None
+        asked_for = error.retry_after if isinstance(error, _ServiceError) else 0.0
+        return max(seconds, min(asked_for, patience.longest_wait))
 
-    def _post(self, body: bytes) -> bytes:
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> "_Response":
         """Send a request and return the whole answer to it."""
-        connection = self._connection()
-        until = time.monotonic() + self._patience.timeout
-        is_late = Event()
+        content = bytearray()
+        is_whole = True
         try:
-            connection.connect()
-            with _shut_down_at(connection.sock, until, is_late):
-                connection.request("POST", self._target, body, self._headers)
-                with connection.getresponse() as response:
-                    content = response.read(_LARGEST + 1)
-        except TimeoutError as error:
-            raise self._late() from error
-        except (OSError, http.client.HTTPException) as error:
-            raise (
-                self._late() if is_late.is_set() else self._error(f"{type(error).__name__}: {error}")
-            ) from error
-        finally:
-            connection.close()
-        if is_late.is_set():
-            raise self._late()
-        self._check_status(response, content)
-        return content
+            with anyio.fail_after(self._patience.timeout):
+                async with client.stream("POST", self.name, content=body) as response:
+                    try:
+                        async for chunk in response.aiter_raw():
+                            content += chunk
+                            if len(content) > _LARGEST:
+                                break
+                    except httpx.RemoteProtocolError:
+                        is_whole = False
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise self._error(f"gave no whole answer within {self._patience.timeout:g} s") from error
+        except httpx.RemoteProtocolError as error:
+            raise self._error(f"hung up, or does not speak HTTP: {error}") from error
+        except (OSError, httpx.HTTPError) as error:
+            raise self._error(_explain(error)) from error
+        retry_after = _seconds_asked_for(response.headers.get("Retry-After", ""))
+        return _Response(response.status_code, response.reason_phrase, bytes(content), is_whole, retry_after)
 
-    def _connection(self) -> http.client.HTTPConnection:
-        timeout = self._patience.timeout
-        if self._trust is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._trust)
-
-    def _check_status(self, response: http.client.HTTPResponse, content: bytes) -> None:
+    def _check_status(self, response: "_Response") -> None:
         status = response.status
         if 300 <= status < 400:
             raise self._error(f"answered {status}, a redirect, which is not followed", may_pass=False)
         if not 200 <= status < 300:
             raise self._error(
-                f"answered {status} {response.reason}: {self._excerpt(content)}",
+                f"answered {status} {response.reason}: {self._excerpt(response.content)}",
                 may_pass=status >= 500 or status in _PASSING,
                 may_be_one=status in _COULD_BE_ONE,
+                retry_after=response.retry_after,
             )
-        if len(content) > _LARGEST:
+        if len(response.content) > _LARGEST:
             raise self._error(f"gave an answer of more than {_LARGEST:,} bytes", may_be_one=True)
+        if not response.is_whole:
+            raise self._error(
+                f"gave an answer that is not JSON, it was cut short: {self._excerpt(response.content)}",
+                may_be_one=True,
+            )
 
     def _read(self, content: bytes, num_completions: int) -> list[Answer]:
         try:
@@ -211,53 +241,74 @@ class HttpReward:
         """A service may repeat the token that it was sent."""
         return text if self._token is None else text.replace(self._token, _HIDDEN)
 
-    def _late(self) -> "_ServiceError":
-        return self._error(f"gave no whole answer within {self._patience.timeout:g} s")
+    def _error(
+        self, what: str, *, may_pass: bool = True, may_be_one: bool = False, retry_after: float = 0.0
+    ) -> "_ServiceError":
+        return _ServiceError(f"reward {self.name}: {self._hide(what)}", may_pass, may_be_one, retry_after)
 
-    def _error(self, what: str, *, may_pass: bool = True, may_be_one: bool = False) -> "_ServiceError":
-        return _ServiceError(f"reward {self.name}: {self._hide(what)}", may_pass, may_be_one)
+
+@dataclass(frozen=True)
+class _Response:
+    """What came back: the status in numbers and words, the content, whether it is whole, the wait that is asked for."""
+
+    status: int
+    reason: str
+    content: bytes
+    is_whole: bool
+    retry_after: float
 
 
 class _ServiceError(Exception):
-    """What a service did instead of answering; whether it may pass, and whether one of the texts may be the reason."""
+    """What a service did instead of answering.
 
-    def __init__(self, reason: str, may_pass: bool, may_be_one: bool) -> None:
+    Attributes:
+        may_pass: Whether the same may be answered later.
+        may_be_one: Whether one of the texts may be the reason.
+        retry_after: Seconds that the service asks us to wait.
+    """
+
+    def __init__(self, reason: str, may_pass: bool, may_be_one: bool, retry_after: float) -> None:
         super().__init__(reason)
         self.may_pass = may_pass
         self.may_be_one = may_be_one
+        self.retry_after = retry_after
 
 
-@contextmanager
-def _shut_down_at(connected: socket.socket, moment: float, is_late: Event) -> Iterator[None]:
-    """Shut a connection down at a moment, so that whoever waits for it wakes up: a trickle is no answer."""
+def _explain(error: BaseException) -> str:
+    """Name what the system said where it said something, such as that nobody listens; the client's words else."""
+    inner: BaseException | None = error
+    found = error
+    while inner is not None:
+        if isinstance(inner, OSError):
+            found = inner
+        is_group = isinstance(inner, BaseExceptionGroup)
+        inner = inner.exceptions[0] if is_group else inner.__cause__ or inner.__context__
+    return f"{type(found).__name__}: {found}"
 
-    def shut_down() -> None:
-        is_late.set()
-        with suppress(OSError):  # it was closed meanwhile
-            socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
-    timer = Timer(max(moment - time.monotonic(), 0.0), shut_down)
-    timer.daemon = True
-    timer.start()
+def _seconds_asked_for(value: str) -> float:
+    """Read what stands in `Retry-After`, seconds or a date; 0 where it cannot be read."""
+    if value.isascii() and value.isdecimal():
+        return float(value)
     try:
-        yield
-    finally:
-        timer.cancel()
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    # A date without a zone counts as UTC, which is what HTTP writes.
+    seconds = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)
+    return max(seconds.total_seconds(), 0.0)
 
 
-def _address(url: str) -> tuple[bool, str, int | None, str]:
-    """Take an address apart: whether it is https, the host, the port, and what is asked for there."""
+def _require_address(url: str) -> None:
     try:
         parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
+        _ = parts.port, httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
         raise ConfigError(f"reward {url}: not an address: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or not _is_visible(url):
         raise ConfigError(
             f"reward {url}: not an address: expected http://host:port/path, all but ASCII characters written as %XX"
         )
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return parts.scheme == "https", parts.hostname, port, target
 
 
 def _is_visible(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from klimb.errors import DataError, RewardError
 from klimb.files import write_file
+from klimb.policy.clock import clock_at, current_moment
 from klimb.reward.call import RESERVED
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, Rewards, WeightedSum
@@ -66,9 +67,11 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
     lines: list[str] = []
     scores: list[float] = []
     reasons: list[str] = []
+    moment = current_moment()  # one for all rows, where a reward's chat template writes the time
     for first in range(0, len(rows), _AT_ONCE):
         part = rows[first : first + _AT_ONCE]
-        given = _judge(judge, part, names)
+        with clock_at(moment):
+            given = _judge(judge, part, names)
         for index, row in enumerate(part):
             score, reason = given.total[index], given.reasons.get(index)
             scores += [] if score is None else [score]

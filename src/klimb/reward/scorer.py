@@ -5,6 +5,7 @@ Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from klimb.errors import ConfigError, DataError, ModelNotFoundError, RewardError
 from klimb.policy import chat
+from klimb.policy.clock import fix_clock
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
 from klimb.policy.saving import companions, save_whole
@@ -41,11 +43,13 @@ class Scorer:
         members: Heads of an ensemble's members, (K, D), where there is one.
         notes: What a user should know of how it was loaded.
         folder: Where its files are; None where it came from none.
+        moment: What its base's chat template reads as the present time from now on, where that writes the time.
     """
 
     members: Float[np.ndarray, "K D"] | None = None
     notes: Sequence[str] = ()
     folder: Path | None = None
+    moment: datetime | None = None
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
@@ -105,8 +109,10 @@ class Scorer:
             _keep_layers(model, num_layers)
         if question:
             _append(tokenizer, question)
+        moment = fix_clock(tokenizer)  # a text has one score, today and tomorrow
         scorer = cls(model.to(_device(device)), tokenizer, str(base))
         scorer.notes, scorer.folder = loaded.notes, loaded.folder
+        scorer.moment = moment
         with torch.no_grad():
             scorer.head.weight.zero_()
             if getattr(scorer.head, "bias", None) is not None:

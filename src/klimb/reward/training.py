@@ -105,6 +105,11 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
     say(f"Loading {config.base} …")
     scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.question)
+    if scorer.moment is not None:
+        facts["clock"] = (
+            f"the base's chat template writes the time: {scorer.moment} in this reward, now and later"
+        )
+        say(facts["clock"])
     if config.method != "head":
         scorer.model.float()
     encoded = [

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from klimb.policy import chat
+from klimb.policy.clock import template_at_clock
 from klimb.policy.policy import Policy
 from klimb.train.config import TrainConfig
 from klimb.train.memory import MemoryPrediction, show_bytes
@@ -119,7 +120,9 @@ def _check_template(tokenizer: Any, end_ids: list[int]) -> Result:
 def find_turn_end(tokenizer: Any) -> int | None:
     """Find the special token that a chat template puts after what the assistant said; None where it puts none."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CONTENT}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    text: str = tokenizer.apply_chat_template(
+        turns, tokenize=False, chat_template=template_at_clock(tokenizer)
+    )
     after = text[text.rindex(_CONTENT) + len(_CONTENT) :]
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     ids = tokenizer(after, add_special_tokens=False).input_ids if after else []

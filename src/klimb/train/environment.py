@@ -1,6 +1,7 @@
 """What computes a run. How sums are rounded depends on it, and so do the bits of a run that goes on elsewhere."""
 
 import contextlib
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -15,7 +16,26 @@ from klimb.kernels.library import library, library_file
 ENVIRONMENT = "<environment>"
 """Where the description stands among a run's fingerprints: no prompt file, model or reward has that name."""
 
-_PACKAGES = ("transformers", "numpy")
+_PACKAGES = ("transformers", "tokenizers", "peft", "jinja2", "numpy")
+_VARIABLES = (
+    "KLIMB_",
+    "ATEN_",
+    "CUBLAS_",
+    "DNNL_",
+    "MKL_",
+    "NVIDIA_",
+    "ONEDNN_",
+    "OPENBLAS_",
+    "PYTORCH_",
+    "TORCH_",
+)
+_HARMLESS = (
+    "KLIMB_CACHE",
+    "KLIMB_REWARD_TOKEN",
+    "_NUM_THREADS",
+    "_VERBOSE",
+    "_CAPACITY",
+)  # threads stand for themselves
 _SHOWN = 12  # characters of a checksum
 
 
@@ -24,17 +44,29 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "klimb": klimb.__version__,
+        "python": platform.python_version(),
         "torch": torch.__version__,  # with what it was built for, such as +cpu
         **{package: metadata.version(package) for package in _PACKAGES},
         "kernels": "not compiled" if library() is None else sha256(library_file())[:_SHOWN],
         "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
+        "variables": _variables() or "none",
     }
 
 
 def compare_environments(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Find what is another, each with what it was and is; nothing where that of then is not known."""
     return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
+
+
+def _variables() -> str:
+    """Environment variables by which libraries choose how they compute."""
+    chosen = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_VARIABLES) and not name.endswith(_HARMLESS)
+    }
+    return " ".join(f"{name}={value}" for name, value in chosen.items())
 
 
 def _processor() -> str:

@@ -1,7 +1,9 @@
 """What a run is made of beside its options: the content of its files, by SHA-256."""
 
+import contextlib
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ from transformers.utils.hub import cached_file
 from klimb.errors import ConfigError, KlimbError, RunFolderError
 from klimb.files import sha256
 from klimb.policy.load import config_place, resolve
+from klimb.reward.address import is_address
 from klimb.reward.load import BUILT_IN
 from klimb.train.config import TrainConfig
+from klimb.train.reading import Files, files_of_data, files_of_function, files_of_model, files_of_package
 
-_OF_MODELS = {".jinja", ".json", ".model", ".py", ".safetensors", ".txt"}  # what a model's folder is read for
+CLOCK = "<clock>"
+"""Where the time that chat templates read stands among a run's fingerprints."""
+
+_VADER = ("vaderSentiment.py", "vader_lexicon.txt", "emoji_utf8_lexicon.txt")
 _SHOWN = 12  # characters of a checksum
 
 Fingerprint = dict[str, str]
@@ -21,17 +28,19 @@ Fingerprint = dict[str, str]
 
 
 def take_fingerprints(config: TrainConfig) -> dict[str, Fingerprint]:
-    """Find the checksums of what a configuration names: prompts, the model, rewards and judges that are files.
+    """Find the checksums of what a configuration names: prompts, the model, rewards and judges.
 
-    A reward that is a service, an installed module or built in has none.
+    Of folders these are those of all files that are read; of a reward that is a Python function those of its file and
+    of the local modules that it imports; of VADER those of its code and lexicon. A service has none, and data that a
+    reward opens by itself is not seen.
 
     Returns:
         A fingerprint for `model`, `prompts`, `eval_prompts` and each reward and judge by its name; what there is
         none of is left out.
     """
-    named = {"model": _model(config.model), "prompts": _file(config.prompts)}
+    named = {"model": _model(config.model), "prompts": _checksums(files_of_data(config.prompts))}
     if config.eval_prompts is not None:
-        named["eval_prompts"] = _file(config.eval_prompts)
+        named["eval_prompts"] = _checksums(files_of_data(config.eval_prompts))
     named |= {spec: _reward(spec) for spec in (*config.reward, *config.judges)}
     return {name: fingerprint for name, fingerprint in named.items() if fingerprint}
 
@@ -50,6 +59,21 @@ def read_fingerprints(file: Path) -> dict[str, Fingerprint] | None:
     except (ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(
             f"{file}: not as a run writes it: {error}; without the file the content is not compared"
+        ) from error
+
+
+def read_moment(file: Path) -> datetime | None:
+    """Read the time that chat templates read in a run; None where it was not recorded.
+
+    Raises:
+        RunFolderError: The file is not as a run writes it.
+    """
+    moment = (read_fingerprints(file) or {}).get(CLOCK, {}).get("moment")
+    try:
+        return None if moment is None else datetime.fromisoformat(moment)
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{file}: not as a run writes it: {error}; expected a time, got {moment!r}"
         ) from error
 
 
@@ -97,43 +121,48 @@ def _difference(then: Fingerprint, now: Fingerprint) -> str:
     return ""
 
 
-def _file(file: Path) -> Fingerprint:
-    return {"content": sha256(file)} if file.is_file() else {}
+def _checksums(files: Files) -> Fingerprint:
+    return {name: sha256(file) for name, file in files.items()}
 
 
-def _folder(folder: Path) -> Fingerprint:
-    files = sorted(file for file in folder.iterdir() if file.suffix in _OF_MODELS and file.is_file())
-    return {file.name: sha256(file) for file in files}
+def _model(source: str, *, is_base: bool = False) -> Fingerprint:
+    """Checksums of a model; of an adapter those of the model that it is beside, too."""
+    path = _find_model(source)
+    if path is None:
+        return {}
+    found = _checksums(files_of_model(path))
+    base = None if is_base else _base_of(path)
+    if base is not None:
+        found |= {f"{base}/{name}": digest for name, digest in _model(base, is_base=True).items()}
+    return found
 
 
-def _model(source: str) -> Fingerprint:
+def _find_model(source: str) -> Path | None:
+    """Find a model's folder or file here, or in the cache of the hub."""
     path = Path(source).expanduser()
-    if path.is_file():
-        return _file(path)
-    if path.is_dir():
-        return _folder(path) | _of_base(path)
-    try:
-        config = cached_file(resolve(source), "config.json")
-    except (KlimbError, OSError, ValueError):  # what cannot be found is told of when it is loaded
-        return {}
-    return {} if config is None else _folder(Path(config).parent)
+    if path.exists():
+        return path
+    for name in ("config.json", "adapter_config.json"):
+        with contextlib.suppress(KlimbError, OSError, ValueError):  # loading it tells what cannot be found
+            if file := cached_file(resolve(source), name):
+                return Path(file).parent
+    return None
 
 
-def _of_base(folder: Path) -> Fingerprint:
-    """Fingerprint of the model that an adapter in a folder of its own refers to; nothing of any other folder."""
-    if (folder / "config.json").is_file():
-        return {}
-    try:
-        place = Path(config_place(folder))
-    except KlimbError:
-        return {}
-    return {f"base/{name}": said for name, said in _folder(place).items()} if place.is_dir() else {}
+def _base_of(folder: Path) -> str | None:
+    """Find the model that an adapter in a folder of its own refers to; None where the folder is no such adapter's."""
+    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
+        return None
+    with contextlib.suppress(KlimbError):  # loading it tells what cannot be found
+        return config_place(folder)
+    return None
 
 
 def _reward(spec: str) -> Fingerprint:
-    if spec in BUILT_IN or "://" in spec:
+    if is_address(spec):
         return {}
-    if ":" not in spec:
-        return _model(spec)
-    where = spec.rpartition(":")[0]
-    return _file(Path(where if where.endswith(".py") else where.replace(".", "/") + ".py"))
+    if spec == "vader":
+        return _checksums(files_of_package("vaderSentiment", _VADER))
+    if ":" in spec:
+        return _checksums(files_of_function(BUILT_IN.get(spec, spec).rpartition(":")[0]))
+    return _model(spec)

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from klimb.errors import ConfigError, RunFolderError
+from klimb.reward.address import is_address
 from klimb.train.checkpoint import Checkpoint, open_part
 from klimb.train.choice import recall
 from klimb.train.config import TrainConfig
 from klimb.train.environment import ENVIRONMENT, compare_environments
-from klimb.train.fingerprint import Fingerprint, check_fingerprints, read_fingerprints
+from klimb.train.fingerprint import CLOCK, Fingerprint, check_fingerprints, read_fingerprints
 from klimb.train.folder import RunFolder, standing
 from klimb.train.written import EvaluationLines, StepLines
 
@@ -89,6 +90,7 @@ class Resumption:
         if then is None:
             file = self.folder.fingerprints
             return [f"{file}: missing; whether prompts, model and rewards are the same cannot be told"]
+        then.pop(CLOCK, None)
         known = [
             then.pop(ENVIRONMENT, {}),
             *(entry.get("environment", {}) for entry in self.folder.read_resumed()),
@@ -96,11 +98,23 @@ class Resumption:
         others = compare_environments(next(filter(None, reversed(known)), {}), now.get(ENVIRONMENT, {}))
         changed = check_fingerprints(then, now, accept)
         return [
+            *self._not_compared(then),
             *(f"{name}: other content than the run began with, which is accepted" for name in changed),
             *(
                 f"{name}: {old} → {new} (its sums may be rounded otherwise)"
                 for name, (old, new) in others.items()
             ),
+        ]
+
+    def _not_compared(self, then: dict[str, Fingerprint]) -> list[str]:
+        """Say of what nobody can tell whether it is the same."""
+        rewards = [*self.config.reward, *self.config.judges]
+        return [
+            f"{name}: a service; whether it answers as it did cannot be told"
+            if is_address(name)
+            else f"{name}: its content was not recorded when the run began, so that a change cannot be told"
+            for name in ("model", "prompts", *rewards)
+            if name not in then
         ]
 
     def rewind(self, fingerprints: dict[str, Fingerprint], accepted: Sequence[str] = ()) -> None:
@@ -128,7 +142,8 @@ class Resumption:
         folder.sweep()
         if accepted or not folder.fingerprints.is_file():
             began = read_fingerprints(folder.fingerprints) or {}
-            folder.write_fingerprints(fingerprints | {ENVIRONMENT: began.get(ENVIRONMENT, {})})
+            kept = {name: began[name] for name in (ENVIRONMENT, CLOCK) if name in began}
+            folder.write_fingerprints(fingerprints | {ENVIRONMENT: {}} | kept)
         entry: dict[str, Any] = {"step": self.step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         entry["changes"] = {name: list(values) for name, values in self.changes.items()}
         entry["environment"] = fingerprints.get(ENVIRONMENT, {})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from klimb.errors import ConfigError, KlimbError
+from klimb.policy.clock import clock_at, current_moment, reads_clock
 from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
@@ -24,7 +25,7 @@ from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.environment import ENVIRONMENT, describe_environment
 from klimb.train.estimates import Rows, short_name
-from klimb.train.fingerprint import take_fingerprints
+from klimb.train.fingerprint import CLOCK, read_moment, take_fingerprints
 from klimb.train.folder import RunFolder
 from klimb.train.guards import Guards, note_last_good, share_of_one_text
 from klimb.train.judging import Evaluator, Watch, completion_rows
@@ -86,12 +87,13 @@ def train(
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
         RunFolder.require_free(config.out)
-        return _train(config, display)
-    with RunFolder.find(config.out).claimed():
+        with clock_at(current_moment()):
+            return _train(config, display)
+    folder = RunFolder.find(config.out)
+    with folder.claimed(), clock_at(read_moment(folder.fingerprints) or current_moment()):
         resumption = plan_resumption(config, from_step)
         display.resuming(resumption.sentences())
         if resumption.is_finished:
-            folder = resumption.folder
             return RunResult(folder, _summary(config, folder, folder.read_choice()))
         return _train(config, display, resumption, accept)
 
@@ -117,6 +119,7 @@ def _train(
     setting, rows, judged_rows = _prepare(config, display)
     policy, reward = setting.policy, setting.reward
     content = take_fingerprints(config) | {ENVIRONMENT: describe_environment(policy.model.device)}
+    content |= {CLOCK: {"moment": current_moment().isoformat()}}
     if resumption is not None:
         display.resuming(resumption.compare(content, accept))
     display.started(config, declare(config), _facts(config, policy, rows))
@@ -336,6 +339,10 @@ def _facts(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, s
     }
     if not policy.way.shares_prompts:
         facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
+    if reads_clock(policy.tokenizer):
+        facts["clock"] = (
+            f"the chat template writes the time: {current_moment()} in this run, also when resumed"
+        )
     if rows.repeats is not None:
         facts["repeats"] = str(rows.repeats)
     if config.eval_every is not None:
