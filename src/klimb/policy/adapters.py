@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.policy.products import product
+from klimb.policy.products import addmm_, matmul, product
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class _AdaptedProduct(torch.autograd.Function):
     ) -> Tensor:
         rows = x.flatten(0, -2)
         out = product(rows, weight, bias)
-        inner = rows @ down.t()
-        out.addmm_(inner, up.t(), alpha=scaling)
+        inner = matmul(rows, down.t())
+        addmm_(out, inner, up.t(), scale=scaling)
         ctx.save_for_backward(rows, weight, down, up, inner)
         ctx.scaling = scaling
         return out.reshape(*x.shape[:-1], -1)
@@ -88,11 +88,11 @@ class _AdaptedProduct(torch.autograd.Function):
         rows, weight, down, up, inner = ctx.saved_tensors
         needs = ctx.needs_input_grad
         by_row = grad.flatten(0, -2)
-        to_inner = (by_row @ up).mul_(ctx.scaling)
+        to_inner = matmul(by_row, up).mul_(ctx.scaling)
         to_x = None
         if needs[0]:
-            to_x = product(by_row, weight.t()).addmm_(to_inner, down).reshape(*grad.shape[:-1], -1)
+            to_x = addmm_(product(by_row, weight.t()), to_inner, down).reshape(*grad.shape[:-1], -1)
         to_weight = product(by_row.t(), rows.t()) if needs[1] else None
         to_bias = by_row.sum(dim=0) if needs[2] else None
-        to_up = (by_row.t() @ inner).mul_(ctx.scaling)
-        return to_x, to_weight, to_bias, to_inner.t() @ rows, to_up, None
+        to_up = matmul(by_row.t(), inner).mul_(ctx.scaling)
+        return to_x, to_weight, to_bias, matmul(to_inner.t(), rows), to_up, None

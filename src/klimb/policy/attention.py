@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from klimb.policy import products
-from klimb.policy.products import wide
+from klimb.policy.products import matmul, multiplied, wide
 
 _FEW_SCORES = 1 << 24  # of one layer: 64 MB in float32
 
@@ -140,8 +140,8 @@ class SharedPrompts:
         is_seen = self._is_seen(window)
         scores = scores.unflatten(2, (-1, self.num_new)).masked_fill(~is_seen, -torch.inf)
         shares = torch.softmax(scores, dim=-1).flatten(2, 3).to(value.dtype)
-        from_prompt = self._by_prompt(shares[..., : self._longest]) @ prompt_values
-        return self._by_completion(from_prompt) + shares[..., self._longest :] @ value
+        from_prompt = matmul(self._by_prompt(shares[..., : self._longest]), prompt_values)
+        return self._by_completion(from_prompt) + matmul(shares[..., self._longest :], value)
 
     @property
     def _most_tokens(self) -> int:
@@ -268,7 +268,7 @@ def _attend_in_window(
     query = query.reshape(shape[0], key.shape[1], -1, shape[3])
     scores = _scores(query, key, scaling, softcap).unflatten(2, (-1, shape[2]))
     shares = torch.softmax(scores.masked_fill(~is_seen, -torch.inf), dim=-1)
-    return (shares.flatten(2, 3).to(value.dtype) @ value).reshape(shape)
+    return matmul(shares.flatten(2, 3).to(value.dtype), value).reshape(shape)
 
 
 class _Alone(torch.autograd.Function):
@@ -349,6 +349,11 @@ def _flash(
 def _flash_backward(
     outputs: list[Tensor], query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if products.is_widened(query):
+        grad, out, *inputs = (multiplied(x) for x in (*outputs[:2], query, key, value))
+        bias = None if bias is None else multiplied(bias)
+        found = _flash_backward([grad, out, outputs[2]], *inputs, bias, scaling)
+        return found[0].to(query.dtype), found[1].to(query.dtype), found[2].to(query.dtype)
     grad, out, total = outputs
     if query.numel() // query.shape[-1] * key.shape[2] <= _FEW_SCORES:
         # oneDNN's and MKL's products are several times faster here than the flash kernel's own.
@@ -364,7 +369,7 @@ def _flash_backward(
 
 
 def _scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    scores = wide(query @ key.transpose(-1, -2)) * scaling
+    scores = wide(matmul(query, key.transpose(-1, -2))) * scaling
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 

@@ -63,7 +63,6 @@ class LeanDecoder:
         weight, attention = layers[0].input_layernorm.weight, layers[0].self_attn
         return (
             products.is_on_cpu(weight)
-            and torch.backends.mkldnn.is_available()
             and can_decode(weight.dtype, attention.head_dim)
             and all(is_silu(layer.mlp.act_fn) for layer in layers)
         )
@@ -102,7 +101,7 @@ class _Norm:
 
 
 class _Fused:
-    """Several linear layers of one input as one, laid out for oneDNN, with their adapters if they have any.
+    """Several linear layers of one input as one, laid out for `times`, with their adapters if they have any.
 
     Args:
         modules: Linear layers, or peft's adapted ones.
@@ -112,7 +111,7 @@ class _Fused:
     def __init__(self, modules: list[Any], num_rows: int) -> None:
         bases = [getattr(module, "base_layer", module) for module in modules]
         weight = torch.cat([base.weight for base in bases]) if len(bases) > 1 else bases[0].weight
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+        self._weight = products.laid_out(weight, num_rows)
         self._bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
         self._down: Tensor | None = None
         self._up: Tensor | None = None

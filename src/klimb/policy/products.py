@@ -1,13 +1,16 @@
-"""Matrix products in float32 on the CPU, by the library that is fastest at them.
+"""Matrix products on the CPU, by the library that is fastest at them.
 
 PyTorch's own go through MKL, which on processors of other makers than Intel uses half of their
 width; oneDNN, which PyTorch brings along, does not ask who made them (docs/decisions.md).
+What is in bfloat16 goes through float32 where nothing here multiplies it (`capability`).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from klimb.policy.capability import is_widened, product_path
 
 
 def is_on_cpu(tensor: Tensor) -> bool:
@@ -16,14 +19,15 @@ def is_on_cpu(tensor: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply: x Wᵀ + b, differentiable; by oneDNN where the arguments are in float32 on the CPU.
+    """Multiply: x Wᵀ + b, differentiable; by `times` where the arguments are on the CPU in what it takes.
 
     Args:
         x: (…, K).
         weight: W, (M, K), of any strides.
         bias: b, (M,).
     """
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not is_on_cpu(x) or x.numel() == 0:
+    is_taken = is_on_cpu(x) and (x.dtype == torch.float32 or is_widened(x)) and weight.dtype == x.dtype
+    if not is_taken or x.numel() == 0:
         return torch.nn.functional.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return times(x, weight, bias)
@@ -48,10 +52,47 @@ class _Product(torch.autograd.Function):
 
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """Multiply by oneDNN, with nothing to differentiate: x Wᵀ + b + c."""
+    """Multiply, with nothing to differentiate: x Wᵀ + b + c; by oneDNN where it can.
+
+    The weight may be one that was laid out by `laid_out`.
+    """
+    if is_widened(x):
+        return _times_widened(x, weight, bias, plus)
+    if product_path() == "torch":
+        out = torch.nn.functional.linear(x, weight, bias)
+        return out if plus is None else out.add_(plus)
     if plus is None:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+
+
+def _times_widened(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+    bias, plus = (None if part is None else part.float() for part in (bias, plus))
+    weight = weight if weight.dtype == torch.float32 else weight.float()  # one that is laid out is float32 already
+    return times(x.float(), weight, bias, plus).to(x.dtype)
+
+
+def laid_out(weight: Tensor, num_rows: int) -> Tensor:
+    """Lay a weight out for `times`, of inputs with so many rows; what is multiplied in float32 is kept in float32."""
+    weight = multiplied(weight)
+    return weight if product_path() == "torch" else torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+
+
+def multiplied(x: Tensor) -> Tensor:
+    """The same numbers in what products of them are formed in here."""
+    return x.float() if is_widened(x) else x
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply two stacks of matrices, a b, differentiable, rounded once."""
+    return (a.float() @ b.float()).to(a.dtype) if is_widened(a) else a @ b
+
+
+def addmm_(total: Tensor, a: Tensor, b: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Add s a b to a sum in its place, with nothing to differentiate."""
+    if is_widened(total):
+        return total.copy_(torch.addmm(total.float(), a.float(), b.float(), alpha=scale))
+    return total.addmm_(a, b, alpha=scale)
 
 
 def wide(x: Tensor) -> Tensor:
