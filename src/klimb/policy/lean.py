@@ -102,7 +102,7 @@ class _Norm:
 
 
 class _Fused:
-    """Several linear layers of one input as one, laid out for oneDNN, with their adapters if they have any.
+    """Several linear layers of one input as one, laid out for oneDNN where it multiplies, with their adapters if any.
 
     Args:
         modules: Linear layers, or peft's adapted ones.
@@ -111,8 +111,10 @@ class _Fused:
 
     def __init__(self, modules: list[Any], num_rows: int) -> None:
         bases = [getattr(module, "base_layer", module) for module in modules]
-        weight = torch.cat([base.weight for base in bases]) if len(bases) > 1 else bases[0].weight
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+        self._weights: list[Tensor] = [base.weight for base in bases]
+        if not products.is_own(bases[0].weight.dtype):
+            weight = torch.cat(self._weights) if len(bases) > 1 else bases[0].weight
+            self._weights = [torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)]
         self._bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
         self._down: Tensor | None = None
         self._up: Tensor | None = None
@@ -128,7 +130,7 @@ class _Fused:
             self._up = torch.block_diag(*ups)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        out = times(x, self._weight, self._bias, residual)
+        out = products.times_side_by_side(x, self._weights, self._bias, residual)
         if self._down is not None and self._up is not None:
             out = times(times(x, self._down), self._up, None, out)
         return out

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from klimb.policy.distribution import Distribution
-from klimb.policy.products import product
+from klimb.policy.products import add_product_, product
 
 _CHUNK_ELEMENTS = 1 << 24  # logits whose gradients are held at once: 64 MB in float32
 _PIECE_ELEMENTS = (
@@ -91,7 +91,7 @@ class _TokenLogProbs(torch.autograd.Function):
             if to_hidden is not None:
                 to_hidden[rows] = product(to_logits, weight.t())
             if to_weight is not None:
-                to_weight.addmm_(to_logits.t(), hidden[rows])
+                add_product_(to_weight, to_logits.t(), hidden[rows].t())
             if needs_bias:
                 part = to_logits.sum(dim=0)
                 to_bias = part if to_bias is None else to_bias.add_(part)
