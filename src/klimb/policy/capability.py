@@ -4,7 +4,9 @@ Whether a library can do it depends on the processor, on how PyTorch was built, 
 ONEDNN_MAX_CPU_ISA, and none of them is asked: two small products are formed and compared with the exact result.
 
 - `onednn`: oneDNN, in float32 and in bfloat16.
-- `widened`: oneDNN in float32. What is in bfloat16 is widened, multiplied in float32, and rounded once.
+- `klimb`: klimb's own kernel, in float32; bfloat16 is widened, multiplied in float32, and rounded once. It is the
+  fastest where the kernels run on AVX2 (`klimb.kernels.library.path`).
+- `widened`: oneDNN in float32; bfloat16 as above.
 - `torch`: PyTorch's own product in float32, and bfloat16 as above: PyTorch was built without oneDNN, as some are for
   ARM, or oneDNN fails here.
 """
@@ -16,19 +18,26 @@ import torch
 from torch import Tensor
 
 from klimb.errors import ConfigError
+from klimb.kernels import library
+from klimb.kernels.products import can_multiply
 
 VARIABLE = "KLIMB_PRODUCTS"
 """The environment variable that names the path to use."""
 
-_PATHS = ("onednn", "widened", "torch")
+_PATHS = ("onednn", "klimb", "widened", "torch")
 
 
 @cache
 def product_paths_here() -> tuple[str, ...]:
     """Return the paths that work on this machine, the best first."""
-    if not _onednn_multiplies(torch.float32):
-        return ("torch",)
-    return _PATHS if _onednn_multiplies(torch.bfloat16) else ("widened", "torch")
+    works = {
+        "onednn": _onednn_multiplies(torch.float32) and _onednn_multiplies(torch.bfloat16),
+        "klimb": can_multiply(),
+        "widened": _onednn_multiplies(torch.float32),
+        "torch": True,
+    }
+    order = sorted(_PATHS, key=lambda name: name != "klimb") if library.path() == "avx2" else _PATHS
+    return tuple(name for name in order if works[name])
 
 
 @cache
@@ -40,7 +49,7 @@ def product_path() -> str:
     """
     here, asked = product_paths_here(), os.environ.get(VARIABLE, "").strip()
     if asked and asked not in here:
-        why = "oneDNN does not do it on this machine" if asked in _PATHS else "there is no such way to multiply"
+        why = "it does not work on this machine" if asked in _PATHS else "there is no such way to multiply"
         raise ConfigError(f"{VARIABLE}={asked}: {why}; use one of {', '.join(here)}, or unset it")
     return asked or here[0]
 

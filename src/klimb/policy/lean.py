@@ -110,8 +110,7 @@ class _Fused:
 
     def __init__(self, modules: list[Any], num_rows: int) -> None:
         bases = [getattr(module, "base_layer", module) for module in modules]
-        weight = torch.cat([base.weight for base in bases]) if len(bases) > 1 else bases[0].weight
-        self._weight = products.laid_out(weight, num_rows)
+        self._weights = products.side_by_side([base.weight for base in bases], num_rows)
         self._bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
         self._down: Tensor | None = None
         self._up: Tensor | None = None
@@ -127,7 +126,7 @@ class _Fused:
             self._up = torch.block_diag(*ups)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        out = times(x, self._weight, self._bias, residual)
+        out = products.times_side_by_side(x, self._weights, self._bias, residual)
         if self._down is not None and self._up is not None:
             out = times(times(x, self._down), self._up, None, out)
         return out

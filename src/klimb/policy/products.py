@@ -1,8 +1,9 @@
-"""Matrix products on the CPU, by the library that is fastest at them.
+"""Matrix products on the CPU, by what is fastest at them here (`capability`).
 
 PyTorch's own go through MKL, which on processors of other makers than Intel uses half of their
-width; oneDNN, which PyTorch brings along, does not ask who made them (docs/decisions.md).
-What is in bfloat16 goes through float32 where nothing here multiplies it (`capability`).
+width; oneDNN, which PyTorch brings along, does not ask who made them. Where there is AVX2 and no more, a
+kernel of klimb's own is faster than both (docs/decisions.md). What is in bfloat16 goes through float32 where nothing
+here multiplies it.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klimb.kernels.products import multiply_
 from klimb.policy.capability import is_widened, product_path
 
 
@@ -52,12 +54,14 @@ class _Product(torch.autograd.Function):
 
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """Multiply, with nothing to differentiate: x Wᵀ + b + c; by oneDNN where it can.
+    """Multiply, with nothing to differentiate: x Wᵀ + b + c.
 
-    The weight may be one that was laid out by `laid_out`.
+    The weight may be one that was laid out by `side_by_side`.
     """
     if is_widened(x):
-        return _times_widened(x, weight, bias, plus)
+        return _times_widened(x, [weight], bias, plus)
+    if product_path() == "klimb":
+        return _times_own(x, weight, bias, plus)
     if product_path() == "torch":
         out = torch.nn.functional.linear(x, weight, bias)
         return out if plus is None else out.add_(plus)
@@ -66,16 +70,35 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | 
     return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
 
 
-def _times_widened(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
-    bias, plus = (None if part is None else part.float() for part in (bias, plus))
-    weight = weight if weight.dtype == torch.float32 else weight.float()  # one that is laid out is float32 already
-    return times(x.float(), weight, bias, plus).to(x.dtype)
+def side_by_side(weights: list[Tensor], num_rows: int) -> list[Tensor]:
+    """Lay out the weights of several products of one input for `times_side_by_side`.
+
+    What is multiplied in float32 is kept in float32. klimb's own kernel takes weights as they lie; elsewhere they are
+    joined to one, and oneDNN lays it out for inputs of so many rows.
+    """
+    weights = [multiplied(weight) for weight in weights]
+    if product_path() == "klimb":
+        return weights
+    joined = torch.cat(weights) if len(weights) > 1 else weights[0]
+    return [joined if product_path() == "torch" else torch.ops.mkldnn._reorder_linear_weight(joined, num_rows)]
 
 
-def laid_out(weight: Tensor, num_rows: int) -> Tensor:
-    """Lay a weight out for `times`, of inputs with so many rows; what is multiplied in float32 is kept in float32."""
-    weight = multiplied(weight)
-    return weight if product_path() == "torch" else torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+def times_side_by_side(
+    x: Tensor, weights: list[Tensor], bias: Tensor | None = None, plus: Tensor | None = None
+) -> Tensor:
+    """Multiply by several matrices, as `times` by them all in one: (n, K) → (n, M) with M the sum of theirs."""
+    if is_widened(x):
+        return _times_widened(x, weights, bias, plus)
+    if len(weights) == 1:
+        return times(x, weights[0], bias, plus)
+    out = x.new_empty(len(x), sum(len(weight) for weight in weights))
+    added = _sum(out, bias, plus)
+    first = 0
+    for weight in weights:
+        columns = slice(first, first := first + len(weight))
+        part = None if added is None else added[:, columns]
+        multiply_(out[:, columns], x, weight, torch.get_num_threads(), part)
+    return out
 
 
 def multiplied(x: Tensor) -> Tensor:
@@ -92,7 +115,32 @@ def addmm_(total: Tensor, a: Tensor, b: Tensor, *, scale: float = 1.0) -> Tensor
     """Add s a b to a sum in its place, with nothing to differentiate."""
     if is_widened(total):
         return total.copy_(torch.addmm(total.float(), a.float(), b.float(), alpha=scale))
+    is_own = total.dtype == torch.float32 and is_on_cpu(total) and scale == 1.0 and product_path() == "klimb"
+    if is_own:
+        return multiply_(total, a, b.t(), torch.get_num_threads(), total)
     return total.addmm_(a, b, alpha=scale)
+
+
+def _times_widened(x: Tensor, weights: list[Tensor], bias: Tensor | None, plus: Tensor | None) -> Tensor:
+    bias, plus = (None if part is None else part.float() for part in (bias, plus))
+    # Those that are laid out are float32 already.
+    weights = [weight if weight.dtype == torch.float32 else weight.float() for weight in weights]
+    return times_side_by_side(x.float(), weights, bias, plus).to(x.dtype)
+
+
+def _times_own(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    out = rows.new_empty(rows.shape[0], weight.shape[0])
+    added = _sum(out, bias, None if plus is None else plus.reshape(out.shape))
+    multiply_(out, rows, weight, torch.get_num_threads(), added)
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], -1)
+
+
+def _sum(out: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor | None:
+    """What is added to a product of this shape."""
+    if bias is None:
+        return plus
+    return bias.expand(out.shape) if plus is None else plus + bias
 
 
 def wide(x: Tensor) -> Tensor:
