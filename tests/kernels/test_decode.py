@@ -5,9 +5,7 @@ import torch
 
 from klimb.kernels import decode
 
-pytestmark = pytest.mark.skipif(
-    not decode.can_decode(torch.float32, 8), reason="the kernels were not compiled"
-)
+pytestmark = pytest.mark.usefixtures("compiled_path")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -114,3 +112,8 @@ def test_other_numbers_and_heads_are_left_to_the_model():
     assert not decode.can_decode(torch.float64, 64)
     assert not decode.can_decode(torch.float32, 63)
     assert not decode.can_decode(torch.float32, 1024)
+
+
+def test_without_compiled_functions_all_is_left_to_the_model(use_path):
+    use_path("numpy")
+    assert not decode.can_decode(torch.float32, 64)

@@ -27,15 +27,11 @@ SHAPES = [
 DTYPES = ["float16", "float32", "float64"]
 
 
-@pytest.fixture(params=["compiled", "numpy"])
-def way(request, monkeypatch):
-    """With the compiled kernel, and as a machine without a compiler does."""
+@pytest.fixture
+def every_path(path, monkeypatch):
+    """On each path, small matrices as well."""
     monkeypatch.setattr("klimb.kernels.reduce._SMALL_BYTES", 0)
-    if request.param == "numpy":
-        monkeypatch.setattr("klimb.kernels.reduce.compiled", lambda: None)
-    else:
-        assert library.compiled() is not None, "the kernels should have been compiled with the package"
-    return request.param
+    return path
 
 
 def layouts(matrix):
@@ -52,9 +48,9 @@ def random_case(shape, dtype, seed=0):
     return rng.standard_normal(shape[0]), rng.standard_normal(shape).astype(dtype)
 
 
+@pytest.mark.usefixtures("every_path")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("way")
 def test_every_layout_and_dtype_agrees_with_float64(shape, dtype):
     weights, matrix = random_case(shape, dtype)
     expected = weights @ matrix.astype(np.float64)
@@ -69,6 +65,7 @@ def test_every_layout_and_dtype_agrees_with_float64(shape, dtype):
             assert np.all(np.abs(result - expected) <= tolerance), (name, compute)
 
 
+@pytest.mark.usefixtures("compiled_path")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bfloat16_tensors_agree_with_float64(shape):
     weights, matrix = random_case(shape, "float32")
@@ -81,7 +78,7 @@ def test_bfloat16_tensors_agree_with_float64(shape):
         assert np.all(np.abs(result.numpy() - expected) <= 4e-7 * scale)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("every_path")
 def test_every_half_is_converted_exactly():
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)[None, :]
     with np.errstate(invalid="ignore"):
@@ -90,6 +87,7 @@ def test_every_half_is_converted_exactly():
             np.testing.assert_array_equal(result, halves[0].astype(result.dtype))
 
 
+@pytest.mark.usefixtures("compiled_path")
 def test_every_bfloat16_is_converted_exactly():
     bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
     tensor = bits.view(torch.bfloat16)[None, :]
@@ -97,6 +95,7 @@ def test_every_bfloat16_is_converted_exactly():
     torch.testing.assert_close(result, tensor[0].float(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.usefixtures("compiled_path")
 @pytest.mark.parametrize("shape", [(3000, 5000), (400_000, 20)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_number_of_threads_changes_no_bit(shape, order, monkeypatch):
@@ -110,6 +109,7 @@ def test_the_number_of_threads_changes_no_bit(shape, order, monkeypatch):
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.usefixtures("compiled_path")
 def test_a_million_float32_samples_lose_a_tenth_of_what_the_textbook_loses():
     rng = np.random.default_rng(0)
     weights = rng.uniform(0, 1, 1_000_000).astype(np.float32)
@@ -168,6 +168,7 @@ def test_columns_in_blocks_give_the_same_bits(monkeypatch):
     np.testing.assert_allclose(rlhf_weight_update(*arrays, 0.1, 0.1), whole, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.usefixtures("compiled_path")
 @pytest.mark.parametrize("shape", [(4, 6_000_000), (200_000, 100)])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_the_step_takes_less_than_64_mb_beyond_its_result(shape, dtype):

@@ -5,9 +5,7 @@ import torch
 
 from klimb.kernels import vocabulary
 
-pytestmark = pytest.mark.skipif(
-    not vocabulary.can_take(torch.zeros(1, 1)), reason="the kernels were not compiled"
-)
+pytestmark = pytest.mark.usefixtures("compiled_path")
 DTYPES = [torch.float32, torch.bfloat16]
 
 

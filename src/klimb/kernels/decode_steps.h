@@ -1,4 +1,6 @@
-/* The work of decode.c, compiled once for each kind of processor. */
+/* The work of decode.c, compiled once for each path. */
+#include "vector_steps.h"
+
 /* --- norm and gate --- */
 
 INLINE void rms_norm(enum stored type, int64_t size, const void *x, const void *weight, float epsilon, void *out) {
@@ -148,9 +150,22 @@ INLINE void see(enum stored type, int64_t num_queries, int64_t size, const void 
     }
 }
 
+/* Of each type one copy for all callers: see_block is most of what there is to compile. */
+#define SEE_STORED(name, type)                                                                                        \
+    static __attribute__((noinline)) void NAME(name)(int64_t num_queries, int64_t size, const void *keys,             \
+                                                     int64_t key_step, const void *values, int64_t first,             \
+                                                     int64_t end, struct queries *q) {                                \
+        see(type, num_queries, size, keys, key_step, values, first, end, q);                                          \
+    }
+SEE_STORED(see_float32, FLOAT32)
+SEE_STORED(see_bfloat16, BFLOAT16)
+#undef SEE_STORED
+
 /* One completion's queries of one key head. */
 INLINE void attend_one(enum stored type, const struct attending *job, int64_t row, int64_t key_head) {
     const struct attention *layer = job->layer;
+    void (*const see_stored)(int64_t, int64_t, const void *, int64_t, const void *, int64_t, int64_t,
+                             struct queries *) = type == FLOAT32 ? NAME(see_float32) : NAME(see_bfloat16);
     const int64_t size = layer->size, item = type == FLOAT32 ? 4 : 2;
     const int64_t num_heads = layer->num_query_heads + 2 * layer->num_key_heads;
     const int64_t group = layer->num_query_heads / layer->num_key_heads;
@@ -190,9 +205,9 @@ INLINE void attend_one(enum stored type, const struct attending *job, int64_t ro
             q.most[r] = -INFINITY;
             q.total[r] = 0;
         }
-        see(type, num_queries, size, prompt_keys, layer->longest, prompt_values, first, length, &q);
-        see(type, num_queries, size, keys, layer->capacity, values, first > length ? first - length : 0,
-            job->num_seen + 1, &q);
+        see_stored(num_queries, size, prompt_keys, layer->longest, prompt_values, first, length, &q);
+        see_stored(num_queries, size, keys, layer->capacity, values, first > length ? first - length : 0,
+                   job->num_seen + 1, &q);
         for (int64_t r = 0; r < num_queries; r++) {
             char *out = job->out + (place_out + r) * size * item;
             for (int64_t j = 0; j < size; j += LANES) {

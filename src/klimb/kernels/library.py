@@ -1,4 +1,9 @@
-"""The compiled half of the kernels: found beside this file, or done without."""
+"""The compiled half of the kernels: found beside this file, or done without; and which of its paths is used.
+
+A path is the same functions compiled for one kind of processor: `avx512` (F, BW, CD, DQ and VL), `avx2` (with FMA and
+F16C), and what every processor of the kind can run, called `neon` on 64-bit ARM and `generic` elsewhere; `numpy`
+stands for none of them. The best that this machine can run is used, or the one that KLIMB_KERNELS names.
+"""
 
 import ctypes
 import os
@@ -6,12 +11,37 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from klimb.errors import ConfigError
 
 NUMBER_TYPES = {"torch.bfloat16": 1, "torch.float32": 2}
 """Numbers that the kernels for PyTorch take, as `enum stored` of vectors.h has them."""
 
+VARIABLE = "KLIMB_KERNELS"
+"""The environment variable that names the path to use."""
+
+NUMPY = "numpy"
+"""The path that needs no compiled functions."""
+
+_PATHS = ("avx512", "avx2", "neon", "generic", NUMPY)
 _FILE = Path(__file__).with_name("_compiled.so")
+
+
+class _Compiled(NamedTuple):
+    """What was built.
+
+    Attributes:
+        functions: The C functions; None where there are none.
+        paths: Those that were compiled, the plainest first.
+        num_here: How many of them, the first ones, this machine can run.
+        problem: Why there are none.
+    """
+
+    functions: Any = None
+    paths: tuple[str, ...] = ()
+    num_here: int = 0
+    problem: str = ""
 
 
 def library_file() -> Path:
@@ -20,20 +50,69 @@ def library_file() -> Path:
 
 
 @cache
-def library() -> Any | None:
-    """Return the compiled functions, which let other threads run meanwhile, or None where they were not built."""
-    if os.environ.get("KLIMB_KERNELS") == "numpy" or not _FILE.is_file():
-        return None
+def _compiled() -> _Compiled:
+    if not _FILE.is_file():
+        return _Compiled(problem="klimb was installed without a C compiler")
     try:
-        return ctypes.CDLL(str(_FILE))
-    except OSError:  # built for another machine
-        return None
+        functions: Any = ctypes.CDLL(str(_FILE))
+        functions.klimb_path_name.restype = ctypes.c_char_p
+        functions.klimb_path_name.argtypes = functions.klimb_use_path.argtypes = [ctypes.c_int]
+    except (OSError, AttributeError) as error:  # built for another machine, or by another version
+        return _Compiled(problem=f"{_FILE} does not fit this machine or this klimb ({error}); install klimb again")
+    names = iter(range(len(_PATHS)))
+    paths = tuple(name.decode() for index in names if (name := functions.klimb_path_name(index)) is not None)
+    return _Compiled(functions, paths, functions.klimb_num_paths_here())
+
+
+def paths_here() -> tuple[str, ...]:
+    """Return the paths that this machine can run, the best first and `numpy` last."""
+    built = _compiled()
+    return (*reversed(built.paths[: built.num_here]), NUMPY)
+
+
+@cache
+def path() -> str:
+    """Return the path that is used: the best, or the one that KLIMB_KERNELS names.
+
+    Raises:
+        ConfigError: The one that it names is unknown, was not compiled, or needs another processor.
+    """
+    here, asked = paths_here(), os.environ.get(VARIABLE, "").strip()
+    if asked and asked not in here:
+        raise ConfigError(f"{VARIABLE}={asked}: {_why_not(asked)}; use one of {', '.join(here)}, or unset it")
+    chosen = asked or here[0]
+    built = _compiled()
+    if chosen != NUMPY:
+        built.functions.klimb_use_path(built.paths.index(chosen))
+    return chosen
+
+
+def _why_not(asked: str) -> str:
+    built = _compiled()
+    if asked not in _PATHS:
+        return "there is no such path of the kernels"
+    if asked in built.paths:
+        return "this processor cannot run it"
+    return built.problem or "it was not compiled when klimb was installed here"
+
+
+def why_not_faster() -> str:
+    """Say why the kernels run more slowly than they could on some other machine or installation; "" if they do not."""
+    used, here = path(), paths_here()
+    if used != here[0]:
+        return f"{VARIABLE}={used} is set"
+    return _compiled().problem if used == NUMPY else ""
+
+
+def library() -> Any | None:
+    """Return the compiled functions, which let other threads run meanwhile, or None where NumPy does their work."""
+    return None if path() == NUMPY else _compiled().functions
 
 
 @cache
 def library_in_torch_threads() -> Any:
     """Return the compiled functions, told to run in PyTorch's own threads; PyTorch must have been imported."""
-    functions: Any = library()
+    functions: Any = _compiled().functions
     functions.klimb_use_threads.argtypes = [ctypes.c_void_p]
     functions.klimb_use_threads.restype = None
     gomp = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
@@ -41,13 +120,14 @@ def library_in_torch_threads() -> Any:
     return functions
 
 
-@cache
 def compiled() -> Callable[..., None] | None:
-    """Return the C function of the weighted sum, or None where it was not built."""
-    functions = library()
-    if functions is None:
-        return None
-    function = functions.klimb_weighted_sum
+    """Return the C function of the weighted sum, or None where NumPy does its work."""
+    return None if path() == NUMPY else _weighted_sum()
+
+
+@cache
+def _weighted_sum() -> Callable[..., None]:
+    function = _compiled().functions.klimb_weighted_sum
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [
         ctypes.c_int,

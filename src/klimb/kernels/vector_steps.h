@@ -1,4 +1,4 @@
-/* Vectors of LANES numbers, compiled once for each kind of processor. */
+/* Vectors of LANES numbers, compiled once for each path. */
 INLINE floats all(float value) { return (floats){0} + value; }
 
 INLINE floats load(enum stored type, const void *from, int64_t index) {

@@ -1,8 +1,8 @@
 /* What the files that work on vectors of numbers share.
  *
  * GCC breaks its vectors up for the processor at hand before it makes a function's clones for others, so the
- * work is compiled three times by hand: processors.h includes vector_steps.h, and the includer's own STEPS, once for
- * each kind of processor, under names that end in its own.
+ * work is compiled three times by hand: processors.h includes the includer's own STEPS, which include vector_steps.h,
+ * once for each path, under names that end in its own.
  */
 #include <math.h>
 #include <stdint.h>

@@ -1,4 +1,5 @@
-/* The work of vocabulary.c, compiled once for each kind of processor. */
+/* The work of vocabulary.c, compiled once for each path. */
+#include "vector_steps.h"
 
 INLINE floats scaled(enum stored type, const void *row, int64_t at, float temperature) {
     const floats logits = load(type, row, at);

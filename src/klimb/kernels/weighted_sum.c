@@ -15,13 +15,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#include "paths.h"
+
+#if HAS_X86_PATHS
 #include <immintrin.h>
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#define HAS_X86_HALVES 1
-#else
-#define CLONES
-#define HAS_X86_HALVES 0
 #endif
 
 enum {
@@ -78,10 +75,8 @@ static inline float float16_at(const char *at) {
 
 /* By hand for AVX-512, where compilers do not find the way: half types converted as they pass, and
  * the dot products of many short columns. */
-#if HAS_X86_HALVES
+#if HAS_X86_PATHS
 #define AVX512 __attribute__((target("avx512f")))
-
-#define HAS_AVX512 __builtin_cpu_supports("avx512f")
 
 AVX512 static inline __m512 sixteen_halves(enum stored type, const char *at, __mmask16 mask) {
     /* A masked load of 32-bit pairs would read beyond the end: the rest of a row comes through a buffer. */
@@ -162,18 +157,13 @@ AVX512 static void dot_short_columns(const char *columns, int64_t step, int64_t 
 }
 
 /* Contiguous float16 into a buffer, for processors with AVX2 alone; returns how many, in whole registers. */
-__attribute__((target("avx,f16c"))) static int64_t bring_halves_f16c(const char *from, int64_t count, float *to) {
+__attribute__((target("avx,f16c"))) static int64_t bring_halves(const char *from, int64_t count, float *to) {
     int64_t j = 0;
     for (; j + 8 <= count; j += 8)
         _mm256_storeu_ps(to + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * j))));
     return j;
 }
-
-static int64_t bring_halves(const char *from, int64_t count, float *to) {
-    return __builtin_cpu_supports("avx2") ? bring_halves_f16c(from, count, to) : 0;
-}
 #else
-#define HAS_AVX512 0
 static void add_half_rows(enum stored type, const float *w, const char *rows, int64_t step, int64_t num_rows,
                           int64_t count, float *sums) {
     (void)type, (void)w, (void)rows, (void)step, (void)num_rows, (void)count, (void)sums;
@@ -191,15 +181,12 @@ static int64_t bring_halves(const char *from, int64_t count, float *to) {
 }
 #endif
 
-#define COMPUTE float
-#define STORED_float FLOAT32
-#include "weighted_sum_typed.h"
-#undef COMPUTE
+/* Room for a tile's sums and for rows in the type that they are summed in; one of each, whatever the path. */
+static _Thread_local float sums_float[TILE], pieces_float[4][PIECE];
+static _Thread_local double sums_double[TILE], pieces_double[4][PIECE];
 
-#define COMPUTE double
-#define STORED_double FLOAT64
-#include "weighted_sum_typed.h"
-#undef COMPUTE
+#define STEPS "weighted_sum_steps.h"
+#include "processors.h"
 
 /* Sum a matrix of `type`.
  *
@@ -217,9 +204,9 @@ void klimb_weighted_sum(int type, int in_double, const void *weights, const void
         const struct matrix tile = {(enum stored)type, corner, num_rows, width, row_step, column_step};
         memset(totals, 0, width * sizeof(double));
         if (in_double)
-            add_tile_double(&tile, weights, totals);
+            CHOSEN(add_tile_double)(&tile, weights, totals);
         else
-            add_tile_float(&tile, weights, totals);
+            CHOSEN(add_tile_float)(&tile, weights, totals);
         if (out_double)
             for (int64_t j = 0; j < width; j++) ((double *)out)[first + j] = totals[j] / divisor;
         else

@@ -1,18 +1,19 @@
-/* The sums in one type, COMPUTE: float or double. Included once for each by weighted_sum.c. */
+/* The sums in one type, COMPUTE: float or double. Included once for each by weighted_sum_steps.h, for each path. */
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
-#define TYPED(name) JOIN(name, COMPUTE)
+#define TYPED(name) NAME_(JOIN(name, COMPUTE))
+#define NAME_(name) NAME(name)
 
 /* Bring `count` elements, `step` bytes apart, into a contiguous buffer. */
-CLONES static void TYPED(bring)(enum stored type, const char *from, int64_t step, int64_t count, COMPUTE *to) {
+static void TYPED(bring)(enum stored type, const char *from, int64_t step, int64_t count, COMPUTE *to) {
     int64_t j = 0;
     if (type == FLOAT32 && step == 4) {
         for (; j < count; j++) to[j] = (COMPUTE)float32_at(from + 4 * j);
     } else if (type == BFLOAT16 && step == 2) {
         for (; j < count; j++) to[j] = (COMPUTE)bfloat16_at(from + 2 * j);
     } else {
-        if (type == FLOAT16 && step == 2 && sizeof(COMPUTE) == sizeof(float))
+        if (AVX && type == FLOAT16 && step == 2 && sizeof(COMPUTE) == sizeof(float))
             j = bring_halves(from, count, (float *)to);
         for (; j < count; j++) {
             const char *at = from + j * step;
@@ -27,7 +28,7 @@ CLONES static void TYPED(bring)(enum stored type, const char *from, int64_t step
 }
 
 /* sums[j] += w[0] rows[0][j] + … for up to four rows; `ahead` bytes on, what comes next is fetched. */
-CLONES static void TYPED(add_rows)(const COMPUTE *w, const COMPUTE *const *rows, int64_t num_rows, int64_t count,
+static void TYPED(add_rows)(const COMPUTE *w, const COMPUTE *const *rows, int64_t num_rows, int64_t count,
                                    int64_t ahead, COMPUTE *restrict sums) {
     if (num_rows < 4) {
         for (int64_t k = 0; k < num_rows; k++)
@@ -52,9 +53,9 @@ CLONES static void TYPED(add_rows)(const COMPUTE *w, const COMPUTE *const *rows,
 
 /* Contiguous rows pass by a tile of partial sums that stays in the cache. */
 static void TYPED(wide)(const struct matrix *m, const COMPUTE *w, double *totals) {
-    static _Thread_local COMPUTE sums[TILE], buffer[4][PIECE];
-    const int is_half = sizeof(COMPUTE) == sizeof(float) && m->column_step == 2 && HAS_AVX512;
-    const int is_direct = m->type == TYPED(STORED) && m->column_step == (int64_t)sizeof(COMPUTE);
+    COMPUTE *const sums = JOIN(sums, COMPUTE), (*const buffer)[PIECE] = JOIN(pieces, COMPUTE);
+    const int is_half = sizeof(COMPUTE) == sizeof(float) && m->column_step == 2 && AVX == 512;
+    const int is_direct = m->type == JOIN(STORED, COMPUTE) && m->column_step == (int64_t)sizeof(COMPUTE);
     const int64_t piece = is_direct || is_half ? TILE : PIECE;
     /* A long row is fetched as it is read, the next four short ones while these are; a buffer is at hand. */
     const int is_long = m->num_columns * (int64_t)sizeof(COMPUTE) > 4 * ROW_AHEAD;
@@ -86,7 +87,7 @@ static void TYPED(wide)(const struct matrix *m, const COMPUTE *w, double *totals
 
 /* A few columns of a block of rows, their sums in registers. */
 #define STRIPE(NAME, WIDTH)                                                                                  \
-    CLONES static void TYPED(NAME)(const COMPUTE *w, const char *at, int64_t row_step, int64_t num_rows,     \
+    static void TYPED(NAME)(const COMPUTE *w, const char *at, int64_t row_step, int64_t num_rows,     \
                                    double *totals) {                                                         \
         COMPUTE sums[WIDTH] = {0};                                                                           \
         for (int64_t i = 0; i < num_rows; i++, at += row_step) {                                             \
@@ -118,7 +119,7 @@ static void TYPED(narrow)(const struct matrix *m, const COMPUTE *w, double *tota
 }
 
 /* Four contiguous columns at once, so that the weights are loaded once for the four. */
-CLONES static void TYPED(dot_four)(const COMPUTE *restrict w, const char *columns, int64_t step, int64_t count,
+static void TYPED(dot_four)(const COMPUTE *restrict w, const char *columns, int64_t step, int64_t count,
                                    double *totals) {
     enum { LANES = 128 / sizeof(COMPUTE) };
     const COMPUTE *restrict c0 = (const COMPUTE *)columns, *restrict c1 = (const COMPUTE *)(columns + step);
@@ -145,7 +146,7 @@ CLONES static void TYPED(dot_four)(const COMPUTE *restrict w, const char *column
 }
 
 /* Contiguous columns: a dot product for each, over a block of weights that stays in the cache. */
-CLONES static double TYPED(dot)(const COMPUTE *restrict w, const COMPUTE *restrict column, int64_t count) {
+static double TYPED(dot)(const COMPUTE *restrict w, const COMPUTE *restrict column, int64_t count) {
     enum { LANES = 256 / sizeof(COMPUTE) };
     COMPUTE sums[LANES] = {0}, rest = 0;
     int64_t i = 0;
@@ -161,12 +162,12 @@ CLONES static double TYPED(dot)(const COMPUTE *restrict w, const COMPUTE *restri
 }
 
 static void TYPED(tall)(const struct matrix *m, const COMPUTE *w, double *totals) {
-    static _Thread_local COMPUTE buffer[PIECE];
-    const int is_half = sizeof(COMPUTE) == sizeof(float) && SIZES[m->type] == 2 && HAS_AVX512;
-    const int is_direct = m->type == TYPED(STORED);
+    COMPUTE *const buffer = JOIN(pieces, COMPUTE)[0];
+    const int is_half = sizeof(COMPUTE) == sizeof(float) && SIZES[m->type] == 2 && AVX == 512;
+    const int is_direct = m->type == JOIN(STORED, COMPUTE);
     const int64_t piece = is_direct || is_half ? DOT_ROWS : PIECE;
     int64_t j = 0;
-    if (is_direct && sizeof(COMPUTE) == sizeof(float) && m->num_rows <= SHORT_ROWS && HAS_AVX512)
+    if (is_direct && sizeof(COMPUTE) == sizeof(float) && m->num_rows <= SHORT_ROWS && AVX == 512)
         for (; j + 16 <= m->num_columns; j += 16)
             dot_short_columns(m->data + j * m->column_step, m->column_step, m->num_rows, (const float *)w, totals + j);
     for (int64_t block = 0; block < m->num_rows; block += DOT_ROWS) {
@@ -194,7 +195,7 @@ static void TYPED(add_tile)(const struct matrix *m, const COMPUTE *w, double *to
     const int64_t size = SIZES[m->type];
     if (m->row_step == size && m->column_step != size)
         TYPED(tall)(m, w, totals);
-    else if (m->type == TYPED(STORED) && m->column_step == size && m->num_columns <= NARROW && m->row_step == size * m->num_columns)
+    else if (m->type == JOIN(STORED, COMPUTE) && m->column_step == size && m->num_columns <= NARROW && m->row_step == size * m->num_columns)
         TYPED(narrow)(m, w, totals);
     else
         TYPED(wide)(m, w, totals);
@@ -204,3 +205,4 @@ static void TYPED(add_tile)(const struct matrix *m, const COMPUTE *w, double *to
 #undef TYPED
 #undef JOIN
 #undef JOIN_
+#undef NAME_

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from klimb.errors import ConfigError, KlimbError
+from klimb.kernels.library import path
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
@@ -143,6 +144,7 @@ def _train(
 
 def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile, list[PromptRow]]:
     """Read and load all that a run is made of; returns it with the prompts to train on, and those to judge by."""
+    path()  # one that KLIMB_KERNELS asks for in vain is refused before anything is read
     rows = PromptFile(config.prompts, config.prompt_column)
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)

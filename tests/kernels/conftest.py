@@ -1,0 +1,36 @@
+"""Every test of the kernels runs on every path of theirs that this machine can run."""
+
+import pytest
+
+from klimb.kernels import library
+
+
+
+@pytest.fixture(params=library.paths_here())
+def path(request, use_path):
+    """Each path that this machine can run, NumPy's included."""
+    use_path(request.param)
+    return request.param
+
+
+@pytest.fixture(params=library.paths_here()[:-1] or [None])
+def compiled_path(request, use_path):
+    """Each compiled path that this machine can run."""
+    assert request.param is not None, "the kernels should have been compiled with the package"
+    use_path(request.param)
+    return request.param
+
+
+@pytest.fixture
+def use_path(monkeypatch):
+    """Have the kernels take a path that they are told, as KLIMB_KERNELS tells them when a process begins."""
+
+    def use(name):
+        monkeypatch.setenv(library.VARIABLE, name)
+        library.path.cache_clear()
+        assert library.path() == name
+
+    yield use
+    monkeypatch.undo()
+    library.path.cache_clear()
+    library.path()
