@@ -14,13 +14,10 @@ enum {
     VECTOR_BYTES = 32,
     LINE_BYTES = 64,
     STREAMS = 4,
-    BLOCK_ROWS = 16384,  /* rows cut in quarters: four long stretches of memory even where they are short */
-    FLUSH_LANES = 4096,  /* rows of a column summed in sixteen lanes of float32 before they are added in float64 */
-#ifndef GAPPED_AHEAD
-#define GAPPED_AHEAD 4
-#endif
-    GAPPED_BYTES = 4096, /* of a row */
-    FEW_VECTORS = 4,     /* of sums that stay in registers */
+    BLOCK_BYTES = 1 << 20, /* of rows that are cut in quarters: long stretches of memory even where the rows are short */
+    BLOCK_ROWS = 16384,    /* and at most so many, whose weights stay in the cache */
+    FLUSH_LANES = 4096,    /* rows of a column summed in sixteen lanes of float32 before they are added in float64 */
+    FEW_VECTORS = 4,       /* of sums that stay in registers */
 };
 
 BY_HAND __m256 floats_of(enum stored type, __m128i halves) {

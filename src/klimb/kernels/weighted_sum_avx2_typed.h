@@ -9,9 +9,9 @@ BY_HAND VECTOR TYPED(load_up_to)(const enum stored type, const char *at, int64_t
     return count < TYPED(WIDTH) ? HAND(load_some)(type, at, count, num_before) : HAND(load)(type, at);
 }
 
-/* sums[j] += w[0] row_0[j] + w[apart] row_1[j] + …, rows `step` bytes apart; `ahead` bytes on, what comes next is fetched. */
+/* sums[j] += w[0] row_0[j] + w[apart] row_1[j] + …, rows `step` bytes apart. */
 BY_HAND void TYPED(add_rows_at_once)(const enum stored type, const int num_rows, const COMPUTE *w, int64_t apart,
-                                     const char *rows, int64_t step, int64_t count, int64_t ahead, COMPUTE *sums) {
+                                     const char *rows, int64_t step, int64_t count, COMPUTE *sums) {
     enum { WIDTH = TYPED(WIDTH) };
     const int64_t size = SIZES[type];
     const int line = LINE_BYTES / (int)size, num_vectors = line / WIDTH;
@@ -20,12 +20,9 @@ BY_HAND void TYPED(add_rows_at_once)(const enum stored type, const int num_rows,
     int64_t j = 0;
     for (; j + line <= count; j += line) {
         for (int v = 0; v < num_vectors; v++) sum[v] = HAND(load)(SUMMED, (const char *)(sums + j + v * WIDTH));
-        for (int k = 0; k < num_rows; k++) {
-            const char *at = rows + k * step + j * size;
-            if (ahead) __builtin_prefetch(at + ahead);
+        for (int k = 0; k < num_rows; k++)
             for (int v = 0; v < num_vectors; v++)
-                sum[v] = HAND(fma)(weights[k], HAND(load)(type, at + v * WIDTH * size), sum[v]);
-        }
+                sum[v] = HAND(fma)(weights[k], HAND(load)(type, rows + k * step + (j + v * WIDTH) * size), sum[v]);
         for (int v = 0; v < num_vectors; v++) HAND(store)(sums + j + v * WIDTH, sum[v]);
     }
     for (; j < count; j += WIDTH) { /* the sums have room for whole vectors */
@@ -65,18 +62,18 @@ BY_HAND void TYPED(add_streams)(const enum stored type, const struct matrix *m, 
         case 3: TYPED(add_few)(type, 3, w, apart, rows, step, num_steps, count, sums); return;
         case FEW_VECTORS: TYPED(add_few)(type, FEW_VECTORS, w, apart, rows, step, num_steps, count, sums); return;
     }
-    /* Rows with gaps between them are no stretch of memory that prefetchers follow. */
-    const int64_t ahead = step != count * SIZES[type] && count * SIZES[type] <= GAPPED_BYTES ? GAPPED_AHEAD * step : 0;
     memset(sums, 0, (size_t)count * sizeof(COMPUTE));
     for (int64_t i = 0; i < num_steps; i++)
-        TYPED(add_rows_at_once)(type, STREAMS, w + i, apart, rows + i * step, apart * step, count, ahead, sums);
+        TYPED(add_rows_at_once)(type, STREAMS, w + i, apart, rows + i * step, apart * step, count, sums);
 }
 
 /* Contiguous rows pass by a tile of partial sums, one from each quarter of a block at once. */
 BY_HAND void TYPED(pass_rows)(const enum stored type, const struct matrix *m, const COMPUTE *w, double *totals) {
     COMPUTE *const sums = JOIN(sums, COMPUTE);
-    for (int64_t block = 0; block < m->num_rows; block += BLOCK_ROWS) {
-        const int64_t num_rows = least(BLOCK_ROWS, m->num_rows - block), quarter = num_rows / STREAMS;
+    const int64_t fitting = m->row_step ? BLOCK_BYTES / llabs(m->row_step) / FLUSH_ROWS * FLUSH_ROWS : BLOCK_ROWS;
+    const int64_t block_rows = fitting < FLUSH_ROWS ? FLUSH_ROWS : least(fitting, BLOCK_ROWS);
+    for (int64_t block = 0; block < m->num_rows; block += block_rows) {
+        const int64_t num_rows = least(block_rows, m->num_rows - block), quarter = num_rows / STREAMS;
         for (int64_t i = 0; i < quarter; i += FLUSH_ROWS / STREAMS) {
             const int64_t num_steps = least(FLUSH_ROWS / STREAMS, quarter - i);
             TYPED(add_streams)(type, m, w + block + i, quarter, m->data + (block + i) * m->row_step, num_steps, sums);
@@ -85,7 +82,7 @@ BY_HAND void TYPED(pass_rows)(const enum stored type, const struct matrix *m, co
         if (num_rows == STREAMS * quarter) continue;
         memset(sums, 0, (size_t)m->num_columns * sizeof(COMPUTE));
         for (int64_t i = block + STREAMS * quarter; i < block + num_rows; i++)
-            TYPED(add_rows_at_once)(type, 1, w + i, 0, m->data + i * m->row_step, 0, m->num_columns, 0, sums);
+            TYPED(add_rows_at_once)(type, 1, w + i, 0, m->data + i * m->row_step, 0, m->num_columns, sums);
         for (int64_t j = 0; j < m->num_columns; j++) totals[j] += sums[j];
     }
 }
