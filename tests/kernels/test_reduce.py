@@ -1,5 +1,6 @@
 """The reduction: right in every dtype and layout, exact in its additions, the same in any number of threads."""
 
+import itertools
 import math
 import tracemalloc
 
@@ -21,6 +22,7 @@ SHAPES = [
     (1025, 700),
     (65, 40_000),
     (20_000, 3),
+    (17_003, 33),
     (2_000, 600),
     (5, 70_001),
 ]
@@ -107,6 +109,49 @@ def test_the_number_of_threads_changes_no_bit(shape, order, monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         results.append(weighted_sum(xp, weights.astype(np.float32), matrix))
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.usefixtures("compiled_path")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pieces_of_few_columns_change_no_bit(dtype, order, monkeypatch):
+    weights, matrix = random_case((1030, 4103), dtype)
+    matrix = np.asarray(matrix, order=order)
+    results = []
+    for threads in (1, 64):  # 64 leave the last one seven columns
+        monkeypatch.setattr("klimb.kernels.reduce.num_threads", lambda threads=threads: threads)
+        results.append(weighted_sum(xp, weights.astype(np.float32), matrix))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.usefixtures("compiled_path")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(5, 7), (300, 131), (70, 5000)])
+def test_where_the_matrix_lies_in_memory_changes_no_bit(shape, dtype, order, monkeypatch):
+    monkeypatch.setattr("klimb.kernels.reduce._SMALL_BYTES", 0)
+    weights, matrix = random_case(shape, dtype)
+    results = []
+    for offset in range(4):
+        moved = np.empty(matrix.size + offset, dtype)[offset:].reshape(shape, order=order)
+        moved[...] = matrix
+        results.append(weighted_sum(xp, weights.astype(np.float32), moved))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.usefixtures("compiled_path")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_what_lies_beside_the_matrix_never_shows(dtype, in_columns):
+    """Behind each row or column stands NaN, which would be seen in any sum."""
+    for rows, columns in itertools.product((1, 3, 6, 17), (1, 2, 3, 5, 7, 9, 15, 31, 33, 131)):
+        length = rows if in_columns else columns
+        whole = torch.full((columns if in_columns else rows, length + 9), torch.nan, dtype=getattr(torch, dtype))
+        whole[:, :length] = 1
+        matrix = whole[:, :length].T if in_columns else whole[:, :length]
+        result = weighted_sum(torch_xp, torch.ones(rows, dtype=torch.float32), matrix)
+        assert result.tolist() == [rows] * columns
 
 
 @pytest.mark.usefixtures("compiled_path")

@@ -2,17 +2,19 @@
  *
  * float32 and the half types are multiplied and summed in float32 over FLUSH_ROWS rows at a time, or
  * over the lanes of a dot product, and those sums are added in float64; float64 is summed in float64.
- * The order of every addition depends on the matrix's shape alone, so the caller may split the columns
- * over threads as it likes without changing a bit.
+ * The order of every addition depends on the path, on the number of rows and on their layout, so the caller may
+ * split the columns over threads as it likes without changing a bit.
  *
  * Three ways through memory, by layout:
  *   wide    contiguous rows pass, four at a time, by a tile of sums in the cache
  *   narrow  the same with few columns, whose sums stay in registers
  *   tall    contiguous columns: a dot product for each
  * Elements that are not contiguous, or stored in another type than they are summed in, are first
- * brought into a small buffer, a piece at a time.
+ * brought into a small buffer, a piece at a time. The AVX2 path has loops of its own for contiguous rows and columns
+ * of any type: weighted_sum_avx2.h.
  */
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "paths.h"
@@ -155,14 +157,6 @@ AVX512 static void dot_short_columns(const char *columns, int64_t step, int64_t 
     _mm512_storeu_pd(totals, _mm512_add_pd(_mm512_loadu_pd(totals), low));
     _mm512_storeu_pd(totals + 8, _mm512_add_pd(_mm512_loadu_pd(totals + 8), high));
 }
-
-/* Contiguous float16 into a buffer, for processors with AVX2 alone; returns how many, in whole registers. */
-__attribute__((target("avx,f16c"))) static int64_t bring_halves(const char *from, int64_t count, float *to) {
-    int64_t j = 0;
-    for (; j + 8 <= count; j += 8)
-        _mm256_storeu_ps(to + j, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + 2 * j))));
-    return j;
-}
 #else
 static void add_half_rows(enum stored type, const float *w, const char *rows, int64_t step, int64_t num_rows,
                           int64_t count, float *sums) {
@@ -174,10 +168,6 @@ static double dot_halves(enum stored type, const float *w, const char *column, i
 }
 static void dot_short_columns(const char *columns, int64_t step, int64_t count, const float *w, double *totals) {
     (void)columns, (void)step, (void)count, (void)w, (void)totals;
-}
-static int64_t bring_halves(const char *from, int64_t count, float *to) {
-    (void)from, (void)count, (void)to;
-    return 0;
 }
 #endif
 

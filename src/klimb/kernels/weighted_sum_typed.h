@@ -13,8 +13,6 @@ static void TYPED(bring)(enum stored type, const char *from, int64_t step, int64
     } else if (type == BFLOAT16 && step == 2) {
         for (; j < count; j++) to[j] = (COMPUTE)bfloat16_at(from + 2 * j);
     } else {
-        if (AVX && type == FLOAT16 && step == 2 && sizeof(COMPUTE) == sizeof(float))
-            j = bring_halves(from, count, (float *)to);
         for (; j < count; j++) {
             const char *at = from + j * step;
             switch (type) {
@@ -190,8 +188,15 @@ static void TYPED(tall)(const struct matrix *m, const COMPUTE *w, double *totals
     }
 }
 
+#if AVX == 2
+#include "weighted_sum_avx2_typed.h"
+#endif
+
 /* Add the weighted sum of at most TILE columns to their totals. */
 static void TYPED(add_tile)(const struct matrix *m, const COMPUTE *w, double *totals) {
+#if AVX == 2
+    if (TYPED(pass_contiguous)(m, w, totals)) return;
+#endif
     const int64_t size = SIZES[m->type];
     if (m->row_step == size && m->column_step != size)
         TYPED(tall)(m, w, totals);
