@@ -7,7 +7,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from klimb.errors import DataError, KlimbError, ModelNotFoundError
 from klimb.policy.load import SCORER, WRITER, load, load_model
@@ -77,7 +84,9 @@ def test_weights_that_are_not_the_models_are_refused_by_name(case, copied):
     change, config, said = WRONG_WEIGHTS[case]
     change_weights(copied, change)
     change_config(copied, **config)
-    with pytest.raises(ModelNotFoundError, match=f"copied: cannot load a causal language model from it: .*{said}"):
+    with pytest.raises(
+        ModelNotFoundError, match=f"copied: cannot load a causal language model from it: .*{said}"
+    ):
         load_model(copied)
 
 
@@ -101,7 +110,9 @@ def test_weights_beside_the_model_are_told_of_and_what_older_versions_saved_is_n
 
 def test_a_base_without_a_prefix_or_a_head_of_its_own_is_whole_where_its_embeddings_are_the_head(copied):
     expected = load_model(copied)[0].model.state_dict()
-    change_weights(copied, lambda weights: {n.removeprefix("model."): w for n, w in without("lm_head")(weights).items()})
+    change_weights(
+        copied, lambda weights: {n.removeprefix("model."): w for n, w in without("lm_head")(weights).items()}
+    )
     change_config(copied, tie_word_embeddings=True)
     model, _ = load_model(copied)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -111,7 +122,9 @@ def test_a_base_without_a_prefix_or_a_head_of_its_own_is_whole_where_its_embeddi
 def test_a_configuration_that_ties_what_the_file_has_twice_is_corrected_in_what_is_saved(copied, tmp_path):
     change_config(copied, tie_word_embeddings=True)
     policy = Policy.load(copied)
-    assert policy.notes == ["config.json ties the last layer to the embeddings, and the file has another: that one is used"]
+    assert policy.notes == [
+        "config.json ties the last layer to the embeddings, and the file has another: that one is used"
+    ]
     policy.save(tmp_path / "saved")
     assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
 
@@ -141,7 +154,11 @@ BROKEN_FILES = [
     ("model.safetensors", "x" * 99, r"model.safetensors is cut off or no safetensors file \(99 bytes\)"),
     ("tokenizer.json", "{}", "its tokenizer cannot be read.*fetch"),
     ("generation_config.json", "[", "generation_config.json is not JSON"),
-    ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id: expected the number of a token.*got 'x'"),
+    (
+        "generation_config.json",
+        '{"eos_token_id": "x"}',
+        "eos_token_id: expected the number of a token.*got 'x'",
+    ),
 ]
 
 
@@ -156,13 +173,21 @@ def test_a_file_that_is_cut_off_is_named_with_what_it_should_have(copied):
     file = copied / "model.safetensors"
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(ModelNotFoundError, match=f"cut off: it has {size - 8:,} bytes and its header says {size:,}"):
+    with pytest.raises(
+        ModelNotFoundError, match=f"cut off: it has {size - 8:,} bytes and its header says {size:,}"
+    ):
         load_model(copied)
 
 
 WRONG_CONFIGS = [
-    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "in 4 bits by bitsandbytes"),
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq.*take the original model"),
+    (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "in 4 bits by bitsandbytes",
+    ),
+    (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "quantised by gptq.*take the original model",
+    ),
     ({"quantization_config": {"quant_method": "mxfp4"}}, r"by mxfp4.*Mxfp4Config\(dequantize=True\)"),
     ({"model_type": "nosuch"}, "its model_type 'nosuch' is none that transformers"),
     ({"model_type": "gone"}, "names no model_type"),
@@ -218,7 +243,9 @@ def test_tokens_that_the_model_has_no_embeddings_for_are_refused_by_name(copied,
     rows = len(tokenizer)
     tokenizer.add_special_tokens({"eos_token": "<|new|>"})
     tokenizer.save_pretrained(copied)
-    with pytest.raises(ModelNotFoundError, match=rf"{rows:,} embeddings, none for eos_token <\|new\|> \({rows}\)"):
+    with pytest.raises(
+        ModelNotFoundError, match=rf"{rows:,} embeddings, none for eos_token <\|new\|> \({rows}\)"
+    ):
         load_model(copied)
 
 
@@ -230,14 +257,18 @@ def test_a_token_that_was_merely_added_is_refused_where_a_prompt_has_it(copied, 
     tokenizer.save_pretrained(copied)
     policy = Policy.load(copied)
     assert len(policy.encode("hello")) == 5
-    with pytest.raises(DataError, match=rf"has the token <image> \({rows}\), and the model has {rows} embeddings"):
+    with pytest.raises(
+        DataError, match=rf"has the token <image> \({rows}\), and the model has {rows} embeddings"
+    ):
         policy.encode("an <image>")
 
 
 def test_another_models_tokenizer_is_refused(copied):
     change_config(copied, vocab_size=100)
     change_weights(copied, lambda weights: {n: w[:100] if len(w) == 261 else w for n, w in weights.items()})
-    with pytest.raises(ModelNotFoundError, match="256 tokens and the model 100 embeddings: it is another model's"):
+    with pytest.raises(
+        ModelNotFoundError, match="256 tokens and the model 100 embeddings: it is another model's"
+    ):
         load_model(copied)
 
 
@@ -283,8 +314,12 @@ def reward(model_folder, tmp_path):
 
 
 def test_a_reward_whose_head_has_another_name_is_refused_with_that_name(reward):
-    change_weights(reward, lambda weights: {n.replace("score.", "value_head."): w for n, w in weights.items()})
-    with pytest.raises(ModelNotFoundError, match=r"random: score\.weight; the file has value_head\.weight in its place"):
+    change_weights(
+        reward, lambda weights: {n.replace("score.", "value_head."): w for n, w in weights.items()}
+    )
+    with pytest.raises(
+        ModelNotFoundError, match=r"random: score\.weight; the file has value_head\.weight in its place"
+    ):
         Scorer.load(reward)
 
 
@@ -303,7 +338,9 @@ def test_a_reward_whose_padding_has_no_embedding_is_refused_with_the_remedy(rewa
     tokenizer = AutoTokenizer.from_pretrained(reward)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(reward)
-    with pytest.raises(ModelNotFoundError, match=r"none for pad_token \[PAD\] .*set pad_token in tokenizer_config"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"none for pad_token \[PAD\] .*set pad_token in tokenizer_config"
+    ):
         Scorer.load(reward)
 
 
@@ -314,7 +351,10 @@ def test_a_name_may_begin_with_the_home_folder_and_end_in_a_slash(model_folder, 
 
 def test_a_panic_in_rust_is_klimbs_error_and_an_interrupt_stays_one(copied, monkeypatch):
     panic = type("PanicException", (BaseException,), {})
-    for raised, expected in ((panic("index out of range"), KlimbError), (KeyboardInterrupt(), KeyboardInterrupt)):
+    for raised, expected in (
+        (panic("index out of range"), KlimbError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
 
         def load_tokenizer(*_, raised=raised, **__):
             raise raised

@@ -7,10 +7,10 @@ import pytest
 
 from klimb.policy import policy as policies
 from klimb.policy.trainable import Lora
+from klimb.train.folder import RunFolder
 from klimb.train.memory import predict_memory, size_of
 from klimb.train.objective import declare
 from klimb.train.report import write_report
-from klimb.train.folder import RunFolder
 from klimb.train.run import load_policy
 
 
@@ -73,7 +73,10 @@ def test_a_run_without_kl_resumes_to_the_same_bits_and_may_go_on_with_a_beta(mak
 def test_the_memory_of_a_reference_is_not_predicted_where_there_is_none(make_options):
     config = make_options()
     size = size_of(load_policy(config))
-    held = [predict_memory(size, one, longest_prompt=4).held["reference"] for one in (config, replace(config, beta=0.0))]
+    held = [
+        predict_memory(size, one, longest_prompt=4).held["reference"]
+        for one in (config, replace(config, beta=0.0))
+    ]
     assert held == [4 * size.num_moved, 0]
     bounded = replace(config, beta=0.0, max_kl=5.0)
     assert predict_memory(size, bounded, longest_prompt=4).held["reference"] == 4 * size.num_moved
