@@ -40,7 +40,9 @@ def check_complete(
     unlike = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
     new: set[str] = set()
     if has_new_head:
-        new = {name for name in missing | unlike.keys() if not name.startswith(backbone) or ".pooler." in name}
+        new = {
+            name for name in missing | unlike.keys() if not name.startswith(backbone) or ".pooler." in name
+        }
         missing, unlike = missing - new, {name: both for name, both in unlike.items() if name not in new}
     if unlike:
         raise ModelNotFoundError(_other_shapes(unlike))
@@ -144,7 +146,9 @@ def _other_shapes(unlike: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]])
 
 
 def _say_missing(missing: list[str], unread: list[str]) -> str:
-    said = f"its file lacks {len(missing)} of its weights, which would be drawn at random: {summed_up(missing)}"
+    said = (
+        f"its file lacks {len(missing)} of its weights, which would be drawn at random: {summed_up(missing)}"
+    )
     if any(_ADAPTED.search(name) for name in unread):
         return (
             f"{said}; it holds an adapter that was never merged ({summed_up(unread)}): load it where it was trained, "
@@ -160,9 +164,7 @@ def _say_missing(missing: list[str], unread: list[str]) -> str:
     if missing[0].startswith(_SCORERS_HEADS):
         heads = [name for name in unread if "head" in name and not name.startswith(_WRITERS_HEADS)]
         if heads:
-            return (
-                f"{said}; the file has {summed_up(heads)} in its place: if that is the head, rename it to {missing[0]}"
-            )
+            return f"{said}; the file has {summed_up(heads)} in its place: if that is the head, rename it to {missing[0]}"
         return f"{said}; it is no finished reward model: learn one on it with klimb reward train --base"
     if all(name.startswith(_WRITERS_HEADS) for name in missing):
         return (

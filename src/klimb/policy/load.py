@@ -33,7 +33,10 @@ from klimb.policy.stored import stored_weights
 from klimb.policy.tokens import readable
 from klimb.policy.trust import alone, explain, without_pickle
 
-_SEES_AHEAD = {True: 1e-3, False: 0.05}  # of the logits' spread, in float32 and in half types: above their rounding
+_SEES_AHEAD = {
+    True: 1e-3,
+    False: 0.05,
+}  # of the logits' spread, in float32 and in half types: above their rounding
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,9 @@ def _base_of(folder: Path, adapter: AdapterFiles | None) -> Path:
     place = resolve(adapter.find_base())
     base = Path(place) if Path(place).is_dir() else fetch(place)
     if not (base / "config.json").is_file():
-        raise ModelNotFoundError(f"it is an adapter of {base}, which is no whole model itself: merge that one first")
+        raise ModelNotFoundError(
+            f"it is an adapter of {base}, which is no whole model itself: merge that one first"
+        )
     return base
 
 
@@ -288,7 +293,9 @@ def _require_kind(kind: Kind, config: dict[str, Any]) -> None:
     name, architectures = config.get("model_type"), " ".join(map(str, config.get("architectures") or []))
     if not config.get("auto_map"):
         if not name:
-            raise ModelNotFoundError("its config.json names no model_type: it is not the config.json of a model")
+            raise ModelNotFoundError(
+                "its config.json names no model_type: it is not the config.json of a model"
+            )
         if name not in CONFIG_MAPPING:
             raise ModelNotFoundError(
                 f"its model_type {name!r} is none that transformers {transformers.__version__} knows: upgrade "
@@ -369,9 +376,15 @@ def _untie(model: Any, notes: list[str]) -> None:
     """Let a configuration that ties the embeddings to the last layer say so no more where the file has two of them."""
     embeddings, last = model.get_input_embeddings(), model.get_output_embeddings()
     config = model.config.get_text_config()
-    if last is not None and getattr(config, "tie_word_embeddings", False) and last.weight is not embeddings.weight:
+    if (
+        last is not None
+        and getattr(config, "tie_word_embeddings", False)
+        and last.weight is not embeddings.weight
+    ):
         model.config.tie_word_embeddings = config.tie_word_embeddings = False
-        notes.append("config.json ties the last layer to the embeddings, and the file has another: that one is used")
+        notes.append(
+            "config.json ties the last layer to the embeddings, and the file has another: that one is used"
+        )
 
 
 def _moved(model: Any, device: str | None) -> Any:
@@ -403,4 +416,3 @@ def _require_computing(kind: Kind, model: Any, tokenizer: Any) -> None:
             f"{type(model).__name__} reads later tokens before it writes earlier ones, as an encoder does: it cannot "
             "write a text from left to right; start from a decoder"
         )
-

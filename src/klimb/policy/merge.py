@@ -14,7 +14,13 @@ from klimb.policy.stored import StoredWeight, read_header, read_json
 CONFIG = "adapter_config.json"
 _WEIGHTS, _PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 _PROMPTS = {
-    "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
+    "ADAPTION_PROMPT",
+    "CARTRIDGE",
+    "CPT",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
 }  # fmt: skip  what adds tokens or states and changes no weight
 _ROUTED = {"ARROW", "POLY", "SHADOW", "XLORA"}  # what chooses anew for each text
 _KEEPS_BASE = {"gaussian", "eva", "orthogonal"}  # ways to begin an adapter that leave the base as it was
@@ -60,7 +66,9 @@ class AdapterFiles:
             if place.is_dir() or place.is_file():
                 return str(place)
         if self.base.startswith((".", "/", "~")) or self.base.count("/") != 1:
-            raise ModelNotFoundError(f"it is an adapter of {self.base}, and there is no such folder; {remedy}")
+            raise ModelNotFoundError(
+                f"it is an adapter of {self.base}, and there is no such folder; {remedy}"
+            )
         return self.base
 
     def is_of(self, folder: Path) -> bool:
@@ -120,7 +128,10 @@ def merge_adapter(model: Any, files: AdapterFiles, task: str) -> Any:
         adapted = PeftModel(model, _read_config(files))
         try:
             found = adapted.load_adapter(str(files.folder), "default", is_trainable=False, torch_device="cpu")
-        except (RuntimeError, KeyError) as error:  # weights of other shapes, or none of a module that was saved whole
+        except (
+            RuntimeError,
+            KeyError,
+        ) as error:  # weights of other shapes, or none of a module that was saved whole
             said = " ".join(str(error).split())[:300]
             raise ModelNotFoundError(f"its adapter does not fit: {said}: {_is_it_that(files)}") from error
         unread = [name for name in found.unexpected_keys if task == "CAUSAL_LM" or ".lm_head." not in name]
@@ -147,8 +158,14 @@ def _require_mergeable(files: AdapterFiles) -> None:
     if kind in ("", "NONE"):
         raise ModelNotFoundError(f"{CONFIG} names no peft_type, so what kind of adapter it is, is not known")
     if kind in _PROMPTS or kind in _ROUTED:
-        what = "adds to what is read, not to the weights" if kind in _PROMPTS else "works otherwise for each text"
-        raise ModelNotFoundError(f"its adapter is of the kind {kind}, which {what} and cannot be merged into them")
+        what = (
+            "adds to what is read, not to the weights"
+            if kind in _PROMPTS
+            else "works otherwise for each text"
+        )
+        raise ModelNotFoundError(
+            f"its adapter is of the kind {kind}, which {what} and cannot be merged into them"
+        )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in _KEEPS_BASE:
         raise ModelNotFoundError(
@@ -167,7 +184,9 @@ def _read_config(files: AdapterFiles) -> Any:
     from peft import __version__ as version
 
     if files.kind not in list(PeftType):
-        raise ModelNotFoundError(f"its adapter is of the kind {files.kind}, which peft {version} does not know")
+        raise ModelNotFoundError(
+            f"its adapter is of the kind {files.kind}, which peft {version} does not know"
+        )
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(files.kind)]
     known = set(kind.__dataclass_fields__) | {"runtime_config"}
     unknown = {key: value for key, value in files.config.items() if key not in known and value}
@@ -197,7 +216,9 @@ def _make_room(model: Any, stored: Mapping[str, StoredWeight]) -> None:
 def _require_fit(files: AdapterFiles, missing: list[str], unread: list[str]) -> None:
     if missing or unread:
         said = [
-            f"its file lacks {len(missing)} of the weights that its settings ask for ({missing[0]})" if missing else "",
+            f"its file lacks {len(missing)} of the weights that its settings ask for ({missing[0]})"
+            if missing
+            else "",
             f"the model has no place for {len(unread)} of its weights ({unread[0]})" if unread else "",
         ]
         raise ModelNotFoundError(

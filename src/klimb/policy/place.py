@@ -10,9 +10,16 @@ from typing import Any
 from klimb.errors import ModelNotFoundError
 from klimb.policy.merge import CONFIG as ADAPTER_CONFIG
 from klimb.policy.stored import read_json, refuse_pointer, stored_weights
-from klimb.policy.trust import PICKLED, PICKLE_REMEDY
+from klimb.policy.trust import PICKLE_REMEDY, PICKLED
 
-_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py"]  # what a model is read from beside weights
+_SMALL = [
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+    "*.py",
+]  # what a model is read from beside weights
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OF_TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -22,7 +29,15 @@ _READ_AT_ONCE = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "chat_template.json", "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
-_OF_TRAINING = ("optimizer", "scheduler", "rng_state", "scaler", "training_args", "trainer_state", "random_states")
+_OF_TRAINING = (
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "scaler",
+    "training_args",
+    "trainer_state",
+    "random_states",
+)
 _POINTED = ("*.model", "*.jinja", "merges.txt", "vocab.txt", "*.safetensors")
 _DEQUANTISE = {
     "mxfp4": "load it with AutoModelForCausalLM.from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True))",
@@ -39,7 +54,9 @@ def find(source: str | Path) -> Path | str:
         ModelNotFoundError: There is nothing of that name here, and it is no name of the hub.
     """
     if not str(source).strip():
-        raise ModelNotFoundError("model: expected a model folder, a .gguf file or a hub name, got an empty name")
+        raise ModelNotFoundError(
+            "model: expected a model folder, a .gguf file or a hub name, got an empty name"
+        )
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -163,7 +180,11 @@ def _names(folder: Path) -> list[str]:
 def _what_else(folder: Path) -> str:
     """Say what a folder is that has neither a model's config.json nor an adapter's."""
     names = _names(folder)
-    below = [name for name in names if any((folder / name / file).exists() for file in ("config.json", ADAPTER_CONFIG))]
+    below = [
+        name
+        for name in names
+        if any((folder / name / file).exists() for file in ("config.json", ADAPTER_CONFIG))
+    ]
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
     if not names:
         return "it is empty"
@@ -214,5 +235,7 @@ def _without_weights(folder: Path) -> str:
     if "zero_to_fp32.py" in names:
         return "its weights are DeepSpeed's: run `python zero_to_fp32.py . . --safe_serialization` in it"
     if other := [name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".npz"))]:
-        return f"its weights are in {', '.join(other)}, which klimb does not read: get the model as safetensors"
+        return (
+            f"its weights are in {', '.join(other)}, which klimb does not read: get the model as safetensors"
+        )
     return f"it has no weights ({_SINGLE}): fetch the whole model"

@@ -17,7 +17,6 @@ from torch import Tensor
 from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
 from klimb.policy import chat, plain, sampling
 from klimb.policy.completions import Completions, join
-from klimb.policy.tokens import readable, require_known
 from klimb.policy.counted import Stream, uniform_rows
 from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
@@ -26,6 +25,7 @@ from klimb.policy.load import WRITER, load, without_progress_bars
 from klimb.policy.precision import Precision, WorkingCopy
 from klimb.policy.prefix import Engine
 from klimb.policy.saving import save_whole
+from klimb.policy.tokens import readable, require_known
 from klimb.policy.trainable import Lora, add_lora, frozen_copy, train_last_layers
 from klimb.policy.trunk import find_trunk
 from klimb.policy.way import choose_way

@@ -19,11 +19,15 @@ def readable(what: str) -> Iterator[None]:
     except KlimbError:
         raise
     except Exception as error:  # a tokenizer is a program of the model's maker, in Python or in Rust
-        raise DataError(f"the model's tokenizer cannot read {what}: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"the model's tokenizer cannot read {what}: {type(error).__name__}: {error}"
+        ) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of the Rust in tokenizers; Ctrl-C is none of these
             raise
-        raise DataError(f"the model's tokenizer cannot read {what}, its files are damaged: {error}") from error
+        raise DataError(
+            f"the model's tokenizer cannot read {what}, its files are damaged: {error}"
+        ) from error
 
 
 def require_known(ids: Sequence[int], model: Any, tokenizer: Any, what: str) -> None:

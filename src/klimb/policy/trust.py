@@ -67,7 +67,9 @@ def explain(place: str, error: Exception) -> str:
             said += "; accept its terms on its page there, and log in with `hf auth login`"
         return said
     # What else is raised means little without its kind, such as KeyError: 'x'.
-    return said if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {said}"
+    return (
+        said if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {said}"
+    )
 
 
 def _refuse(file: Any = "", *_: Any, **__: Any) -> NoReturn:

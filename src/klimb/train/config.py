@@ -212,6 +212,11 @@ class TrainConfig:
             raise ConfigError(f"adam_betas: expected two numbers from 0 up to below 1, got {self.adam_betas}")
         self._check_combinations()
 
+    @property
+    def measures_kl(self) -> bool:
+        """Whether the KL from the reference is needed: to be paid for, aimed at, or kept below a bound."""
+        return self.beta > 0 or self.kl_target is not None or self.max_kl is not None
+
     def _check_combinations(self) -> None:
         if self.baseline in ("leave_one_out", "group_normalised") and self.completions_per_prompt < 2:
             raise ConfigError(

@@ -99,7 +99,8 @@ class Display:
             for name, found in point.means.items()
         ]
         failed = [f"failed {point.num_failed}"] if point.num_failed else []
-        line = "  ".join([f"judged after {point.step} steps:", *opinions, f"KL {point.kl.mean:.2f}", *failed])
+        kl = [] if point.kl is None else [f"KL {point.kl.mean:.2f}"]
+        line = "  ".join([f"judged after {point.step} steps:", *opinions, *kl, *failed])
         self.console.print(Text(line + ("  ★ the best so far" if is_best else ""), style="bold"))
 
     def chosen(self, choice: Choice, num_steps: int) -> None:
@@ -110,8 +111,9 @@ class Display:
     def stepped(self, metrics: dict[str, Any], judged: Judged) -> None:
         """A step was taken."""
         failed = f"  failed {metrics['failed']}" if metrics["failed"] else ""
+        kl = f"  KL {metrics['kl']:.2f}" if "kl" in metrics else ""
         line = (
-            f"reward {_signed(metrics['reward'], 3)}  KL {metrics['kl']:.2f}  entropy {metrics['entropy']:.2f}  "
+            f"reward {_signed(metrics['reward'], 3)}{kl}  entropy {metrics['entropy']:.2f}  "
             f"length {metrics['length']:.0f}  {metrics['completions_per_second']:.1f}/s{failed}"
         )
         done = metrics["step"] + 1
@@ -193,7 +195,8 @@ def _table(summary: Summary) -> Table:
         table.add_row(
             f"judge {escape(short_name(name))}", str(change.before), str(change.after), str(change.gain)
         )
-    table.add_row("KL, nats a completion", "0", str(summary.kl), "")
+    if summary.kl is not None:
+        table.add_row("KL, nats a completion", "0", str(summary.kl), "")
     table.add_row("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", "")
     return table
 

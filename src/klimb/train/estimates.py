@@ -46,13 +46,13 @@ class Point:
 
     Attributes:
         step: Updates of the weights until then.
-        kl: Mean log π − log π_ref of the completions, in nats a completion.
+        kl: Mean log π − log π_ref of the completions, in nats a completion; None where it was not measured.
         means: The mean of the reward, and of each judge, by name.
         num_failed: Completions that got no reward, and count for no mean of it.
     """
 
     step: int
-    kl: Estimate
+    kl: Estimate | None
     means: dict[str, Estimate]
     num_failed: int = 0
 
@@ -60,8 +60,7 @@ class Point:
 def point(rows: Rows, judges: Sequence[str] = ()) -> Point:
     """Sum up an evaluation."""
     means = {name: mean(rows, name) for name in (REWARD, *judges)}
-    kl = estimate([mean_of(part, "kl") for part in by_prompt(rows)])
-    return Point(rows[0]["step"], kl, means, count_failed(rows))
+    return Point(rows[0]["step"], mean_kl(rows), means, count_failed(rows))
 
 
 def points_along(evaluations: Rows, judges: Sequence[str] = ()) -> list[Point]:
@@ -115,6 +114,13 @@ def by_prompt(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def mean_of(rows: Rows, key: str) -> float:
     """The mean of a column."""
     return statistics.fmean(row[key] for row in rows)
+
+
+def mean_kl(rows: Rows) -> Estimate | None:
+    """The mean KL of completions, over prompts; None where it was not measured."""
+    if not all("kl" in row for row in rows):
+        return None
+    return estimate([mean_of(part, "kl") for part in by_prompt(rows)])
 
 
 def estimate(values: Sequence[float]) -> Estimate:

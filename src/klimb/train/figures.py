@@ -38,24 +38,15 @@ def draw_figures(
         when = "at each evaluation" if points else "before and after"
         judged = f" Diamonds: the prompts judged {when}, with 95 % intervals."
     choice = None if summary is None else summary.choice
-    along = _judges_along(points, judges, choice) if points else _judges_in_training(metrics, judges)
+    measured = [row for row in metrics if "kl" in row]
+    along = _judges_along(points, judges, choice) if points else _judges_in_training(measured, judges)
     return [
         draw_figure(
             "Reward",
             f"What the reward thought of each batch (dots) and the mean of {_WINDOW} steps (line).{judged}",
             _reward(metrics, _diamonds(len(metrics), summary, points)),
         ),
-        draw_figure(
-            "Distance from the reference",
-            "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
-            "The penalty keeps it from running away.",
-            _curve(metrics, "kl", "KL, nats a completion"),
-        ),
-        draw_figure(
-            "Reward against distance",
-            f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
-            _against_kl(metrics, lambda row: row["reward"], "reward"),
-        ),
+        *_distance(measured),
         *along,
         draw_figure(
             "Entropy",
@@ -66,6 +57,25 @@ def draw_figures(
             "Length",
             "Tokens of a completion. A steady climb or fall may mean that the reward likes length itself.",
             _curve(metrics, "length", "tokens"),
+        ),
+    ]
+
+
+def _distance(measured: Sequence[dict[str, Any]]) -> list[Figure]:
+    """How far the policy moved, and what it got for that, by the steps whose KL was measured; nothing without any."""
+    if not measured:
+        return []
+    return [
+        draw_figure(
+            "Distance from the reference",
+            "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
+            "The penalty keeps it from running away.",
+            _curve(measured, "kl", "KL, nats a completion"),
+        ),
+        draw_figure(
+            "Reward against distance",
+            f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
+            _against_kl(measured, lambda row: row["reward"], "reward"),
         ),
     ]
 
@@ -127,6 +137,8 @@ def _against_kl(
 
 
 def _judges_in_training(metrics: Sequence[dict[str, Any]], judges: Sequence[str]) -> list[Figure]:
+    if not metrics:
+        return []
     return [
         draw_figure(
             f"The judge {short_name(judge)} against distance",
@@ -161,18 +173,18 @@ def _judges_along(points: Sequence[Point], judges: Sequence[str], choice: Choice
 
 def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, choice: Choice | None) -> None:
     _draw_points(axes, points, REWARD, {"color": LINE, "fmt": "o-"})
-    axes.set_xlabel(_KL_LABEL)
+    axes.set_xlabel(_KL_LABEL if _are_measured(points) else "updates")
     if judge is not None:
         right = axes.twinx()
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
         _draw_points(right, points, judge, {"color": ACCENT, "fmt": "D--"})
-    for point in points:
+    for place, point in zip(_places(points), points, strict=True):
         if choice is not None and point.step == choice.step:
-            axes.axvline(point.kl.mean, color="gray", linestyle=":", linewidth=1.5, zorder=0)
+            axes.axvline(place, color="gray", linestyle=":", linewidth=1.5, zorder=0)
             axes.annotate(
                 _named(point.step),
-                (point.kl.mean, 1),
+                (place, 1),
                 xycoords=("data", "axes fraction"),
                 ha="center",
                 va="bottom",
@@ -182,7 +194,7 @@ def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, choice: C
 def _draw_points(axes: Any, points: Sequence[Point], name: str, style: dict[str, str]) -> None:
     means = [point.means[name] for point in points]
     axes.errorbar(
-        [point.kl.mean for point in points],
+        _places(points),
         [estimate.mean for estimate in means],
         yerr=[estimate.half_width for estimate in means],
         linewidth=1.6,
@@ -192,6 +204,16 @@ def _draw_points(axes: Any, points: Sequence[Point], name: str, style: dict[str,
         **style,
     )
     axes.set_ylabel(name if name == REWARD else short_name(name), color=style["color"])
+
+
+def _are_measured(points: Sequence[Point]) -> bool:
+    return all(point.kl is not None for point in points)
+
+
+def _places(points: Sequence[Point]) -> list[float]:
+    """Where evaluations stand: by their KL, or where it was not measured by the updates until then."""
+    kls = [point.kl.mean for point in points if point.kl is not None]
+    return kls if len(kls) == len(points) else [float(point.step) for point in points]
 
 
 def _named(step: int) -> str:

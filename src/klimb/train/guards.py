@@ -66,7 +66,9 @@ Guard = Callable[[Sequence[Step], TrainConfig], Finding | None]
 
 def watch_kl(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
     """Whether the policy is further from its reference than `max_kl`, in nats a completion."""
-    kl, stated = steps[-1]["kl"], config.max_kl
+    kl, stated = steps[-1].get("kl"), config.max_kl
+    if kl is None:  # not measured
+        return None
     bound = _USUAL_KL * steps[-1]["length"] if stated is None else stated
     if kl <= bound:
         return None

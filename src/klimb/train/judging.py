@@ -227,7 +227,7 @@ def completion_rows(judged: Judged, first_index: int = 0, **columns: Any) -> lis
             "completion": judged.texts[index],
             "reward": judged.rewards.total[index],
             "rewards": {name: values[index] for name, values in judged.rewards.parts.items()},
-            "kl": judged.kl[index],
+            **({} if judged.kl is None else {"kl": judged.kl[index]}),
             "length": lengths[index],
             "finish_reason": judged.completions.finish_reasons[index],
             "failure": reasons.get(index),

@@ -127,7 +127,7 @@ def predict_memory(
         "Python, libraries, rewards": base,
         "weights": 4 * size.num_weights,
         "working copy": copy,
-        "reference": 0 if size.has_adapter else number * size.num_moved,
+        "reference": 0 if size.has_adapter or not config.measures_kl else number * size.num_moved,
         "optimiser's moments": 8 * size.num_moved if config.optimiser == "adamw" else 0,
     }
     num_samples = config.prompts_per_step * config.completions_per_prompt

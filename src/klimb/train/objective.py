@@ -50,24 +50,39 @@ def declare(config: TrainConfig) -> Declaration:
     )
     words = [
         f"Raise the mean reward ({reward}) of completions drawn from the policy π at temperature "
-        f"{config.temperature:g}, and pay {beta} for each nat of KL(π‖π_ref) from the frozen reference.",
+        f"{config.temperature:g}{_price(config, beta)}.",
         *_target_words(config),
-        "The KL is estimated for each whole completion by k1, the log-ratio, which is unbiased, and is taken off "
-        "the reward; it is not differentiated on its own.",
+        *_kl_words(config),
         f"The gradient is REINFORCE's, on-policy, with {baseline_words}; a completion's tokens are summed, and "
         f"the sum is divided by the batch's {batch} completions, less those whose reward failed; no ratio is clipped.",
         _update_words(config),
     ]
+    is_free = config.beta == 0
     formulas = [
-        f"maximise  E_π[r(y)] − {beta} · KL(π‖π_ref)",
-        "k_i = log π(y_i) − log π_ref(y_i)",
-        f"r̃_i = r_i − {beta} · k_i",
+        "maximise  E_π[r(y)]" if is_free else f"maximise  E_π[r(y)] − {beta} · KL(π‖π_ref)",
+        *(["k_i = log π(y_i) − log π_ref(y_i)"] if config.measures_kl else []),
+        "r̃_i = r_i" if is_free else f"r̃_i = r_i − {beta} · k_i",
         baseline_formula,
         f"g = 1/{batch} · Σ_i a_i ∇ log π(y_i)",
         *_update_formulas(config),
         *_target_formulas(config),
     ]
     return Declaration(words, formulas)
+
+
+def _price(config: TrainConfig, beta: str) -> str:
+    if config.beta == 0:
+        return "; nothing is paid for the KL from where it started (beta is 0)"
+    return f", and pay {beta} for each nat of KL(π‖π_ref) from the frozen reference"
+
+
+def _kl_words(config: TrainConfig) -> list[str]:
+    estimated = "The KL is estimated for each whole completion by k1, the log-ratio, which is unbiased"
+    if config.beta > 0:
+        return [f"{estimated}, and is taken off the reward; it is not differentiated on its own."]
+    if config.measures_kl:
+        return [f"{estimated}, for the bound max_kl alone."]
+    return ["The KL is not measured: no reference is kept. With max_kl it would be."]
 
 
 def _target_words(config: TrainConfig) -> list[str]:

@@ -75,6 +75,8 @@ def check_start(policy: Policy, probe: Probe, bound: float) -> Result:
     if policy.num_updates:
         words = f"the policy goes on after {policy.num_updates} updates, away from its reference"
         return Result("start", "passed", words)
+    if policy.reference is None:
+        return Result("start", "passed", "beta is 0: there is no reference to compare with")
     completions = probe.completions
     own = torch.zeros_like(completions.log_probs)
     for rows in completions.micro_batches(policy.micro_batch_size):

@@ -45,8 +45,8 @@ def write_report(folder: RunFolder) -> Path:
         num_failed=sum(row.get("failed", 0) for row in metrics),
         num_skipped=sum(row["reward"] is None for row in metrics),
         seconds={
-            phase: sum(row["seconds"][phase] for row in metrics) / len(metrics)
-            for phase in metrics[-1]["seconds"]
+            phase: sum(row["seconds"].get(phase, 0.0) for row in metrics) / len(metrics)
+            for phase in dict.fromkeys(phase for row in metrics for phase in row["seconds"])
         },
     )
     write_file(folder.report, page)

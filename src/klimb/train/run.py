@@ -280,7 +280,8 @@ class _Climb:
         self.folder.append("metrics", [metrics])
         self.folder.append("completions", completion_rows(judged, step=step))
         self.num_updates = self.policy.num_updates
-        self.coefficient.adapt(statistics.fmean(judged.kl), len(judged.completions))
+        if judged.kl is not None:
+            self.coefficient.adapt(statistics.fmean(judged.kl), len(judged.completions))
         self.display.stepped(metrics, judged)
         self.display.alarmed(self.guards.new(findings), self.guards.act(findings))
         self.checkpoints.save_if_due()
@@ -314,6 +315,7 @@ def load_policy(config: TrainConfig) -> Policy:
         lora_seed=config.seed,
         micro_batch_size=config.micro_batch_size,
         precision=config.precision,
+        has_reference=config.measures_kl,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
     )
@@ -339,6 +341,10 @@ def _facts(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, s
         f"completions = {batch} a step, up to {config.max_new_tokens} tokens each",
         "device": f"{policy.model.device}, {config.precision}",
     }
+    if policy.notes:
+        facts["loading"] = "; ".join(policy.notes)
+    if not config.measures_kl:
+        facts["KL"] = "not measured, as beta is 0: no reference is kept, and no pass is made through one"
     if not policy.way.shares_prompts:
         facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
     if reads_clock(policy.tokenizer):
@@ -374,7 +380,7 @@ def _metrics(step: int, judged: Judged, ascended: AscentMetrics, device: torch.d
         "reward_std": statistics.pstdev(rewards.given) if rewards.given else None,
         "failed": len(rewards.total) - len(rewards.given),
         "rewards": {name: statistics.fmean(values) if values else None for name, values in opinions.items()},
-        "kl": statistics.fmean(judged.kl),
+        **({} if judged.kl is None else {"kl": statistics.fmean(judged.kl)}),
         "entropy": completions.mean_entropy,
         "length": float(completions.lengths.double().mean()),
         "ended": completions.finish_reasons.count("end") / len(completions),

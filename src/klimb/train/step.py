@@ -39,7 +39,7 @@ class Judged:
         completions: The N completions, ordered by prompt.
         texts: Their texts, (N,).
         rewards: Their rewards, (N,), and what went wrong with some.
-        kl: log π − log π_ref of each, (N,), in nats.
+        kl: log π − log π_ref of each, (N,), in nats; None where the policy has no reference.
         seconds: Time spent on `sampling`, `reward` and `reference`.
         openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
     """
@@ -48,7 +48,7 @@ class Judged:
     completions: Completions
     texts: list[str]
     rewards: Rewards
-    kl: list[float]
+    kl: list[float] | None
     seconds: dict[str, float]
     openings: list[str] | None = None
 
@@ -85,7 +85,7 @@ def sample_and_judge(
     draw: Draw,
     state: TrainerState | None = None,
 ) -> Judged:
-    """Draw completions, score them, and measure how far they are from the reference."""
+    """Draw completions, score them, and measure how far they are from the reference, if there is one."""
     watch = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
     completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
@@ -94,9 +94,11 @@ def sample_and_judge(
     batch = to_be_judged(policy, rows, completions, texts, state)
     rewards = reward(batch)
     watch.mark("reward")
-    kl = k1(completions.log_probs, policy.reference.log_probs(completions))
-    watch.mark("reference")
-    return Judged(rows, completions, texts, rewards, kl.tolist(), watch.seconds, batch.openings)
+    kl: list[float] | None = None
+    if policy.reference is not None:
+        kl = k1(completions.log_probs, policy.reference.log_probs(completions)).tolist()
+        watch.mark("reference")
+    return Judged(rows, completions, texts, rewards, kl, watch.seconds, batch.openings)
 
 
 def to_be_judged(
@@ -189,7 +191,9 @@ def find_advantages(judged: Judged, config: TrainConfig) -> Float[Tensor, " N"]:
     """Find the advantages of completions; where a reward failed a completion counts for nothing, and its own is 0."""
     log_probs, total = judged.completions.log_probs, judged.rewards.total
     rewards = log_probs.new_tensor([0.0 if reward is None else reward for reward in total])
-    adjusted = adjusted_rewards(rewards, log_probs.new_tensor(judged.kl), config.beta)
+    adjusted = rewards
+    if judged.kl is not None:
+        adjusted = adjusted_rewards(rewards, log_probs.new_tensor(judged.kl), config.beta)
     is_valid = None
     if len(judged.valid) < len(total):
         is_valid = torch.tensor([reward is not None for reward in total], device=log_probs.device)

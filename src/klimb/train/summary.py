@@ -14,7 +14,7 @@ from klimb.train.estimates import (
     by_prompt,
     compare,
     count_failed,
-    estimate,
+    mean_kl,
     mean_of,
 )
 
@@ -41,7 +41,7 @@ class Summary:
         before: Mean reward at the start.
         after: Mean reward of the weights that are kept: the last, or the best.
         gain: Mean difference, each prompt with itself.
-        kl: Mean log π − log π_ref of the completions at the end, in nats a completion.
+        kl: Mean log π − log π_ref of the completions at the end, in nats a completion; None where not measured.
         length_before: Mean tokens of a completion at the start.
         length_after: Mean tokens of a completion at the end.
         examples: The first completion of every prompt, before and after.
@@ -56,7 +56,7 @@ class Summary:
     before: Estimate
     after: Estimate
     gain: Estimate
-    kl: Estimate
+    kl: Estimate | None
     length_before: float
     length_after: float
     examples: list[Example]
@@ -102,7 +102,7 @@ def summarise(
         before=reward.before,
         after=reward.after,
         gain=reward.gain,
-        kl=estimate([mean_of(rows, "kl") for rows in after]),
+        kl=mean_kl(rows_after),
         length_before=statistics.fmean(mean_of(rows, "length") for rows in before),
         length_after=statistics.fmean(mean_of(rows, "length") for rows in after),
         examples=[
