@@ -6,7 +6,7 @@ import pytest
 
 from klimb.errors import DataError
 from klimb.feedback.comparison import Comparison
-from klimb.feedback.export import EXPORTS, export_file, export_judgements
+from klimb.feedback.export import EXPORTS, count_left_out, export_file, export_judgements
 from klimb.feedback.formats import read_feedback
 from klimb.feedback.records import Candidate, Judgement
 
@@ -123,3 +123,53 @@ def test_a_folder_that_is_no_data_set_or_a_broken_one_is_refused(tmp_path):
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(DataError, match="not an Arrow file"):
         read_feedback(tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["comparisons", "preferences"])
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_texts_and_chats_in_one_table_are_refused_in_words(form, name, tmp_path):
+    judgements = [said(1, "first"), said(2, "second", USER)]
+    with pytest.raises(
+        DataError, match=r"of 2 rows 1 have a prompt that is plain text and 1 one of chat messages"
+    ):
+        export_file(judgements, form, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    export_file(judgements, form, tmp_path / "out.jsonl")
+    found = read_feedback(tmp_path / "out.jsonl").comparisons
+    assert [comparison.prompt for comparison in found] == ["p", USER]
+
+
+def test_messages_whose_values_differ_in_kind_are_refused_in_words(tmp_path):
+    calls = [
+        [{"role": "assistant", "content": "", "tool_calls": value}, USER[0]]
+        for value in ([{"a": 1}], [{"a": "x"}])
+    ]
+    judgements = [said(number, "first", prompt) for number, prompt in enumerate(calls)]
+    with pytest.raises(DataError, match=r"messages with values of several kinds.*export to a \.jsonl file"):
+        export_file(judgements, "preferences", tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_what_a_form_has_no_place_for_is_counted(form):
+    tool = [{"role": "user", "content": "q"}, {"role": "tool", "content": "7"}]
+    judgements = [*all_of("p"), said(6, "first", "says\n\nHuman: no"), said(7, "first", tool)]
+    left_out = {"comparisons": 0, "preferences": 3, "transcripts": 5, "label-studio": 3, "argilla": 2}
+    assert count_left_out(judgements, form) == left_out[form]
+    assert count_left_out([], form) == 0
+
+
+def test_a_system_turn_stays_one_in_transcripts(tmp_path):
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    export_file([said(1, "first", prompt)], "transcripts", tmp_path / "out.jsonl")
+    assert read_feedback(tmp_path / "out.jsonl").comparisons == [Comparison(prompt, "a1", "b1 ü", "left")]
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_messages_with_calls_of_tools_come_back_or_are_left_out(form, tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+    prompt = [USER[0], call, {"role": "tool", "content": "7", "tool_call_id": "1"}]
+    file = tmp_path / f"out{EXPORTS[form].suffix}"
+    judgements = [said(1, "first"), said(2, "first", prompt)]
+    export_file(judgements, form, file)
+    found = [comparison.prompt for comparison in read_feedback(file).comparisons]
+    assert (prompt in found) == (count_left_out(judgements, form) == 0)

@@ -1,13 +1,17 @@
 """Prompts from files, and the order in which steps take them."""
 
+import datetime
+import decimal
 import json
 
-import pyarrow
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from klimb import KlimbError
+from klimb.train.config import TrainConfig
 from klimb.train.prompts import indices_of_step, read_prompts
+from klimb.train.run import train
 
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
 
@@ -35,7 +39,7 @@ def test_csv_with_quotes_and_a_byte_order_mark(tmp_path):
 
 def test_parquet_with_messages(tmp_path):
     file = tmp_path / "p.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": [CHAT], "n": [3]}), file)
+    pyarrow.parquet.write_table(pa.table({"prompt": [CHAT], "n": [3]}), file)
     (row,) = read_prompts(file)
     assert (row.prompt, row.columns, row.place) == (CHAT, {"n": 3}, f"{file}, row 1")
 
@@ -130,3 +134,91 @@ def test_no_step_has_a_prompt_twice_even_across_epochs():
 def test_a_batch_larger_than_the_file_is_refused():
     with pytest.raises(KlimbError, match="prompts_per_step: expected at most the 2 prompts there are, got 3"):
         indices_of_step(0, 2, 3, seed=0)
+
+
+NOW = datetime.datetime(2023, 4, 9, 0, 2, tzinfo=datetime.UTC)
+
+
+def wildchat(file):
+    """Conversations as WildChat-1M has them, with values that JSON does not know in the messages and beside them."""
+    rows = [
+        {
+            "conversation": [
+                {
+                    "content": f"Say {i}",
+                    "role": "user",
+                    "timestamp": NOW,
+                    "header": {"agent": "x", "none": None},
+                    "id": b"\xff",
+                }
+            ],
+            "at": NOW,
+            "cost": decimal.Decimal("1.50"),
+            "share": float("nan"),
+            "image": {"bytes": b"\x89PNG", "path": None},
+            "scores": {"toxic": [0.5, None]},
+        }
+        for i in range(4)
+    ]
+    table = pa.Table.from_pylist(rows)
+    table = table.append_column("map", pa.array([[("a", 1)]] * 4, pa.map_(pa.string(), pa.int64())))
+    table = table.append_column("hash", pa.array([b"0" * 16] * 4, pa.binary(16)).cast(pa.uuid()))
+    pyarrow.parquet.write_table(table, file)
+    return file
+
+
+def test_what_json_has_no_form_for_stands_in_messages_as_text_and_in_columns_as_it_is(tmp_path):
+    row = read_prompts(wildchat(tmp_path / "wildchat.parquet"), "conversation")[0]
+    assert row.prompt == [
+        {
+            "role": "user",
+            "content": "Say 0",
+            "timestamp": "2023-04-09T00:02:00+00:00",
+            "header": {"agent": "x", "none": None},
+            "id": "1 bytes",
+        }
+    ]
+    assert row.columns["at"] == NOW
+    assert row.columns["cost"] == decimal.Decimal("1.50")
+
+
+def test_a_run_on_such_conversations_writes_whole_files(model_folder, tmp_path):
+    (tmp_path / "reward.py").write_text(
+        "def early(completions, at, cost, **_):\n    return [float(t.year) + float(c) for t, c in zip(at, cost)]\n"
+    )
+    config = TrainConfig(
+        model=str(model_folder),
+        prompts=wildchat(tmp_path / "wildchat.parquet"),
+        prompt_column="conversation",
+        reward=(f"{tmp_path / 'reward.py'}:early",),
+        out=tmp_path / "run",
+        num_steps=1,
+        prompts_per_step=2,
+        max_new_tokens=2,
+        eval_completions_per_prompt=1,
+    )
+    train(config)
+    lines = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"][0]["timestamp"] for line in lines} == {"2023-04-09T00:02:00+00:00"}
+    assert {json.loads(line)["reward"] for line in lines} == {2024.5}
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"role": "critic", "content": "x"}, "prompt: message 1: the role 'critic' is not known"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "klimb reads text alone"),
+        ({"role": "user", "content": None}, "it has no content"),
+    ],
+)
+def test_messages_that_are_not_understood_are_named_with_their_line(message, why, write_jsonl):
+    with pytest.raises(KlimbError, match=r"prompts\.jsonl:1: prompt: ") as error:
+        read_prompts(write_jsonl([{"prompt": [message]}]))
+    assert why in str(error.value)
+
+
+def test_messages_of_other_tools_become_those_of_chat_templates(write_jsonl):
+    (row,) = read_prompts(
+        write_jsonl([{"conversations": [{"from": "human", "value": "x", "weight": None}]}]), "conversations"
+    )
+    assert row.prompt == [{"role": "user", "content": "x"}]
