@@ -160,7 +160,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """What was raised, and the innermost line of the traceback that is not ours, where the user's function went wrong."""
+    """What was raised, and where: the innermost line of the traceback, but for those of our hooks."""
     place, traceback = "place unknown", error.__traceback__
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
