@@ -45,7 +45,7 @@ def ids_of(tokenizer, *tokens):
     [
         (["▁dull"], " dull"),
         (["ly"], "ly"),
-        (["▁dull", "ly", "</s>"], " dully"),
+        (["▁dull", "ly", "</s>"], " dullly"),
         (["▁", "▁dull"], "  dull"),
         ([], ""),
     ],

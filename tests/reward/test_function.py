@@ -89,6 +89,23 @@ def test_a_continued_message_belongs_to_the_completion_as_trl_has_it():
     assert prompt[-1] == {"role": "assistant", "content": "I think"}
 
 
+def test_what_a_function_changes_is_its_own():
+    prompt = [USER.copy()]
+
+    def f(prompts, completions, **kwargs):
+        for messages in prompts:
+            messages.append(messages.pop() | {"content": "changed"})
+        return [1.0] * len(prompts)
+
+    ask(f, Batch([prompt, prompt], ["a", "b"]))
+    assert prompt == [USER]
+
+
+def test_a_class_is_no_judge():
+    with pytest.raises(RewardError, match=r"reward f: is a class, .* write judge = Judge\(\) below it"):
+        FunctionReward("f", Judge)
+
+
 class Judge:
     def __call__(self, completions, **kwargs):
         return [len(c) for c in completions]
@@ -238,6 +255,7 @@ def test_what_functions_log_is_kept_by_name(is_async):
         return f(**kwargs)
 
     rewards = ask(g if is_async else f)
+    assert rewards.failures == []
     assert rewards.metrics == {"share": 0.5}
     assert rewards.extra == {"length": [1, 2, 3], "note": ["short", 1.5, {"at": [1, None]}]}
     assert ask(lambda completions: [1.0] * 3).extra == {}
@@ -263,10 +281,10 @@ def test_what_was_logged_before_a_function_raised_does_not_count_twice(is_async)
 
 def test_a_column_of_another_length_is_an_error_at_its_line():
     def f(completions, log_extra):
-        log_extra("x", [1])
+        log_extra("x", [1, 2])
         return [1.0] * 3
 
-    with pytest.raises(RewardError, match=r"log_extra\('x'\): expected 3 values.*test_function"):
+    with pytest.raises(RewardError, match=r"log_extra\('x'\): expected 1 values, one a completion, got 2"):
         ask(f).complete()
 
 

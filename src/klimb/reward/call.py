@@ -5,6 +5,7 @@
 Axes: N completions.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from klimb.reward.state import RewardLog
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Names that a reward function is called with, besides those of columns."""
 
+_HOOKS = inspect.getfile(RewardLog)
 _OLD_NAME = "completions_ids"  # TRL's documentation once called the token ids so
 _ENVIRONMENTS = "environments"
 _NO_POSITION = (
@@ -38,11 +40,16 @@ class Signature:
         function: The function.
 
     Raises:
-        RewardError: It asks for the environments of TRL's agent training.
+        RewardError: It is a class, or asks for the environments of TRL's agent training.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name = name
+        if inspect.isclass(function):
+            raise RewardError(
+                f"reward {name}: is a class, which makes judges and is none: write judge = {function.__name__}() below "
+                "it and name judge"
+            )
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (ValueError, TypeError):  # written in C, without a signature to read
@@ -83,7 +90,7 @@ class Signature:
 
     def _known(self, batch: Batch, log: RewardLog) -> dict[str, Any]:
         known = dict(batch.columns) | {
-            "prompts": batch.asked,
+            "prompts": copy.deepcopy(batch.asked),  # a function may change what it is given
             "completions": batch.completions,
             "trainer_state": batch.state,
             "log_extra": log.log_extra,
@@ -153,9 +160,11 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """What was raised, and the innermost line of the traceback, where the user's function went wrong."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
+    """What was raised, and where: the innermost line of the traceback, but for those of our hooks."""
+    place, traceback = "place unknown", error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if place == "place unknown" or file != _HOOKS:
+            place = f"{file}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
-    place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}" if traceback else "place unknown"
     return f"{type(error).__name__}: {error} ({place})"

@@ -1,7 +1,7 @@
 """What TRL hands to a reward function beside texts: how far the run is, and hooks by which it logs numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ class RewardLog:
             raise ArgumentError(f"log_metric({name!r}): expected a number, got {value!r}") from error
         self._metrics.setdefault(str(name), []).append(number)
 
-    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+    def log_extra(self, column: str, values: Iterable[Any]) -> None:
         """TRL's hook for a column of the completions.
 
         Raises:
