@@ -5,7 +5,6 @@ import pytest
 from klimb.kernels import library
 
 
-
 @pytest.fixture(params=library.paths_here())
 def path(request, use_path):
     """Each path that this machine can run, NumPy's included."""

@@ -147,7 +147,9 @@ def test_what_lies_beside_the_matrix_never_shows(dtype, in_columns):
     """Behind each row or column stands NaN, which would be seen in any sum."""
     for rows, columns in itertools.product((1, 3, 6, 17), (1, 2, 3, 5, 7, 9, 15, 31, 33, 131)):
         length = rows if in_columns else columns
-        whole = torch.full((columns if in_columns else rows, length + 9), torch.nan, dtype=getattr(torch, dtype))
+        whole = torch.full(
+            (columns if in_columns else rows, length + 9), torch.nan, dtype=getattr(torch, dtype)
+        )
         whole[:, :length] = 1
         matrix = whole[:, :length].T if in_columns else whole[:, :length]
         result = weighted_sum(torch_xp, torch.ones(rows, dtype=torch.float32), matrix)

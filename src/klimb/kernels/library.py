@@ -58,7 +58,9 @@ def _compiled() -> _Compiled:
         functions.klimb_path_name.restype = ctypes.c_char_p
         functions.klimb_path_name.argtypes = functions.klimb_use_path.argtypes = [ctypes.c_int]
     except (OSError, AttributeError) as error:  # built for another machine, or by another version
-        return _Compiled(problem=f"{_FILE} does not fit this machine or this klimb ({error}); install klimb again")
+        return _Compiled(
+            problem=f"{_FILE} does not fit this machine or this klimb ({error}); install klimb again"
+        )
     names = iter(range(len(_PATHS)))
     paths = tuple(name.decode() for index in names if (name := functions.klimb_path_name(index)) is not None)
     return _Compiled(functions, paths, functions.klimb_num_paths_here())

@@ -66,7 +66,9 @@ def why_products_are_slower(device: torch.device, precision: str) -> str:
         return ""
     forced = f" ({VARIABLE}={used} is set)" if used != here[0] else ""
     if precision == "bfloat16":
-        why = "klimb multiplies in float32 and rounds" if forced else "this processor has no bfloat16 products"
+        why = (
+            "klimb multiplies in float32 and rounds" if forced else "this processor has no bfloat16 products"
+        )
         return f"{why}{forced}: slower than float32; --precision float32 is the better choice"
     if used == "torch":
         return f"products by PyTorch itself{forced or ', which finds no working oneDNN'}"

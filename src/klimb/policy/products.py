@@ -80,7 +80,9 @@ def side_by_side(weights: list[Tensor], num_rows: int) -> list[Tensor]:
     if product_path() == "klimb":
         return weights
     joined = torch.cat(weights) if len(weights) > 1 else weights[0]
-    return [joined if product_path() == "torch" else torch.ops.mkldnn._reorder_linear_weight(joined, num_rows)]
+    return [
+        joined if product_path() == "torch" else torch.ops.mkldnn._reorder_linear_weight(joined, num_rows)
+    ]
 
 
 def times_side_by_side(
