@@ -27,6 +27,7 @@ def sample(policy, group=4, max_new_tokens=12):
     return policy.sample(PROMPTS, group, max_new_tokens=max_new_tokens, draw=Draw(0, 0, [0, 1, 2]))
 
 
+@pytest.mark.usefixtures("every_product_path")
 @pytest.mark.parametrize("rows", [(7,), (3, 5), (1,), (0,)])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_a_product_and_its_gradients_are_those_of_a_linear_layer(rows, has_bias):
@@ -47,6 +48,7 @@ def test_a_product_and_its_gradients_are_those_of_a_linear_layer(rows, has_bias)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("every_product_path")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fast_norm_and_gated_layer_are_those_of_transformers(dtype, make_model):
     config = make_model("llama").config
@@ -228,6 +230,7 @@ def test_micro_batches_are_sorted_by_length_where_that_leaves_less_to_run(make_m
     assert padded(parts) < padded(torch.arange(24).split(4))
 
 
+@pytest.mark.usefixtures("every_product_path")
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model_folder, micro_batch_size):
     policy = Policy.load(model_folder, precision="bfloat16", micro_batch_size=micro_batch_size)
@@ -249,6 +252,7 @@ def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model
         assert weight.grad is None
 
 
+@pytest.mark.usefixtures("every_product_path")
 def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_it(model_folder):
     gradients = []
     for precision in ("float32", "bfloat16", "bfloat16"):

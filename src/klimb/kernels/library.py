@@ -25,6 +25,7 @@ NUMPY = "numpy"
 """The path that needs no compiled functions."""
 
 _PATHS = ("avx512", "avx2", "neon", "generic", NUMPY)
+_NO_VECTORS = "this processor has no AVX2 with FMA and F16C"
 _FILE = Path(__file__).with_name("_compiled.so")
 
 
@@ -100,10 +101,12 @@ def _why_not(asked: str) -> str:
 
 def why_not_faster() -> str:
     """Say why the kernels run more slowly than they could on some other machine or installation; "" if they do not."""
-    used, here = path(), paths_here()
-    if used != here[0]:
+    used, built = path(), _compiled()
+    if used != paths_here()[0]:
         return f"{VARIABLE}={used} is set"
-    return _compiled().problem if used == NUMPY else ""
+    if used != "generic":
+        return built.problem
+    return _NO_VECTORS if len(built.paths) > 1 else "klimb's compiler built no faster path"
 
 
 def library() -> Any | None:

@@ -9,15 +9,19 @@ INLINE floats load(enum stored type, const void *from, int64_t index) {
     }
     halves value;
     memcpy(&value, (const uint16_t *)from + index, sizeof value);
-    const words wide = __builtin_convertvector(value, words) << 16;
-    return (floats)wide;
+    words wide;
+    convert(value, wide);
+    return (floats)(wide << 16);
 }
 
 INLINE halves rounded(floats value) { /* to nearest, ties to even; what is not a number stays so */
     const words bits = (words)value;
     const words near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     const words is_none = (words)(value != value);
-    return __builtin_convertvector((near & ~is_none) | (is_none & 0x7fc0), halves);
+    const words bits_kept = (near & ~is_none) | (is_none & 0x7fc0);
+    halves half;
+    convert(bits_kept, half);
+    return half;
 }
 
 INLINE void store(enum stored type, void *to, int64_t index, floats value, int64_t count) {
@@ -59,6 +63,8 @@ INLINE floats exponential(floats x) { /* Cephes's expf: 1e-7 relative; 0 below â
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    const ints exponent = (__builtin_convertvector(turns, ints) + 127) << 23;
+    ints exponent;
+    convert(turns, exponent);
+    exponent = (exponent + 127) << 23;
     return (floats)((ints)(p * (floats)exponent) & ~is_low);
 }

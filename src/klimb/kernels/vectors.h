@@ -19,6 +19,16 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
+/* convert(from, to) puts each number of one vector into the other. Compilers before GCC 9 do it one by one. */
+#ifdef KLIMB_PLAIN
+#define convert(from, to)                                        \
+    do                                                           \
+        for (int i_ = 0; i_ < LANES; i_++) (to)[i_] = (from)[i_]; \
+    while (0)
+#else
+#define convert(from, to) (to) = __builtin_convertvector(from, __typeof__(to))
+#endif
+
 #define all NAME(all)
 #define load NAME(load)
 #define rounded NAME(rounded)

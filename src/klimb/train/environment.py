@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 import klimb
+from klimb.errors import ConfigError
 from klimb.files import sha256
-from klimb.kernels.library import library, library_file
+from klimb.kernels.library import library, library_file, path, why_not_faster
+from klimb.policy.capability import bfloat16_problem, product_path, why_products_are_slower
 
 ENVIRONMENT = "<environment>"
 """Where the description stands among a run's fingerprints: no prompt file, model or reward has that name."""
@@ -48,10 +50,39 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,  # with what it was built for, such as +cpu
         **{package: metadata.version(package) for package in _PACKAGES},
         "kernels": "not compiled" if library() is None else sha256(library_file())[:_SHOWN],
+        "paths": _paths(),
         "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
         "variables": _variables() or "none",
     }
+
+
+def require_paths(device: torch.device, precision: str) -> None:
+    """Raise, before anything is read or loaded, where a run on this device cannot be computed as it is asked to be.
+
+    Raises:
+        ConfigError: A path that the environment asks for is not there, or PyTorch cannot multiply in bfloat16.
+    """
+    path()
+    product_path()
+    problem = bfloat16_problem() if precision == "bfloat16" and device.type == "cpu" else ""
+    if problem:
+        raise ConfigError(
+            f"precision: PyTorch cannot multiply in bfloat16 on this processor ({problem}); use --precision float32"
+        )
+
+
+def describe_slowness(device: torch.device, precision: str) -> str:
+    """Say in a line what a run computes by slower means than klimb has elsewhere, and why; "" where it does not."""
+    why = why_not_faster() if device.type == "cpu" else ""
+    kernels = f"klimb's kernels: {path()} ({why})" if why else ""
+    return "; ".join(filter(None, (kernels, why_products_are_slower(device, precision))))
+
+
+def _paths() -> str:
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")  # its older name
+    parts = [f"kernels {path()}", f"products {product_path()}", f"oneDNN at most {limit}" if limit else ""]
+    return ", ".join(filter(None, parts))
 
 
 def compare_environments(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:

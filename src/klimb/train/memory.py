@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from klimb.policy import attention, vocabulary
+from klimb.policy.capability import product_path
 from klimb.policy.lean import LeanDecoder
 from klimb.policy.load import config_place, without_progress_bars
 from klimb.policy.policy import Policy
@@ -53,6 +54,7 @@ class ModelSize:
         shares_prompts: Whether each prompt is read once.
         scores: Scores of attention that are there at once for the gradient: few, with a flash kernel; those of
             one layer; or those of every layer.
+        is_widened: Whether what is in bfloat16 is multiplied in float32.
         window: Most tokens that a token looks back on; a flash kernel does for those alone that are as short.
     """
 
@@ -73,6 +75,7 @@ class ModelSize:
     shares_prompts: bool = True
     scores: Literal["few", "a layer's", "every layer's"] = "few"
     window: int | None = None
+    is_widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,10 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
             )
         ),
         "vocabulary chunk": number * num_logits,
+        # Its weights, their gradient, and its logits.
+        "products in float32": 4 * (2 * size.vocabulary * size.hidden + num_logits)
+        if size.is_widened and number == 2
+        else 0,
     }
 
 
@@ -207,7 +214,7 @@ def _sampling(
         stores = 2 * number * size.key * size.num_layers * num_tokens
         most = max(most, stores + _LOGITS * at_once * size.vocabulary)
     return {
-        "weights packed for sampling": number * size.num_packed,
+        "weights packed for sampling": (4 if size.is_widened else number) * size.num_packed,
         "keys, values, logits": int(_ROOM * most),
     }
 
@@ -234,6 +241,7 @@ def size_of(policy: Policy) -> ModelSize:
             "num_packed": packed if is_lean else 0,
             "shares_prompts": policy.way.shares_prompts,
             "scores": _scores(policy),
+            "is_widened": model.device.type == "cpu" and product_path() != "onednn",
         }
     )
 

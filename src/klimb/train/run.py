@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from klimb.errors import ConfigError, KlimbError
-from klimb.kernels.library import path
 from klimb.policy.clock import clock_at, current_moment, reads_clock
 from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
@@ -24,7 +23,7 @@ from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
-from klimb.train.environment import ENVIRONMENT, describe_environment
+from klimb.train.environment import ENVIRONMENT, describe_environment, describe_slowness, require_paths
 from klimb.train.estimates import Rows, short_name
 from klimb.train.fingerprint import CLOCK, read_moment, take_fingerprints
 from klimb.train.folder import RunFolder
@@ -37,6 +36,7 @@ from klimb.train.prompts import PromptFile, PromptRow, indices_of_step, read_pro
 from klimb.train.report import write_report
 from klimb.train.resume import Resumption, plan_resumption
 from klimb.train.retention import Checkpoints
+from klimb.train.room import device_of
 from klimb.train.schedule import KLCoefficient
 from klimb.train.signals import Interruption, listening
 from klimb.train.step import Judged, take_step
@@ -148,7 +148,7 @@ def _train(
 
 def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile, list[PromptRow]]:
     """Read and load all that a run is made of; returns it with the prompts to train on, and those to judge by."""
-    path()  # one that KLIMB_KERNELS asks for in vain is refused before anything is read
+    require_paths(device_of(config.device), config.precision)
     rows = PromptFile(config.prompts, config.prompt_column)
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
@@ -345,6 +345,9 @@ def _facts(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, s
         facts["loading"] = "; ".join(policy.notes)
     if not config.measures_kl:
         facts["KL"] = "not measured, as beta is 0: no reference is kept, and no pass is made through one"
+    slowness = describe_slowness(policy.model.device, config.precision)
+    if slowness:
+        facts["slow"] = slowness
     if not policy.way.shares_prompts:
         facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
     if reads_clock(policy.tokenizer):

@@ -1,0 +1,83 @@
+"""The build of the kernels gets by with whatever compiler there is."""
+
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "src" / "klimb" / "kernels"
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Run the hook on a copy of the sources with a compiler; returns the library's path, warnings, and build data."""
+    interface = types.ModuleType("interface")
+    interface.BuildHookInterface = object  # hatchling is there while a package is built, and need not be now
+    monkeypatch.setitem(sys.modules, "hatchling.builders.hooks.plugin.interface", interface)
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    copied = shutil.copytree(KERNELS, tmp_path / "src/klimb/kernels", ignore=shutil.ignore_patterns("*.so*", "*.py*"))
+
+    def run(compiler):
+        monkeypatch.setenv("CC", str(compiler))
+        monkeypatch.delenv("KLIMB_KERNELS", raising=False)
+        warnings, data = [], {"artifacts": []}
+        hook = module.KernelHook()
+        hook.root, hook.app = str(tmp_path), types.SimpleNamespace(display_warning=warnings.append)
+        hook.initialize("standard", data)
+        return copied / "_compiled.so", warnings, data
+
+    return run
+
+
+def compiler_that_fails(folder, condition):
+    file = folder / "cc"
+    file.write_text(f'#!/bin/sh\nif {condition}; then echo "too old" >&2; exit 1; fi\nexec {COMPILER} "$@"\n')
+    file.chmod(0o755)
+    return file
+
+
+def test_a_compiler_that_fails_at_the_faster_paths_builds_the_generic_one_and_it_is_right(build, tmp_path):
+    file, warnings, data = build(compiler_that_fails(tmp_path, '! echo "$@" | grep -q KLIMB_PLAIN'))
+    functions = ctypes.CDLL(str(file))
+    functions.klimb_path_name.restype = ctypes.c_char_p
+    assert functions.klimb_path_name(0) in (b"generic", b"neon")
+    assert functions.klimb_path_name(1) is None
+    assert functions.klimb_num_paths_here() == 1
+    assert warnings[0].startswith("klimb: the kernels were compiled with the generic path alone (with every path: too old")
+    assert data["artifacts"] == ["src/klimb/kernels/_compiled.so"]
+    program, driver = tmp_path / "driver", Path(__file__).with_name("driver.c")
+    subprocess.run([COMPILER, "-O1", "-o", program, driver, file, "-lm", f"-Wl,-rpath,{file.parent}"], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) in ((0, "generic\n"), (0, "neon\n"))
+
+
+def test_a_compiler_that_fails_at_all_leaves_no_library_and_says_why(build, tmp_path):
+    stale = tmp_path / "src/klimb/kernels/_compiled.so"
+    stale.write_bytes(b"of an earlier build")
+    file, warnings, data = build(compiler_that_fails(tmp_path, "true"))
+    assert not file.exists()
+    assert "the kernels were not compiled, NumPy will do" in warnings[0]
+    assert warnings[0].count("too old") == 2
+    assert data == {"artifacts": []}
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) says what a library needs")
+def test_the_library_needs_nothing_but_the_c_library():
+    found = subprocess.run(
+        ["readelf", "--dynamic", KERNELS / "_compiled.so"], capture_output=True, text=True, check=True
+    )
+    needed = {line.split("[")[1].rstrip("]") for line in found.stdout.splitlines() if "(NEEDED)" in line}
+    allowed = ("libc.", "libm.", "ld-linux", "ld-musl")
+    assert needed
+    assert all(name.startswith(allowed) for name in needed), needed
