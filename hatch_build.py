@@ -37,7 +37,9 @@ class KernelHook(BuildHookInterface):
         else:
             library.unlink(missing_ok=True)
             unfinished.unlink(missing_ok=True)
-            self.app.display_warning("klimb: the kernels were not compiled, NumPy will do: " + "\n".join(problems))
+            self.app.display_warning(
+                "klimb: the kernels were not compiled, NumPy will do: " + "\n".join(problems)
+            )
             return
         if problems:
             self.app.display_warning(f"klimb: the kernels were compiled with {what} ({problems[0]})")

@@ -26,7 +26,9 @@ def build(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    copied = shutil.copytree(KERNELS, tmp_path / "src/klimb/kernels", ignore=shutil.ignore_patterns("*.so*", "*.py*"))
+    copied = shutil.copytree(
+        KERNELS, tmp_path / "src/klimb/kernels", ignore=shutil.ignore_patterns("*.so*", "*.py*")
+    )
 
     def run(compiler):
         monkeypatch.setenv("CC", str(compiler))
@@ -54,10 +56,14 @@ def test_a_compiler_that_fails_at_the_faster_paths_builds_the_generic_one_and_it
     assert functions.klimb_path_name(0) in (b"generic", b"neon")
     assert functions.klimb_path_name(1) is None
     assert functions.klimb_num_paths_here() == 1
-    assert warnings[0].startswith("klimb: the kernels were compiled with the generic path alone (with every path: too old")
+    assert warnings[0].startswith(
+        "klimb: the kernels were compiled with the generic path alone (with every path: too old"
+    )
     assert data["artifacts"] == ["src/klimb/kernels/_compiled.so"]
     program, driver = tmp_path / "driver", Path(__file__).with_name("driver.c")
-    subprocess.run([COMPILER, "-O1", "-o", program, driver, file, "-lm", f"-Wl,-rpath,{file.parent}"], check=True)
+    subprocess.run(
+        [COMPILER, "-O1", "-o", program, driver, file, "-lm", f"-Wl,-rpath,{file.parent}"], check=True
+    )
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) in ((0, "generic\n"), (0, "neon\n"))
 
@@ -72,10 +78,13 @@ def test_a_compiler_that_fails_at_all_leaves_no_library_and_says_why(build, tmp_
     assert data == {"artifacts": []}
 
 
-@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) says what a library needs")
+READELF = shutil.which("readelf")
+
+
+@pytest.mark.skipif(READELF is None, reason="readelf (binutils) says what a library needs")
 def test_the_library_needs_nothing_but_the_c_library():
     found = subprocess.run(
-        ["readelf", "--dynamic", KERNELS / "_compiled.so"], capture_output=True, text=True, check=True
+        [READELF, "--dynamic", KERNELS / "_compiled.so"], capture_output=True, text=True, check=True
     )
     needed = {line.split("[")[1].rstrip("]") for line in found.stdout.splitlines() if "(NEEDED)" in line}
     allowed = ("libc.", "libm.", "ld-linux", "ld-musl")

@@ -16,7 +16,9 @@ KERNELS = Path(__file__).parents[2] / "src" / "klimb" / "kernels"
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 COMPILERS = {
     "x86_64": ["cc", "x86_64-linux-gnu-gcc"] if platform.machine() == "x86_64" else ["x86_64-linux-gnu-gcc"],
-    "aarch64": ["cc", "aarch64-linux-gnu-gcc"] if platform.machine() == "aarch64" else ["aarch64-linux-gnu-gcc"],
+    "aarch64": ["cc", "aarch64-linux-gnu-gcc"]
+    if platform.machine() == "aarch64"
+    else ["aarch64-linux-gnu-gcc"],
 }
 
 
@@ -49,7 +51,9 @@ def program_for(tmp_path_factory):
         ("aarch64", "max", ["neon"]),
     ],
 )
-def test_each_kind_of_processor_takes_the_paths_that_it_can_run_and_each_is_right(kind, processor, paths, program_for):
+def test_each_kind_of_processor_takes_the_paths_that_it_can_run_and_each_is_right(
+    kind, processor, paths, program_for
+):
     emulator = shutil.which(f"qemu-{kind}")
     if emulator is None:
         pytest.skip(f"no emulator: qemu-{kind} (Debian's qemu-user) is not installed")

@@ -2,13 +2,17 @@
 
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from klimb.errors import ConfigError
+from klimb.policy.load import load_model
 from klimb.train import memory, room
 from klimb.train.checks import check_memory
 from klimb.train.config import TrainConfig
@@ -20,7 +24,7 @@ from klimb.train.memory import (
     show_bytes,
     size_of,
 )
-from klimb.train.room import available_memory, base_memory, device_of, free_disk, held_memory, resident_memory
+from klimb.train.room import base_memory, device_of, free_disk, held_memory, resident_memory
 from klimb.train.run import load_policy
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
@@ -80,6 +84,16 @@ def test_gradients_are_as_wide_as_what_they_are_found_in_and_their_sum_is_float3
         for at_once in (None, 2)
     ]
     assert gradients == [4000, 4000, 2000, 6000]
+
+
+def test_where_bfloat16_is_multiplied_in_float32_what_is_widened_counts():
+    widened = replace(SIZE, is_widened=True)
+    assert predict(widened).phases == predict().phases  # float32 is as wide as it was
+    half = predict(widened, precision="bfloat16").phases
+    assert half["sampling"]["weights packed for sampling"] == 4 * 800
+    # Weights and their gradient, 50 · 8 each, and 6 · 5 tokens' 50 logits.
+    assert half["update"]["products in float32"] == 4 * (2 * 50 * 8 + 30 * 50)
+    assert predict(precision="bfloat16").phases["update"]["products in float32"] == 0
 
 
 def test_activations_are_of_a_micro_batch_and_of_the_layers_that_keep_them():
@@ -142,6 +156,7 @@ def test_the_outline_of_a_model_counts_what_loading_finds(changes, family, make_
         num_packed=0,
         shares_prompts=before.shares_prompts,
         scores=before.scores,
+        is_widened=before.is_widened,
     )
     assert after.num_moved == sum(p.numel() for p in load_policy(options).trainable().values())
 
@@ -169,19 +184,52 @@ def test_a_remedy_names_only_what_was_not_chosen():
     assert last == "take less: shorter prompts or --max-new-tokens, a smaller model"
 
 
-def test_this_machine_says_what_it_has():
-    cpu = device_of("cpu")
-    resident = resident_memory()
-    assert resident is None or 10_000_000 < resident < 10**12
-    assert held_memory(cpu) >= 0
-    available = available_memory(cpu)
-    assert available is None or available > 0
-    assert base_memory("cpu") > (resident or 0) / 2
-    assert free_disk(Path.cwd() / "not" / "there" / "yet") == pytest.approx(free_disk(Path.cwd()), rel=0.1)
+def test_memory_that_is_taken_is_held_by_the_process_and_not_available():
+    cpu, size = device_of("cpu"), 256 << 20
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not say what memory a process has now")
+    before = held_memory(cpu)
+    taken = bytearray(b"x") * size
+    assert held_memory(cpu) - before == pytest.approx(size, rel=0.05)
+    assert base_memory("cpu") > before + size
+    del taken
+    assert held_memory(cpu) - before < size / 2
 
 
-def test_what_is_no_device_is_left_for_loading_to_refuse():
-    assert device_of("nonsense").type in ("cpu", "cuda")
+def test_what_the_system_says_of_its_memory_is_read_in_bytes(tmp_path):
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal:       4000 kB\nMemFree:        1000 kB\nMemAvailable:   2500 kB\n")
+    assert room._free_in_machine(file) == 2500 * 1024
+    file.write_text("MemTotal:       4000 kB\n")  # Linux before 3.14
+    assert room._free_in_machine(file) is None
+    assert room._free_in_machine(tmp_path / "none") is None
+
+
+def test_where_the_system_does_not_say_what_a_process_has_its_most_is_taken(monkeypatch):
+    monkeypatch.setattr(room, "_kilobytes", lambda *_: None)  # macOS has no /proc
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert resident_memory() == pytest.approx(most, rel=0.05)
+    assert most > 50_000_000  # bytes: PyTorch is loaded
+
+
+def test_the_disk_of_a_folder_yet_to_be_made_is_that_of_the_nearest_that_is_there(monkeypatch, tmp_path):
+    usages = {tmp_path: 7, tmp_path.parent: 8}
+
+    def usage(place):
+        if place not in usages:
+            raise FileNotFoundError(place)
+        return SimpleNamespace(free=usages[place])
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert free_disk(tmp_path / "not" / "there" / "yet") == 7
+    assert free_disk(tmp_path.parent / "other") == 8
+
+
+def test_what_is_no_device_takes_room_on_the_usual_one_and_loading_refuses_it(model_folder):
+    assert device_of("nonsense") == device_of(None)
+    assert base_memory("nonsense") > 0
+    with pytest.raises(ConfigError, match="device: cannot use 'nonsense'"):
+        load_model(model_folder, device="nonsense")
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -18,15 +20,14 @@ def base_memory(device: str | None) -> int:
     place = device_of(device)
     if place.type == "cuda":
         return held_memory(place)
-    resident = resident_memory()
-    return USUAL_BASE if resident is None else resident + _LATER
+    return resident_memory() + _LATER
 
 
 def held_memory(device: torch.device) -> int:
     """Bytes that this process has already, of which a run's need is met first."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device) if torch.cuda.is_available() else 0
-    return resident_memory() or 0
+    return resident_memory()
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -47,9 +48,13 @@ def device_of(name: str | None) -> torch.device:
     return usual
 
 
-def resident_memory() -> int | None:
-    """Bytes of this process that are in memory; None where the system does not say."""
-    return _kilobytes(Path("/proc/self/status"), "VmRSS")
+def resident_memory() -> int:
+    """Bytes of this process that are in memory; the most that ever were, where the system says no more."""
+    now = _kilobytes(Path("/proc/self/status"), "VmRSS")
+    if now is not None:
+        return now
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # macOS counts bytes, the others kilobytes
 
 
 def _free_in_machine(file: Path = Path("/proc/meminfo")) -> int | None:
