@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klimb.errors import ConfigError
+from klimb.kernels.quota import processor_quota
 
 NUMBER_TYPES = {"torch.bfloat16": 1, "torch.float32": 2}
 """Numbers that the kernels for PyTorch take, as `enum stored` of vectors.h has them."""
@@ -149,8 +150,9 @@ def _weighted_sum() -> Callable[..., None]:
 
 
 def num_threads() -> int:
-    """How many threads the user allows: the processors of this process, at most `OMP_NUM_THREADS`."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many threads the user allows: the processors of this process and its container, at most `OMP_NUM_THREADS`."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = min(processors, processor_quota() or processors)
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return max(1, min(available, int(asked))) if asked.isdigit() and asked != "0" else available
 

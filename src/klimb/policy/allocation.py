@@ -1,8 +1,12 @@
-"""What a process keeps of the memory that its steps take and give back, so that a long run stays as it began."""
+"""What a process takes of its machine: memory, so that a long run stays as it began, and threads."""
 
 import contextlib
 import ctypes
 import os
+
+import torch
+
+from klimb.kernels.quota import processor_quota
 
 _LARGE = 32 * 2**20  # bytes; the most that every glibc takes for a threshold
 _NUM_COMPILED = 128  # products, of 0.6 MB each
@@ -27,3 +31,12 @@ def keep_memory_flat() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(m_mmap_threshold, _LARGE)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def use_allowed_threads() -> None:
+    """Have PyTorch use no more threads than a container may; it starts one a processor. What the user set stands."""
+    quota = processor_quota()
+    if quota is None or os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):
+        return
+    if torch.get_num_threads() > quota:
+        torch.set_num_threads(quota)

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from klimb.errors import ConfigError, DataError, KlimbError, ModelNotFoundError
 from klimb.files import cache_folder, whole_folder
-from klimb.policy.allocation import keep_memory_flat
+from klimb.policy.allocation import keep_memory_flat, use_allowed_threads
 from klimb.policy.complete import check_complete, require_finite, require_room
 from klimb.policy.merge import AdapterFiles, find_adapter, head_outputs, merge_adapter
 from klimb.policy.place import fetch, find, has_tokenizer, require_sound, require_weights, without_adapter
@@ -142,6 +142,7 @@ def load(
         _untie(model, notes)
         _require_computing(kind, model, tokenizer)
     keep_memory_flat()
+    use_allowed_threads()
     return Loaded(model, tokenizer, folder, notes, companions(folder, base))
 
 
