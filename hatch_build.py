@@ -13,7 +13,7 @@ COMMON = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-p
 ATTEMPTS = {
     "every path": ["-std=gnu11", "-O3", *COMMON],
     # For a compiler that is too old, or whose assembler is, for AVX-512 and for conversions of whole vectors.
-    "the generic path alone": ["-std=gnu99", "-O2", "-DKLIMB_PLAIN", *COMMON],
+    "the generic path alone": ["-std=gnu11", "-O2", "-DKLIMB_PLAIN", *COMMON],
 }
 
 

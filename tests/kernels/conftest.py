@@ -3,6 +3,8 @@
 import pytest
 
 from klimb.kernels import library
+from klimb.kernels.products import can_multiply
+from klimb.policy.capability import product_path, product_paths_here
 
 
 @pytest.fixture(params=library.paths_here())
@@ -24,12 +26,16 @@ def compiled_path(request, use_path):
 def use_path(monkeypatch):
     """Have the kernels take a path that they are told, as KLIMB_KERNELS tells them when a process begins."""
 
+    def forget():
+        for found in (library.path, can_multiply, product_paths_here, product_path):
+            found.cache_clear()
+
     def use(name):
         monkeypatch.setenv(library.VARIABLE, name)
-        library.path.cache_clear()
+        forget()
         assert library.path() == name
 
     yield use
     monkeypatch.undo()
-    library.path.cache_clear()
+    forget()
     library.path()

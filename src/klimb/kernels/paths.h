@@ -13,4 +13,7 @@ enum path { GENERIC_PATH, AVX2_PATH, AVX512_PATH }; /* the better the later */
 
 extern __attribute__((visibility("hidden"))) enum path klimb_path_in_use;
 
+/* How many paths, from the generic one on, this machine can run. */
+int klimb_num_paths_here(void);
+
 #endif

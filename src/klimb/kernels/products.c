@@ -14,7 +14,9 @@ struct product {
     int64_t tile_rows, tile_columns, next;
 };
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#include "paths.h"
+
+#if HAS_X86_PATHS
 #include <immintrin.h>
 #include <stdlib.h>
 
@@ -198,7 +200,7 @@ static void tiles(void *at) {
 
 static int64_t up_to(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-int klimb_can_multiply(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+int klimb_can_multiply(void) { return klimb_num_paths_here() > AVX2_PATH; }
 
 /* sizes and strides in the order of `struct product`. */
 void klimb_multiply(const int64_t *sizes, const float *a, const float *b, const float *plus, float *out,
