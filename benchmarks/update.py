@@ -1,17 +1,20 @@
 """The step's reduction beside the ways in which people write it, and beside the memory's own speed.
 
-python benchmarks/update.py [--rounds 25] [--layouts C Fortran strided]
+python benchmarks/update.py [--rounds 25] [--layouts C Fortran strided] [--dtypes float32 …] [--alone]
 
 Every round runs each way once, in an order drawn anew, on the same matrix; the other people's ways in the first five
-rounds only, and what BLAS or PyTorch does between pauses, in which the threads that they leave spinning come to rest.
-The floor is the fastest plain parallel read of the same bytes found on this machine: a sum in C over two halves (where
-there is a compiler), NumPy's max in threads, PyTorch's sum. Ratios are taken round by round, floor seconds over the
-way's seconds. Have nothing else running.
+rounds only, and what BLAS or PyTorch does between pauses, in which the threads that they leave spinning come to rest;
+`--alone` leaves them out. The floor is the fastest plain parallel read of the same bytes found on this machine, chosen
+for each matrix: a sum in C in as many threads (where there is a compiler), each of which reads its part in one place or
+in four at once, that lie a quarter of the part or 256 KiB apart; NumPy's max in threads; PyTorch's sum. A read writes
+no result. Ratios are taken round by round, floor seconds over the way's seconds. Have nothing else running. The first
+line names the processor and the kernels' path; KLIMB_KERNELS=avx2 forces another.
 """
 
 import argparse
 import ctypes
 import importlib.util
+import platform
 import random
 import shutil
 import statistics
@@ -27,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import klimb
-from klimb.kernels.library import compiled, num_threads
+from klimb.kernels.library import num_threads, path
 
 PAUSE = 0.25  # seconds; threads of BLAS and OpenMP spin on for a while after their work
 SPINNING = ("textbook", "r @ G", "torch.mv", "floor torch.sum")
@@ -37,20 +40,29 @@ SHAPES = [
     ("2048 × 65,536", 2048, 65_536, "float64"),
     ("64 × 4,000,000", 64, 4_000_000, "float32"),
     ("1,000,000 × 128", 1_000_000, 128, "float32"),
+    ("1,000,000 × 131", 1_000_000, 131, "float32"),
+    ("999,983 × 131", 999_983, 131, "float64"),
     ("4096 × 65,536", 4096, 65_536, "float16"),
     ("4096 × 65,536", 4096, 65_536, "bfloat16"),
 ]
 READ = """
 #include <stdint.h>
 __attribute__((target_clones("avx512f", "avx2", "default")))
-float read_floats(const float *restrict x, int64_t count) {
+float read_floats(const float *restrict x, int64_t count, int64_t num_places, int64_t stretch) {
     float sums[64] = {0};
-    for (int64_t i = 0; i + 64 <= count; i += 64)
-        for (int j = 0; j < 64; j++) sums[j] += x[i + j];
+    for (int64_t first = 0; first < count; first += num_places * stretch)
+        for (int64_t i = 0; i < stretch; i += 64)
+            for (int64_t k = 0; k < num_places; k++) {
+                const int64_t at = first + k * stretch + i;
+                if (at + 64 <= count)
+                    for (int j = 0; j < 64; j++) sums[j] += x[at + j];
+            }
     for (int j = 1; j < 64; j++) sums[0] += sums[j];
     return sums[0];
 }
 """
+PLACES = 4
+STRETCH = 1 << 16  # floats between two of them
 
 
 def compiled_read() -> Any:
@@ -63,7 +75,7 @@ def compiled_read() -> Any:
     flags = ["-O3", "-ffast-math", "-fPIC", "-shared"]
     subprocess.run([compiler, *flags, "-o", str(folder / "read.so"), str(folder / "read.c")], check=True)
     function = ctypes.CDLL(str(folder / "read.so")).read_floats
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_float
+    function.argtypes, function.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3], ctypes.c_float
     return function
 
 
@@ -77,7 +89,16 @@ def floors(matrix: np.ndarray, torch: Any, c_read: Any) -> dict[str, Callable[[]
     flat = matrix.reshape(-1, order="A").view(np.uint8).view(np.float32)
     ways: dict[str, Callable[[], Any]] = {"max": lambda: in_halves(flat, np.max)}
     if c_read is not None:
-        ways["read in C"] = lambda: in_halves(flat, lambda part: c_read(part.ctypes.data, part.size))
+        ways["one place"] = lambda: in_halves(
+            flat, lambda part: c_read(part.ctypes.data, part.size, 1, part.size)
+        )
+        ways["quarters"] = lambda: in_halves(
+            flat,
+            lambda part: c_read(part.ctypes.data, part.size, PLACES, part.size // PLACES // 64 * 64 + 64),
+        )
+        ways["four places"] = lambda: in_halves(
+            flat, lambda part: c_read(part.ctypes.data, part.size, PLACES, STRETCH)
+        )
     if torch is not None:
         tensor = torch.from_numpy(flat)
         ways["torch.sum"] = tensor.sum
@@ -89,9 +110,13 @@ def bits_of(matrix: np.ndarray) -> np.ndarray:
     return matrix.view(np.int16) if str(matrix.dtype) == "bfloat16" else matrix
 
 
-def contenders(weights: np.ndarray, matrix: np.ndarray, torch: Any) -> dict[str, Callable[[], Any]]:
-    """The ways to reduce the matrix."""
+def contenders(
+    weights: np.ndarray, matrix: np.ndarray, torch: Any, alone: bool
+) -> dict[str, Callable[[], Any]]:
+    """The ways to reduce the matrix; `alone`, klimb's on NumPy."""
     ways: dict[str, Callable[[], Any]] = {"klimb": lambda: klimb.policy_gradient(weights, matrix)}
+    if alone:
+        return ways
     if str(matrix.dtype) != "bfloat16":
         ways["textbook"] = lambda: np.mean(weights[:, None] * matrix, axis=0)
         ways["r @ G"] = lambda: weights @ matrix
@@ -187,6 +212,15 @@ def small_calls() -> None:
         )
 
 
+def processor() -> str:
+    """The processor, as the system names it."""
+    file = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in file.read_text().splitlines()] if file.exists() else []
+    facts = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    name = facts.get("model name", platform.processor() or platform.machine())
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else name
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -194,22 +228,22 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--layouts", nargs="+", default=["C", "Fortran", "strided"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64", "float16", "bfloat16"])
+    parser.add_argument("--alone", action="store_true", help="without the other people's ways")
     arguments = parser.parse_args()
     torch = __import__("torch") if importlib.util.find_spec("torch") else None
     c_read = compiled_read()
-    print(
-        f"{num_threads()} threads; kernels {'compiled' if compiled() else 'in NumPy'}; GB/s of the matrix, medians\n"
-    )
+    print(f"{processor()}; {num_threads()} threads; kernels' path {path()}; GB/s of the matrix, medians\n")
     print(
         "| matrix | layout | textbook | r @ G | torch.mv | klimb | klimb, torch | floor | klimb / floor (quartiles) |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for label, rows, columns, dtype in SHAPES:
-        for layout in arguments.layouts:
+        for layout in arguments.layouts if dtype in arguments.dtypes else []:
             weights, matrix = make(rows, columns, dtype, layout)
             contiguous = np.ascontiguousarray(matrix) if layout == "strided" else matrix
             ways = {f"floor {name}": way for name, way in floors(contiguous, torch, c_read).items()}
-            seconds = measure(ways | contenders(weights, matrix, torch), arguments.rounds)
+            seconds = measure(ways | contenders(weights, matrix, torch, arguments.alone), arguments.rounds)
             print(report(label, layout, matrix, seconds), flush=True)
     print()
     small_calls()

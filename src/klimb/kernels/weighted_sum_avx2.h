@@ -14,10 +14,10 @@ enum {
     VECTOR_BYTES = 32,
     LINE_BYTES = 64,
     STREAMS = 4,
-    BLOCK_BYTES = 1 << 20, /* of rows that are cut in quarters: long stretches of memory even where the rows are short */
-    BLOCK_ROWS = 16384,    /* and at most so many, whose weights stay in the cache */
-    FLUSH_LANES = 4096,    /* rows of a column summed in sixteen lanes of float32 before they are added in float64 */
-    FEW_VECTORS = 4,       /* of sums that stay in registers */
+    APART_BYTES = 1 << 18,  /* between the streams, where rows are short: long stretches of memory all the same */
+    APART_ROWS = 4096,      /* and at most so many rows, whose weights stay in the cache */
+    FLUSH_LANES = 4096,     /* rows of a column summed in sixteen lanes of float32 before they are added in float64 */
+    FEW_VECTORS = 4,        /* of sums that stay in registers */
 };
 
 BY_HAND __m256 floats_of(enum stored type, __m128i halves) {
@@ -43,6 +43,13 @@ BY_HAND __m128i some_halves(const char *at, int64_t count, const int lanes, int6
 BY_HAND __m256i first_lanes(int64_t count, const int is_double) {
     return is_double ? _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3))
                      : _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* How many rows lie between two streams: a power of two, so that whole blocks of four streams fill FLUSH_ROWS. */
+static inline int64_t rows_apart(int64_t row_step) {
+    int64_t apart = APART_ROWS;
+    while (apart > 1 && apart * llabs(row_step) > APART_BYTES) apart /= 2;
+    return apart;
 }
 
 /* --- eight in float32 --- */

@@ -39,7 +39,7 @@ BY_HAND void TYPED(add_few)(const enum stored type, const int num_vectors, const
     enum { WIDTH = TYPED(WIDTH) };
     VECTOR sum[FEW_VECTORS];
     const int64_t last = (num_vectors - 1) * WIDTH;
-    for (int v = 0; v < num_vectors; v++) sum[v] = HAND(zero)();
+    for (int v = 0; v < num_vectors; v++) sum[v] = HAND(load)(SUMMED, (const char *)(sums + v * WIDTH));
     for (int64_t i = 0; i < num_steps; i++)
         for (int k = 0; k < STREAMS; k++) {
             const char *at = rows + (i + k * apart) * row_step;
@@ -62,29 +62,38 @@ BY_HAND void TYPED(add_streams)(const enum stored type, const struct matrix *m, 
         case 3: TYPED(add_few)(type, 3, w, apart, rows, step, num_steps, count, sums); return;
         case FEW_VECTORS: TYPED(add_few)(type, FEW_VECTORS, w, apart, rows, step, num_steps, count, sums); return;
     }
-    memset(sums, 0, (size_t)count * sizeof(COMPUTE));
     for (int64_t i = 0; i < num_steps; i++)
         TYPED(add_rows_at_once)(type, STREAMS, w + i, apart, rows + i * step, apart * step, count, sums);
 }
 
+/* Add the sums to the totals, and begin anew. */
+BY_HAND void TYPED(flush)(COMPUTE *sums, int64_t count, double *totals) {
+    for (int64_t j = 0; j < count; j++) totals[j] += sums[j];
+    memset(sums, 0, (size_t)count * sizeof(COMPUTE));
+}
+
 /* Contiguous rows pass by a tile of partial sums, one from each quarter of a block at once. */
 BY_HAND void TYPED(pass_rows)(const enum stored type, const struct matrix *m, const COMPUTE *w, double *totals) {
+    enum { FLUSH_STEPS = FLUSH_ROWS / STREAMS };
     COMPUTE *const sums = JOIN(sums, COMPUTE);
-    const int64_t fitting = m->row_step ? BLOCK_BYTES / llabs(m->row_step) / FLUSH_ROWS * FLUSH_ROWS : BLOCK_ROWS;
-    const int64_t block_rows = fitting < FLUSH_ROWS ? FLUSH_ROWS : least(fitting, BLOCK_ROWS);
+    const int64_t count = m->num_columns, block_rows = STREAMS * rows_apart(m->row_step);
+    int64_t num_steps_summed = 0;
+    memset(sums, 0, (size_t)count * sizeof(COMPUTE));
     for (int64_t block = 0; block < m->num_rows; block += block_rows) {
         const int64_t num_rows = least(block_rows, m->num_rows - block), quarter = num_rows / STREAMS;
-        for (int64_t i = 0; i < quarter; i += FLUSH_ROWS / STREAMS) {
-            const int64_t num_steps = least(FLUSH_ROWS / STREAMS, quarter - i);
+        for (int64_t i = 0; i < quarter; i += FLUSH_STEPS) {
+            const int64_t num_steps = least(FLUSH_STEPS, quarter - i);
+            if (num_steps_summed + num_steps > FLUSH_STEPS) {
+                TYPED(flush)(sums, count, totals);
+                num_steps_summed = 0;
+            }
             TYPED(add_streams)(type, m, w + block + i, quarter, m->data + (block + i) * m->row_step, num_steps, sums);
-            for (int64_t j = 0; j < m->num_columns; j++) totals[j] += sums[j];
+            num_steps_summed += num_steps;
         }
-        if (num_rows == STREAMS * quarter) continue;
-        memset(sums, 0, (size_t)m->num_columns * sizeof(COMPUTE));
-        for (int64_t i = block + STREAMS * quarter; i < block + num_rows; i++)
-            TYPED(add_rows_at_once)(type, 1, w + i, 0, m->data + i * m->row_step, 0, m->num_columns, sums);
-        for (int64_t j = 0; j < m->num_columns; j++) totals[j] += sums[j];
+        for (int64_t i = block + STREAMS * quarter; i < block + num_rows; i++) /* of the last block, up to three */
+            TYPED(add_rows_at_once)(type, 1, w + i, 0, m->data + i * m->row_step, 0, count, sums);
     }
+    TYPED(flush)(sums, count, totals);
 }
 
 /* Dot products of columns `step` bytes apart, each in two vectors of sums. */
