@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
+from klimb.kernels import layers as kernels
 from klimb.policy import products
 from klimb.policy.adapters import use_fast_adapter
 from klimb.policy.products import product, wide
@@ -42,6 +43,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     is_on_cpu = products.is_on_cpu(x)
     if torch.is_grad_enabled() and is_on_cpu:
         return _RmsNorm.apply(x, weight, epsilon)
+    if kernels.can_take(x, weight):
+        return kernels.norm(x, weight, epsilon, torch.get_num_threads())
     if x.dtype == torch.bfloat16 or not is_on_cpu:  # one call, rounded once; slower in float32 on the CPU
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
     return weight * _normed(x, _inverse_root(x, epsilon)).to(x.dtype)
@@ -50,6 +53,10 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        ctx.epsilon = epsilon
+        if kernels.can_take(x, weight):
+            ctx.save_for_backward(x, weight, None)
+            return kernels.norm(x, weight, epsilon, torch.get_num_threads())
         root = _inverse_root(x, epsilon)
         ctx.save_for_backward(x, weight, root)
         return weight * _normed(x, root).to(x.dtype)
@@ -58,6 +65,10 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (grad,) = grad_outputs
         x, weight, root = ctx.saved_tensors
+        if root is None:
+            to_x, to_weight = kernels.norm_gradient(x, weight, grad, ctx.epsilon, torch.get_num_threads())
+            needs_x, needs_weight, _ = ctx.needs_input_grad
+            return to_x if needs_x else None, to_weight if needs_weight else None, None
         normed = _normed(x, root)
         to_weight = (
             (grad * normed).flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[1] else None
@@ -84,18 +95,31 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return product(torch.nn.functional.silu(gate).mul_(up), weight)
+        return product(_gated(gate, up), weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         gate, up, weight = ctx.saved_tensors
+        if kernels.can_take(gate, up, grad):
+            to_gated = product(grad, weight.t())
+            gated, to_gate, to_up = kernels.gate_gradient(gate, up, to_gated, torch.get_num_threads())
+            to_weight = None
+            if ctx.needs_input_grad[2]:
+                to_weight = product(grad.flatten(0, -2).t(), gated.flatten(0, -2).t())
+            return to_gate, to_up, to_weight
         opened = torch.nn.functional.silu(gate)
         to_weight = None
         if ctx.needs_input_grad[2]:
             to_weight = product(grad.flatten(0, -2).t(), (opened * up).flatten(0, -2).t())
         to_gated = product(grad, weight.t())
         return torch.ops.aten.silu_backward(to_gated * up, gate), opened.mul_(to_gated), to_weight
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    if kernels.can_take(gate, up):
+        return kernels.gate(gate, up, torch.get_num_threads())
+    return torch.nn.functional.silu(gate).mul_(up)
 
 
 class _FastLinear(torch.nn.Linear):
@@ -133,6 +157,8 @@ class _Mlp:
         is_plain = type(self.down_proj) is _FastLinear and self.down_proj.bias is None
         if is_plain and is_silu(self.act_fn) and torch.is_grad_enabled():
             return _GatedProduct.apply(gate, up, self.down_proj.weight)
+        if is_silu(self.act_fn) and not torch.is_grad_enabled():
+            return self.down_proj(_gated(gate, up))
         return self.down_proj(self.act_fn(gate) * up)
 
 
