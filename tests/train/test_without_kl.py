@@ -19,14 +19,14 @@ def lines_of(file):
 
 
 @pytest.fixture
-def count_copies(monkeypatch):
-    copies = []
-    monkeypatch.setattr(policies, "frozen_copy", lambda model: copies.append(model) or pytest.fail("a copy"))
-    return copies
+def no_copies(monkeypatch):
+    """Let whatever would copy the model to keep it as a reference fail."""
+    monkeypatch.setattr(policies, "frozen_copy", lambda _: pytest.fail("a copy"))
 
 
+@pytest.mark.usefixtures("no_copies")
 @pytest.mark.parametrize("way", [{}, {"num_trainable_layers": 1}, {"lora_rank": 2}])
-def test_no_reference_is_kept_or_run_and_no_kl_is_told_of(way, make_options, run, count_copies, monkeypatch):
+def test_no_reference_is_kept_or_run_and_no_kl_is_told_of(way, make_options, run, monkeypatch):
     monkeypatch.setattr(policies.Reference, "score", lambda *_: pytest.fail("a pass through the reference"))
     config = make_options(beta=0.0, preflight=True, eval_every=2, **way)
     shown = run(config)
@@ -91,7 +91,7 @@ def test_the_declaration_says_that_nothing_is_paid_and_nothing_measured(make_opt
     assert any("for the bound max_kl alone" in word for word in bounded.words)
 
 
-def test_comparing_models_keeps_no_reference(model_folder, count_copies):
+@pytest.mark.usefixtures("no_copies")
+def test_a_policy_without_a_reference_has_none(model_folder):
     policy = policies.Policy.load(model_folder, has_reference=False, lora=Lora(2))
     assert policy.reference is None
-    assert not count_copies

@@ -141,7 +141,8 @@ def _other_shapes(unlike: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]])
     name, (found, wanted) = min(unlike.items())
     said = f"{len(unlike)} of its weights have other shapes than config.json says: {name} is {found}, expected {wanted}"
     if name.startswith(_SCORERS_HEADS) and len(found) == 2 and found[1:] == wanted[1:]:
-        return f'{said}: its head has {found[0]} output{"s" * (found[0] != 1)}: set "num_labels": {found[0]} in config.json'
+        outputs = f"{found[0]} output{'s' * (found[0] != 1)}"
+        return f'{said}: its head has {outputs}: set "num_labels": {found[0]} in config.json'
     return f"{said}: config.json is of another model, or has been changed: take the one that the weights came with"
 
 
@@ -163,17 +164,19 @@ def _say_missing(missing: list[str], unread: list[str]) -> str:
             )
     if missing[0].startswith(_SCORERS_HEADS):
         heads = [name for name in unread if "head" in name and not name.startswith(_WRITERS_HEADS)]
-        if heads:
-            return f"{said}; the file has {summed_up(heads)} in its place: if that is the head, rename it to {missing[0]}"
-        return f"{said}; it is no finished reward model: learn one on it with klimb reward train --base"
+        there = (
+            f"the file has {summed_up(heads)} in its place: if that is the head, rename it to {missing[0]}"
+        )
+        no_reward = "it is no finished reward model: learn one on it with klimb reward train --base"
+        return f"{said}; {there if heads else no_reward}"
     if all(name.startswith(_WRITERS_HEADS) for name in missing):
         return (
             f"{said}: save the model whole; or, where it is the same as the embeddings, set "
             '"tie_word_embeddings": true in config.json'
         )
-    if unread and not all(name.startswith(_WRITERS_HEADS) for name in unread):
-        return f"{said}; the file has others that nothing reads: {summed_up(unread)}: is config.json another model's?"
-    return f"{said}: save the model whole, with save_pretrained"
+    others = [name for name in unread if not name.startswith(_WRITERS_HEADS)]
+    there = f"; the file has others that nothing reads: {summed_up(others)}: is config.json another model's?"
+    return said + (there if others else ": save the model whole, with save_pretrained")
 
 
 def _is_harmless(name: str, stored: Mapping[str, StoredWeight]) -> bool:

@@ -211,7 +211,8 @@ def convert_gguf(file: Path) -> Path:
     ):
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name, trust_remote_code=False)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            reader: Any = AutoModelForCausalLM
+            model, info = reader.from_pretrained(
                 place,
                 gguf_file=file.name,
                 dtype=torch.float32,

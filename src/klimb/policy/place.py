@@ -186,36 +186,36 @@ def _what_else(folder: Path) -> str:
         if any((folder / name / file).exists() for file in ("config.json", ADAPTER_CONFIG))
     ]
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
-    if not names:
-        return "it is empty"
-    if "model_index.json" in names:
-        return "it is a pipeline of diffusers, which makes images: klimb trains language models"
-    if ggufs:
-        return f"it holds GGUF files, of which one is to be named itself: {folder / ggufs[0]}"
-    if "weights.safetensors" in names and "optimiser.safetensors" in names:
-        return "it is a checkpoint of a klimb run, not a model: name the run's model, or use klimb train --resume"
-    if "zero_to_fp32.py" in names or any(name.startswith("global_step") for name in names):
-        return (
-            "it is a checkpoint of DeepSpeed: make weights of it by `python zero_to_fp32.py . out --safe_serialization` "
-            "and put the model's config.json and tokenizer beside them"
-        )
-    if any(name.endswith(".distcp") for name in names) or any("fsdp" in name for name in names):
-        return "it is a sharded checkpoint of FSDP: make weights of it by `accelerate merge-weights`"
-    if "snapshots" in names:
-        found = sorted((folder / "snapshots").glob("*/config.json"))
-        if found:
-            return f"it is a folder of the hub's cache, with the model in {found[-1].parent}"
-    if below:
-        shown = ", ".join(str(folder / name) for name in below[:4])
-        return f"there are models below it, of which one is to be named: {shown}"
-    if "params.json" in names:
-        return "it has Meta's or Mistral's own layout (params.json): convert it to Hugging Face's with transformers"
-    kinds = [name for name in names if name.endswith(".safetensors")] + _pickled(names)
-    if any(name.startswith(_OF_TRAINING) for name in names) and not kinds:
-        return "it has the state of a training alone (an optimiser's and the like), and no weights"
-    if kinds:
-        return f"it has {', '.join(kinds[:4])} alone: put the model's config.json and tokenizer beside its weights"
-    return f"expected a model saved by save_pretrained, found {', '.join(names[:6])}"
+    cached = sorted((folder / "snapshots").glob("*/config.json"))
+    weights = [name for name in names if name.endswith(".safetensors")] + _pickled(names)
+    shown = [str(folder / name) for name in below[:4]]
+    known = {
+        "it is empty": not names,
+        "it is a pipeline of diffusers, which makes images: klimb trains language models": "model_index.json"
+        in names,
+        f"it holds GGUF files, of which one is to be named itself: {folder / (ggufs or [''])[0]}": ggufs,
+        "it is a checkpoint of a klimb run, not a model: name the run's model, or use klimb train --resume": (
+            {"weights.safetensors", "optimiser.safetensors"} <= {*names}
+        ),
+        "it is a checkpoint of DeepSpeed: make weights of it by `python zero_to_fp32.py . out --safe_serialization` "
+        "and put the model's config.json and tokenizer beside them": (
+            any(name == "zero_to_fp32.py" or name.startswith("global_step") for name in names)
+        ),
+        "it is a sharded checkpoint of FSDP: make weights of it by `accelerate merge-weights`": (
+            any(name.endswith(".distcp") or "fsdp" in name for name in names)
+        ),
+        f"it is a folder of the hub's cache, with the model in {cached[-1].parent if cached else ''}": cached,
+        f"there are models below it, of which one is to be named: {', '.join(shown)}": below,
+        "it has Meta's or Mistral's own layout (params.json): convert it to Hugging Face's with transformers": (
+            "params.json" in names
+        ),
+        f"it has {', '.join(weights[:4])} alone: put the model's config.json and tokenizer beside its weights": weights,
+        "it has the state of a training alone (an optimiser's and the like), and no weights": (
+            any(name.startswith(_OF_TRAINING) for name in names)
+        ),
+    }
+    usual = f"expected a model saved by save_pretrained, found {', '.join(names[:6])}"
+    return next((said for said, is_so in known.items() if is_so), usual)
 
 
 def _without_weights(folder: Path) -> str:
@@ -224,18 +224,18 @@ def _without_weights(folder: Path) -> str:
     pickled = _pickled(names)
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
     others = [name for name in names if name.endswith(".safetensors")]
-    if pickled:
-        return f"its weights are pickled ({', '.join(pickled)}); {PICKLE_REMEDY}"
-    if ggufs:
-        return f"its weights are GGUF files, of which one is to be named itself: {folder / ggufs[0]}"
-    if any("-of-" in name for name in others):
-        return f"its weights are in {len(others)} files and {_INDEX}, which says what is where, is missing: fetch it"
-    if others:
-        return f"it has no {_SINGLE}, but {', '.join(others[:4])}: is that the model under another name?"
-    if "zero_to_fp32.py" in names:
-        return "its weights are DeepSpeed's: run `python zero_to_fp32.py . . --safe_serialization` in it"
-    if other := [name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".npz"))]:
-        return (
-            f"its weights are in {', '.join(other)}, which klimb does not read: get the model as safetensors"
-        )
-    return f"it has no weights ({_SINGLE}): fetch the whole model"
+    foreign = [name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".npz"))]
+    known = {
+        f"its weights are pickled ({', '.join(pickled)}); {PICKLE_REMEDY}": pickled,
+        f"its weights are GGUF files, of which one is to be named itself: {folder / (ggufs or [''])[0]}": ggufs,
+        f"its weights are in {len(others)} files and {_INDEX}, which says what is where, is missing: fetch it": (
+            any("-of-" in name for name in others)
+        ),
+        f"it has no {_SINGLE}, but {', '.join(others[:4])}: is that the model under another name?": others,
+        "its weights are DeepSpeed's: run `python zero_to_fp32.py . . --safe_serialization` in it": (
+            "zero_to_fp32.py" in names
+        ),
+        f"its weights are in {', '.join(foreign)}, which klimb does not read: get the model as safetensors": foreign,
+    }
+    usual = f"it has no weights ({_SINGLE}): fetch the whole model"
+    return next((said for said, is_so in known.items() if is_so), usual)

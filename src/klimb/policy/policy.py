@@ -94,7 +94,7 @@ class Policy:
         self.companions: dict[str, Path] = {}
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913  the options of klimb train that decide the policy
         cls,
         source: str | Path,
         *,

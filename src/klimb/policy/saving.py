@@ -24,8 +24,8 @@ _GENERATION = "generation_config.json"
 def companions(*folders: Path, has_same_tokenizer: bool = True) -> dict[str, Path]:
     """Find the files that belong to a model beside its weights, its configuration and its tokenizer.
 
-    Those of processors (of images and the like), older forms of the tokenizer, settings of generation, and the code that
-    a processor names as its own.
+    Those of processors (of images and the like), older forms of the tokenizer, settings of generation, and the code
+    that a processor names as its own.
 
     Args:
         folders: Where they may be; the first that has one counts.
