@@ -105,7 +105,7 @@ def test_lines_with_commas_after_them_are_refused_and_the_others_read(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1},\r\n{"a": 2}\r\n\r\n{"a": NaN}\r\n')
     rows = list(read_rows(tmp_path / "a.jsonl"))
     assert [row.place.rpartition(":")[2] for row in rows] == ["1", "2", "4"]
-    assert "Extra data at column 9" in rows[0].problem
+    assert "Extra data at column 9" in str(rows[0].problem)
     assert rows[1].values == {"a": 2}
 
 
@@ -210,3 +210,8 @@ def test_names_of_classes_stand_for_their_numbers_where_they_are_asked_for(tmp_p
     from klimb.feedback.formats import read_feedback
 
     assert [c.preferred for c in read_feedback(tmp_path / "a.parquet").comparisons] == ["right"]
+
+
+def test_a_name_that_is_too_long_is_refused_in_words(tmp_path):
+    with pytest.raises(KlimbError, match=r"…: cannot be looked for: File name too long"):
+        list(read_rows(tmp_path / ("x" * 5000)))

@@ -1,8 +1,10 @@
 """Messages as other tools write them, in one form; what is no text is refused by its name."""
 
+import json
+
 import pytest
 
-from klimb.messages import ROLES, MessageError, read_messages
+from klimb.messages import ROLES, MessageError, read_messages, unfold
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,17 @@ def test_what_is_no_text_is_refused_by_its_name(messages, why):
     with pytest.raises(MessageError) as error:
         read_messages(messages)
     assert why in str(error.value)
+
+
+def test_messages_that_stand_as_json_in_a_text_are_messages_and_other_texts_are_texts():
+    chat = [{"role": "user", "content": "x"}]
+    assert unfold(json.dumps(chat)) == chat
+    for text in ("x", "[{", '[{"a": 1}]', "[{'a': 1}]", "[]", json.dumps(chat)[:-1]):
+        assert unfold(text) == text
+    with pytest.raises(
+        MessageError, match=r"chat messages as Python prints them.*save them as \.jsonl or \.parquet"
+    ):
+        unfold(str(chat))
 
 
 def test_every_role_is_one_that_chat_templates_know():

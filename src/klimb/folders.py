@@ -81,7 +81,7 @@ def saved_files(folder: Path) -> list[Path]:
             "load it with datasets and save it again"
         )
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".arrow"):
             raise DataError(
                 f"{folder / 'state.json'}: names {quote(name)}, which is not a file in its folder"
             )

@@ -4,6 +4,8 @@ Role names of ShareGPT, Open-Assistant and Gemma are mapped, content in parts is
 dropped. What cannot be read as text is refused by its name.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ ROLES = {
 """Each known role name and the role that chat templates know it by."""
 
 _FORMS = (("role", "content"), ("from", "value"), ("role", "text"), ("role", "value"), ("from", "content"))
+_PRINTED = re.compile(r"\s*\[\{'(role|content|from|value)':")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -44,6 +47,28 @@ def read_messages(value: Any) -> list[Message]:
     if not value:
         raise MessageError("the list of messages is empty")
     return [read_message(message, number) for number, message in enumerate(value, start=1)]
+
+
+def unfold(value: Any) -> Any:
+    """Messages that stand as JSON in a text, as tables hold them; any other value as it is.
+
+    Raises:
+        MessageError: They stand there as Python prints them.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    if _PRINTED.match(value):
+        raise MessageError(
+            "chat messages as Python prints them, which a .csv file of chats has: save them as .jsonl or .parquet"
+        )
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    is_chat = isinstance(found, list) and all(
+        isinstance(item, dict) and any(a in item and b in item for a, b in _FORMS) for item in found
+    )
+    return found if is_chat else value
 
 
 def read_message(message: Any, number: int = 1) -> Message:

@@ -19,6 +19,8 @@ KINDS = (*LINES, ".json", ".parquet", ".arrow", ".feather")
 
 _OTHERS = tuple(kind for kind in KINDS if kind not in (".jsonl", ".csv", ".parquet"))
 
+_SHOWN = 200  # characters of a name that cannot be that of a file
+
 Kind = Literal["folder", "lines", "items", "batches"]
 
 
@@ -70,8 +72,11 @@ def kind_of(file: Path) -> Kind:
     Raises:
         DataError: The file is missing, or of another kind.
     """
-    if file.is_dir():
-        return "folder"
+    try:
+        if file.is_dir():
+            return "folder"
+    except OSError as error:  # a name that is too long
+        raise DataError(f"{str(file)[:_SHOWN]}…: cannot be looked for: {error.strerror}") from error
     form = form_of(file)
     if form not in KINDS or (form != file.suffix.lower() and form not in (*LINES, ".json")):
         hint = '; put each text on a line as {"prompt": "…"}' if form == ".txt" else ""

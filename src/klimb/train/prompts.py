@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from klimb.errors import ConfigError, DataError
-from klimb.messages import MessageError, read_messages
+from klimb.messages import MessageError, read_messages, unfold
 from klimb.policy.counted import permutation
 from klimb.reward.call import RESERVED
 from klimb.rows import Row, read_rows
@@ -70,7 +70,7 @@ class PromptFile(Sequence[PromptRow]):
 
     Args:
         file: As for `klimb.rows.read_rows`. Blank lines are passed over.
-        column: Where the prompts stand. In a CSV file they are plain text.
+        column: Where the prompts stand. In a CSV file they are plain text, or chat messages as JSON.
 
     Raises:
         DataError: The file is missing, of another kind, empty, or a row of it is malformed; the message gives the line.
@@ -171,7 +171,7 @@ def read_prompts(file: Path, column: str = "prompt") -> list[PromptRow]:
 
     Args:
         file: As for `PromptFile`.
-        column: Where the prompts stand. In a CSV file they are plain text.
+        column: Where the prompts stand. In a CSV file they are plain text, or chat messages as JSON.
 
     Returns:
         The rows, in the order of the file.
@@ -236,15 +236,14 @@ def _prompt_of(value: Any, where: str) -> Text:
     Raises:
         DataError: It is neither text nor messages.
     """
-    if isinstance(value, list) and value:
-        try:
-            prompt = [plain(message) for message in read_messages(value)]
-        except MessageError as error:
-            raise DataError(f"{where}: {error}") from error
-        except RecursionError as error:
-            raise DataError(f"{where}: a message is nested too deep to be read") from error
-    else:
-        prompt = value
+    try:
+        prompt = unfold(value)
+        if isinstance(prompt, list) and prompt:
+            prompt = [plain(message) for message in read_messages(prompt)]
+    except MessageError as error:
+        raise DataError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: a message is nested too deep to be read") from error
     if problem := problem_with(prompt) or null_in(prompt):
         raise DataError(f"{where}: {problem}")
     return prompt

@@ -1,5 +1,7 @@
 """TRL's rows and those of preference sets that look like them: whole chats, other names of a prompt, lists, labels."""
 
+import json
+
 import pytest
 
 from klimb.feedback.comparison import Comparison, Rating
@@ -242,3 +244,11 @@ def test_a_rating_with_more_than_one_number_names_the_others(read):
 def test_texts_and_chats_in_one_file_are_each_what_they_are(read):
     found = read({"prompt": [user("q")], "chosen": [assistant("a")], "rejected": "b"})
     assert found.comparisons == [Comparison([user("q")], "a", "b", "left")]
+
+
+def test_chats_of_a_table_that_stand_as_json_in_its_fields(read, reason):
+    row = {key: json.dumps(UF[key]) for key in ("chosen", "rejected")}
+    assert read(row | {"prompt": "What is 2+2?"}).comparisons == FOUR
+    assert read(row | {"prompt": json.dumps([user("What is 2+2?")])}).comparisons == FOUR
+    why = reason({"prompt": "q", "chosen": str(UF["chosen"]), "rejected": str(UF["rejected"])})
+    assert why.startswith("chosen: chat messages as Python prints them")

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
-from klimb.messages import MessageError, read_message, read_messages
+from klimb.messages import MessageError, read_message, read_messages, unfold
 from klimb.text import Message, Text, cut, problem_with, quote
 
 HUMAN, ASSISTANT, SYSTEM = "\n\nHuman:", "\n\nAssistant:", "\n\nSystem:"
@@ -65,6 +65,7 @@ def checked_prompt(name: str, value: Any, fields: Fields | None = None) -> Text:
     Raises:
         RefusedError: It is no text.
     """
+    value = _unfolded(name, value)
     if isinstance(value, str):
         if problem := problem_with(value):
             raise RefusedError(f"{name}: {problem}")
@@ -80,6 +81,13 @@ def checked_prompt(name: str, value: Any, fields: Fields | None = None) -> Text:
             for key in [key for key in message if key not in _KEPT]:
                 del message[key]
     return messages
+
+
+def _unfolded(name: str, value: Any) -> Any:
+    try:
+        return unfold(value)
+    except MessageError as error:
+        raise RefusedError(f"{name}: {error}") from error
 
 
 def _with_input(prompt: Text, more: Any) -> Text:
@@ -177,8 +185,7 @@ def answer(name: str, value: Any) -> tuple[list[Message], str]:
     Raises:
         RefusedError: It is neither text nor messages that the assistant ends.
     """
-    if isinstance(value, dict):
-        value = [value]
+    value = [value] if isinstance(value, dict) else _unfolded(name, value)
     if isinstance(value, list) and value:
         *before, last = chat(name, value)
         if last["role"] != "assistant":
