@@ -71,7 +71,8 @@ def test_sampling_shows_lines_without_control_codes_where_no_terminal_is(monkeyp
     assert "\x1b" not in shown
 
 
-def test_a_line_is_in_a_file_as_soon_as_it_is_told(tmp_path):
+def test_a_line_is_in_a_file_as_soon_as_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     program = "import os\nfrom klimb.progress import tell\ntell('half')\nos._exit(0)"  # flushes nothing
     with (tmp_path / "log").open("w") as log:
         subprocess.run([sys.executable, "-c", program], stdout=log, check=True)
