@@ -12,6 +12,7 @@ import tyro
 
 from klimb.errors import ConfigError, KlimbError, MissingExtraError
 from klimb.judge.config import CompareConfig, LabelConfig
+from klimb.progress import tell
 from klimb.reward.config import RewardConfig
 from klimb.text import safe
 from klimb.train.config import TrainConfig, read_options, read_run_options
@@ -144,11 +145,11 @@ def _run_reward(verb: RewardTrain | RewardScore) -> None:
             from klimb.reward.console import show_reward
             from klimb.reward.training import train_reward
 
-            show_reward(train_reward(RewardConfig(**vars(verb)), print))
+            show_reward(train_reward(RewardConfig(**vars(verb)), tell))
         case RewardScore():
             from klimb.reward.score import score_file
 
-            print(score_file(verb.texts, verb.reward, verb.output))  # noqa: T201
+            print(score_file(verb.texts, verb.reward, verb.output, tell))  # noqa: T201
 
 
 def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | FeedbackPrioritise) -> None:
@@ -176,7 +177,7 @@ def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | Feedbac
             case FeedbackPrioritise():
                 from klimb.reward.asking import prioritise
 
-                count = prioritise(store, verb.reward, print)
+                count = prioritise(store, verb.reward, tell)
                 print(f"{verb.store}: {count:,} pairs in order, the most telling first")  # noqa: T201
 
 

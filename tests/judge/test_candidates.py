@@ -1,14 +1,17 @@
 """Which models are found, and what is drawn of them."""
 
 import shutil
+from datetime import datetime
 
 import pytest
+from transformers import AutoTokenizer
 
 from klimb import KlimbError
-from klimb.judge.candidates import draw_to_compare, draw_to_label, find_models
+from klimb.judge.candidates import draw_to_compare, draw_to_label, find_models, moment_of
 from klimb.judge.config import CompareConfig, LabelConfig
 from klimb.policy.counted import Stream
 from klimb.policy.policy import Draw, Policy
+from klimb.train.folder import RunFolder
 from klimb.train.prompts import read_prompts
 
 
@@ -142,3 +145,25 @@ def test_models_are_compared_on_what_training_judges_them_by(model_folder, promp
         draw=Draw(0, 0, list(range(6)), Stream.EVALUATE),
     )
     assert [side.text for sides in drawn.candidates for side in sides] == policy.decode(completions)
+
+
+def test_a_template_that_writes_the_time_reads_that_of_the_run(run_folder, write_jsonl, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(run_folder / "model")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(run_folder / "model")
+    RunFolder(run_folder).write_fingerprints({"<clock>": {"moment": "2026-11-26T09:08:07"}})
+    prompts = write_jsonl([{"prompt": [{"role": "user", "content": "hi"}]}])
+    read, config = [], label_config([run_folder], prompts)
+    usual = Policy.sample
+    monkeypatch.setattr(
+        Policy, "sample", lambda self, ids, *rest, **more: read.append(ids) or usual(self, ids, *rest, **more)
+    )
+    said = []
+    draw_to_label(find_models(config.model), read_prompts(prompts), config, iter, said.append)
+    assert tokenizer.decode(read[0][0]).startswith("26 Nov 2026 09:08:07")
+    assert said == [f"  the chat template of {run_folder} writes the time: it reads 2026-11-26 09:08:07"]
+
+
+def test_of_models_that_are_no_runs_it_is_the_present_time(model_folder):
+    before = datetime.now().replace(microsecond=0)
+    assert before <= moment_of(find_models([str(model_folder)])) <= datetime.now()

@@ -1,6 +1,8 @@
 """Learning a reward: the head's optimum, its evaluation, and the folder that other tools open."""
 
 import json
+import shutil
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from klimb.core.preferences import preference_nll, preference_probabilities
 from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs, make_pairs
+from klimb.policy.clock import clock_at
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import evaluate
 from klimb.reward.head import fit_head
@@ -209,6 +212,49 @@ def test_features_are_computed_once(tmp_path, model_folder, monkeypatch):
     train_reward(make_config(tmp_path, model_folder))
     monkeypatch.setattr(Scorer, "features", lambda *_: pytest.fail("computed again"))
     train_reward(make_config(tmp_path, model_folder, out=tmp_path / "again", num_members=2))
+
+
+def test_reading_texts_says_how_far_it_is_in_tokens(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr("klimb.progress.EVERY", 0.0)
+    monkeypatch.setattr("klimb.reward.scorer._BATCH_TOKENS", 64)
+    said = []
+    train_reward(make_config(tmp_path, model_folder), said.append)
+    (start,) = (line for line in said if line.startswith("Reading "))
+    total = start.split()[3]  # Reading … texts, … tokens …
+    done = [line for line in said if line.startswith("  reading: ")]
+    assert len(done) > 3
+    assert all(f" of {total} tokens (" in line and " tokens/s, about " in line for line in done)
+    counts = [int(line.split()[1].replace(",", "")) for line in done]
+    assert counts == sorted(set(counts))
+    assert counts[-1] < int(total.replace(",", ""))
+    assert counts[-1] > 0.9 * int(total.replace(",", ""))
+
+
+def test_a_reward_keeps_the_time_of_its_training_in_its_chat_template(tmp_path, model_folder):
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y %H') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    said, out = [], tmp_path / "reward"
+    with clock_at(datetime(2026, 11, 26, 9, 8, 7)):
+        train_reward(make_config(tmp_path, base, out=out), said.append)
+    assert any(
+        "the base's chat template writes the time: 2026-11-26 09:08:07 in this reward" in line
+        for line in said
+    )
+    batch = Batch([[{"role": "user", "content": "good?"}]], ["yes"])
+    with clock_at(datetime(2031, 1, 2, 3, 4, 5)):
+        (ours,) = load_rewards([str(out)])(batch).total
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    chat = tokenizer.apply_chat_template(
+        [*batch.prompts[0], {"role": "assistant", "content": "yes"}], tokenize=False
+    )
+    assert chat.startswith("26 Nov 2026 09")
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    with torch.no_grad():
+        theirs = model(**tokenizer(chat, add_special_tokens=False, return_tensors="pt")).logits[0, 0]
+    assert ours == pytest.approx(float(theirs), abs=1e-4)
 
 
 def test_comparisons_with_ties_and_chat_prompts(tmp_path, model_folder):

@@ -118,13 +118,14 @@ def turned(model_folder, tmp_path_factory):
         prompts,
         folder,
         judges=(judge,),
-        eval_every=3,
+        eval_every=4,
         keep_best=judge,
         patience=2,
         num_steps=60,
-        completions_per_prompt=24,
+        lr=0.04,
+        completions_per_prompt=16,
         eval_completions_per_prompt=16,
-        checkpoint_every=6,
+        checkpoint_every=4,
         keep_checkpoints=None,
     )
     return config, *run(config)

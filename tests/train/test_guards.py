@@ -5,7 +5,6 @@ import itertools
 import json
 
 import pytest
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -300,12 +299,29 @@ def test_a_usual_bound_is_shown_and_the_run_goes_on(make_config, tmp_path):
     )  # fmt: skip
 
 
-def test_a_run_that_diverges_names_the_last_good_weights_and_not_damaged_ones(make_config):
-    # The first step is sound but leads to infinite weights, which the second finds: step 1's checkpoint has them.
-    options = make_config(lr=1e38, optimiser="sgd", max_grad_norm=None, checkpoint_every=1)
+# The first call judges before training. Two steps move weights by about 0.01, the third to infinity.
+SCALED = """
+calls = 0
+def f(completions, **_):
+    global calls
+    calls += 1
+    return [(1e15 if calls > 3 else 1e-32) * (sum(map(ord, c)) % 7) for c in completions]
+"""
+
+
+def test_a_run_that_diverges_names_the_last_good_weights_and_not_damaged_ones(make_config, tmp_path):
+    (tmp_path / "scaled.py").write_text(SCALED)
+    options = make_config(
+        reward=(f"{tmp_path / 'scaled.py'}:f",), lr=1e30, beta=0.0, optimiser="sgd", max_grad_norm=None,
+        checkpoint_every=1, preflight=False,
+    )  # fmt: skip
     with pytest.raises(DivergedError) as caught:
         train(options, quiet())
-    weights = load_file(options.out / "checkpoints" / "step-000001" / "weights.safetensors")
-    is_whole = all(bool(torch.isfinite(weight).all()) for weight in weights.values())
-    expected = "those after 1 updates" if is_whole else "those that the run began with"
-    assert f"the last good weights are {expected}" in " ".join(caught.value.__notes__)
+    are_finite = [
+        all(bool(weight.isfinite().all()) for weight in load_file(folder / "weights.safetensors").values())
+        for folder in sorted((options.out / "checkpoints").iterdir())
+    ]
+    assert are_finite == [True, True, False]  # the third step was taken, and the fourth found out
+    notes = " ".join(caught.value.__notes__)
+    assert "the last good weights are those after 2 updates; go back to them, " in notes
+    assert f"klimb train --resume {options.out} --from-step 2 --lr" in notes

@@ -74,6 +74,13 @@ def test_of_an_installed_module_its_own_package_is_looked_at(project):
     assert found["content"] == project.parent / "site-packages/installed/__init__.py"
 
 
+def test_klimb_itself_is_none_of_a_functions_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text("from klimb.reward.vader import vader\nimport own\n")
+    (tmp_path / "own.py").write_text("")
+    assert set(files_of_function("rewards.py")) == {"content", "own.py"}
+
+
 def test_what_is_not_there_has_no_files(project):
     assert files_of_function(str(project / "none.py")) == {}
     assert files_of_function("no.such.module") == {}

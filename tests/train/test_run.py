@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from klimb import KlimbError
+from klimb.errors import DivergedError
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.run import load_policy, train
@@ -107,12 +108,53 @@ def test_another_seed_runs_another_way(make_config, tmp_path):
     assert (first.out / "completions.jsonl").read_text() != (second.out / "completions.jsonl").read_text()
 
 
-@pytest.mark.parametrize("changes", [{"lora_rank": 2}, {"optimiser": "sgd"}, {"micro_batch_size": 2}])
-def test_other_ways_to_train_run_through(changes, make_config):
-    config = make_config(**changes)
+def moved_by(config):
+    """What a run added to each weight of its model that it moved."""
+    start, end = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (config.model, config.out / "model")
+    )
+    assert start.keys() == end.keys()
+    return {name: end[name] - start[name] for name in start if not torch.equal(end[name], start[name])}
+
+
+def test_an_adapter_moves_linear_layers_alone_by_matrices_of_its_rank(make_config):
+    config = make_config(lora_rank=2, lr=0.01, num_steps=2)
     run(config)
-    policy = load_policy(make_config(model=str(config.out / "model")))
-    assert isinstance(policy.model, torch.nn.Module)
+    moved = moved_by(config)
+    assert {name.split(".")[-2] for name in moved} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    assert len(moved) == 2 * 7  # of two layers
+    for change in moved.values():
+        largest, second, third, *_ = torch.linalg.svdvals(change.double()).tolist()
+        assert third < 1e-3 * largest  # no more than two directions, to float32's rounding
+        assert second > 0
+
+
+def test_a_step_of_sgd_is_the_rate_times_the_gradient(make_config):
+    config = make_config(optimiser="sgd", lr=0.25, max_grad_norm=None, num_steps=1)
+    run(config)
+    length = sum(float(change.double().square().sum()) for change in moved_by(config).values()) ** 0.5
+    (row,) = read_lines(config.out / "metrics.jsonl")
+    assert row["grad_norm"] > 0.01
+    assert length == pytest.approx(0.25 * row["grad_norm"], rel=1e-4)
+
+
+def test_micro_batches_change_a_run_by_rounding_alone(make_config, tmp_path):
+    options = {
+        "optimiser": "sgd",
+        "lr": 0.1,
+        "num_steps": 2,
+    }  # Adam divides by gradients, some of which are rounding
+    whole = make_config(out=tmp_path / "whole", **options)
+    split = make_config(out=tmp_path / "split", micro_batch_size=2, **options)
+    for config in (whole, split):
+        run(config)
+    expected, found = moved_by(whole), moved_by(split)
+    assert expected.keys() == found.keys()
+    for name, change in expected.items():
+        torch.testing.assert_close(found[name], change, rtol=1e-3, atol=1e-6)
 
 
 def test_the_reward_rises_on_an_easy_task(make_config, tmp_path):
@@ -189,11 +231,32 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
     assert len(read_lines(config.out / "completions.jsonl")) == 3 * 6
 
 
-def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config):
-    config = make_config(lr=1e38, optimiser="sgd", max_grad_norm=None, checkpoint_every=1)
-    with pytest.raises(KlimbError, match=r"not numbers|not finite") as caught:
+# The first call judges before training, a step follows with each of the others.
+SCALED = """
+calls = 0
+def f(completions, **_):
+    global calls
+    calls += 1
+    return [(1e36 if calls > 3 else 1.0) * (sum(map(ord, c)) % 7) for c in completions]
+"""
+
+
+def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config, tmp_path):
+    (tmp_path / "scaled.py").write_text(SCALED)
+    options = {"reward": (f"{tmp_path / 'scaled.py'}:f",), "checkpoint_every": 1, "preflight": False}
+    config = make_config(max_grad_norm=None, **options)
+    with pytest.raises(DivergedError, match=r"not finite") as caught:
         run(config)
-    assert "updates were made" in caught.value.__notes__[0]
+    notes = caught.value.__notes__
+    assert notes[0].startswith("2 updates were made")
+    assert any("the last good weights are those after 2 updates" in note for note in notes)
+    sound = make_config(max_grad_norm=None, num_steps=2, out=tmp_path / "sound", **options)
+    run(sound)
+    good = load_file(config.out / "checkpoints/step-000002/weights.safetensors")
+    expected = load_file(sound.out / "checkpoints/step-000002/weights.safetensors")
+    assert good.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in good.items())
+    assert not (config.out / "checkpoints/step-000003").exists()
 
 
 def test_a_prompt_that_is_trained_on_is_not_held_out(make_config, write_jsonl):
@@ -210,7 +273,10 @@ def test_the_result_is_saved_before_it_is_judged(make_config, tmp_path):
     config = make_config(reward=failing_reward(tmp_path, body), preflight=False)
     with pytest.raises(KlimbError, match="no more"):
         run(config)
-    assert load_policy(make_config(model=str(config.out / "model")))
+    last = load_file(config.out / "checkpoints/step-000005/weights.safetensors")
+    saved = load_policy(make_config(model=str(config.out / "model"))).trainable()
+    assert saved.keys() == last.keys()
+    assert all(torch.equal(weight, saved[name]) for name, weight in last.items())
 
 
 @pytest.mark.parametrize("content", ["folder", "file"])
@@ -246,7 +312,11 @@ def test_a_prompt_longer_than_the_context_is_named_before_anything_is_written(ma
 
 def test_a_prompt_that_just_fits_the_context_is_taken(make_config, write_jsonl):
     file = write_jsonl([{"prompt": "x" * 59, "wanted": "a"}, {"prompt": "y", "wanted": "a"}])
-    run(make_config(prompts=file, num_steps=1))
+    config = make_config(prompts=file, num_steps=1)
+    run(config)
+    rows = read_lines(config.out / "completions.jsonl")
+    assert {row["prompt"] for row in rows} == {"x" * 59, "y"}
+    assert any(row["prompt"] == "x" * 59 and row["length"] == 5 for row in rows)  # the 64th token is drawn
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.load import resolve
 from klimb.policy.policy import Draw, Policy
+from klimb.progress import Say, ignore
 from klimb.text import Text
 from klimb.train.fingerprint import read_moment
 from klimb.train.folder import RunFolder
@@ -27,15 +28,8 @@ from klimb.train.prompts import PromptRow
 
 _AT_ONCE = 64  # completions drawn together
 
-Watch = Callable[[Sequence[int]], Iterable[int]]
+Watch = Callable[[range], Iterable[int]]
 """Passes places on one by one, and shows how far they are."""
-
-Say = Callable[[str], None]
-"""Tells a person of what goes on."""
-
-
-def ignore(_: str) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from klimb.judge.candidates import Drawn, NamedModel, draw_to_compare, find_mode
 from klimb.judge.config import PEOPLE, CompareConfig
 from klimb.judge.console import watched
 from klimb.judge.report import Example, draw_report
-from klimb.judge.serving import Say, Serve
+from klimb.judge.serving import Serve
 from klimb.judge.tally import Opinions, Tally, opinions_of_scores, tally
 from klimb.policy import chat
 from klimb.policy.clock import clock_at
+from klimb.progress import Progress, Say, tell
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.train.estimates import short_name
@@ -81,7 +82,7 @@ class ComparisonResult:
         return [judged.verdict(self.a.name, self.b.name) for judged in self.tallies]
 
 
-def compare(config: CompareConfig, say: Say = print, serve: Serve | None = None) -> ComparisonResult:
+def compare(config: CompareConfig, say: Say = tell, serve: Serve | None = None) -> ComparisonResult:
     """Compare two models.
 
     Both answer every prompt with the same random numbers, and the first completion of one is compared with the first
@@ -114,7 +115,7 @@ def compare(config: CompareConfig, say: Say = print, serve: Serve | None = None)
     with clock_at(moment_of(models)):  # both models and the rewards read the same time
         drawn = _draw(models, rows, config, say)
         if reward is not None:
-            opinions |= _ask_rewards(reward, rows, drawn, config.tie_margin)
+            opinions |= _ask_rewards(reward, rows, drawn, config.tie_margin, say)
     if PEOPLE in config.by:
         opinions[PEOPLE] = _ask_people(rows, drawn, config, say, serve)
     result = _result(rows, drawn, [opinions[judge] for judge in config.by], config)
@@ -169,22 +170,25 @@ def _ask_people(
 
 
 def _ask_rewards(
-    reward: WeightedSum, rows: list[PromptRow], drawn: tuple[Drawn, Drawn], tie_margin: float
+    reward: WeightedSum, rows: list[PromptRow], drawn: tuple[Drawn, Drawn], tie_margin: float, say: Say
 ) -> dict[str, Opinions]:
-    scores_a, scores_b = (_scores(reward, rows, side) for side in drawn)
+    scores_a, scores_b = (_scores(reward, rows, side, say) for side in drawn)
     return {
         judge.name: opinions_of_scores(judge.name, scores_a[judge.name], scores_b[judge.name], tie_margin)
         for judge in reward.judges
     }
 
 
-def _scores(reward: WeightedSum, rows: list[PromptRow], drawn: Drawn) -> dict[str, list[list[float | None]]]:
+def _scores(
+    reward: WeightedSum, rows: list[PromptRow], drawn: Drawn, say: Say
+) -> dict[str, list[list[float | None]]]:
     """What each reward gives to each completion, (B, G)."""
     owners = [row for row, side in zip(rows, drawn.candidates, strict=True) for _ in side]
     texts = [candidate.text for side in drawn.candidates for candidate in side]
     ids = [row for group in drawn.ids for row in group]
     rendered = [text for text, side in zip(drawn.rendered, drawn.candidates, strict=True) for _ in side]
     flat: dict[str, list[float | None]] = {judge.name: [] for judge in reward.judges}
+    progress = Progress("scoring", len(texts), "completions", say)
     for start in range(0, len(texts), _AT_ONCE):
         part = owners[start : start + _AT_ONCE]
         columns = {name: [row.columns[name] for row in part] for name in part[0].columns}
@@ -200,6 +204,7 @@ def _scores(reward: WeightedSum, rows: list[PromptRow], drawn: Drawn) -> dict[st
         )
         for name, scores in reward(batch).complete().parts.items():
             flat[name] += scores
+        progress.advance(len(part))
     group = len(drawn.candidates[0])
     return {
         name: [scores[start : start + group] for start in range(0, len(scores), group)]

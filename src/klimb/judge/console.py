@@ -1,6 +1,6 @@
 """What a person sees on the terminal of a comparison, and while completions are sampled."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,19 +9,27 @@ from rich.progress import track
 from rich.table import Table
 
 from klimb.judge.words import in_rows, lengths
+from klimb.progress import Progress
 from klimb.train.estimates import short_name
 
 if TYPE_CHECKING:
     from klimb.judge.compare import ComparisonResult
 
 
-def watched(places: Sequence[int]) -> Iterator[int]:
-    """Pass places on one by one, with a bar that goes when they have passed; nothing is shown where no terminal is."""
-    console = Console(stderr=True)
-    shown: Iterable[int] = places
+def watched(places: range) -> Iterator[int]:
+    """Pass places on one by one, with a bar that goes when they have passed, or lines where no terminal is.
+
+    Args:
+        places: Of the first prompt of each part; a range, whose end is the number of prompts.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     if console.is_terminal:
-        shown = track(places, description="  sampling", console=console, transient=True)
-    yield from shown
+        yield from track(places, description="  sampling", console=console, transient=True)
+        return
+    progress = Progress("sampling", places.stop, "prompts", lambda line: console.print(line, markup=False))
+    for place in places:
+        yield place
+        progress.advance(min(places.step, places.stop - place))
 
 
 def show_comparison(result: "ComparisonResult", console: Console | None = None) -> None:

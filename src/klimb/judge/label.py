@@ -7,12 +7,13 @@ from klimb.feedback.console import show_store
 from klimb.feedback.server import serve as serve_in_browser
 from klimb.feedback.store import Store
 from klimb.judge.config import LabelConfig
-from klimb.judge.serving import Say, Serve, serve_page
+from klimb.judge.serving import Serve, serve_page
+from klimb.progress import Say, tell
 
 _STORE = Path("feedback.db")
 
 
-def label(config: LabelConfig, say: Say = print, serve: Serve | None = None) -> str:
+def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> str:
     """Sample pairs, where a model is named, and serve the page until Ctrl-C.
 
     The same command draws the same pairs, of which the store keeps one each: what was judged stays judged.

@@ -14,8 +14,9 @@ from klimb.feedback.serving import clean_name
 from klimb.feedback.store import Store
 from klimb.judge.candidates import Drawn
 from klimb.judge.config import PEOPLE, JudgeConfig
-from klimb.judge.serving import Say, Serve, serve_page
+from klimb.judge.serving import Serve, serve_page
 from klimb.judge.tally import Opinions
+from klimb.progress import Say
 from klimb.text import Text
 from klimb.train.prompts import PromptRow
 

@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 from klimb.feedback.store import Store
 from klimb.judge.config import JudgeConfig
-
-Say = Callable[[str], None]
-"""Tells a person of what goes on."""
+from klimb.progress import Say
 
 Serve = Callable[..., None]
 """Serves the page, as `klimb.feedback.server.serve` does."""

@@ -281,8 +281,8 @@ def _explain(error: BaseException) -> str:
     while inner is not None:
         if isinstance(inner, OSError):
             found = inner
-        is_group = isinstance(inner, BaseExceptionGroup)
-        inner = inner.exceptions[0] if is_group else inner.__cause__ or inner.__context__
+        first = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else None
+        inner = first or inner.__cause__ or inner.__context__
     return f"{type(found).__name__}: {found}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from klimb.errors import DataError, RewardError
 from klimb.files import write_file
 from klimb.policy.clock import clock_at, current_moment
+from klimb.progress import Progress, Say, ignore
 from klimb.reward.call import RESERVED
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, Rewards, WeightedSum
@@ -40,7 +41,7 @@ class _Scored:
     place: str
 
 
-def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
+def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ignore) -> str:
     """Score each row of a file and write it, with the column `score`, as JSONL.
 
     A completion is a text, or the list of messages that TRL has for it, and its score is the same in either form. A row
@@ -51,6 +52,7 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
             columns go to the rewards too.
         rewards: As for `load_rewards`.
         output: Where to; replaced if it exists.
+        say: Is told how far it is.
 
     Returns:
         What was done, in a line.
@@ -68,6 +70,7 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
     scores: list[float] = []
     reasons: list[str] = []
     moment = current_moment()  # one for all rows, where a reward's chat template writes the time
+    progress = Progress("scoring", len(rows), "texts", say)
     for first in range(0, len(rows), _AT_ONCE):
         part = rows[first : first + _AT_ONCE]
         with clock_at(moment):
@@ -80,6 +83,7 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path) -> str:
             line = row.values | {"score": score} | ({"failure": reason} if reason else {})
             line |= {"extra": extra} if extra else {}
             lines.append(json.dumps(plain(line), ensure_ascii=False) + "\n")
+        progress.advance(len(part))
     if not scores:
         raise RewardError(f"no row could be scored: {reasons[0]}")
     write_file(output, "".join(lines))

@@ -3,11 +3,12 @@
 Axes: n texts, D features, K members of an ensemble.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs, make_pairs, split_by_prompt
 from klimb.feedback.sources import read_sources
 from klimb.files import cache_folder, make_folder, whole_folder, write_file
+from klimb.progress import Progress, Say
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.head import Head, fit_head
@@ -119,7 +121,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     features = _features(scorer, encoded, say)
     facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
     if config.method == "head":
-        learned = _learn_head(scorer, features, sides, config)
+        learned = _learn_head(scorer, features, sides, config, say)
     else:
         learned = _learn_weights(scorer, encoded, features, sides, config, say)
     facts["learned"] = learned.fact
@@ -145,13 +147,13 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
 
 def _learn_head(
-    scorer: Scorer, features: list[np.ndarray], sides: list[Pairs], config: RewardConfig
+    scorer: Scorer, features: list[np.ndarray], sides: list[Pairs], config: RewardConfig, say: Say
 ) -> _Learned:
     start = time.perf_counter()
     head = fit_head(features[0], sides[0], seed=config.seed)
     curve = _learning_curve(features, sides[0], sides[1], head, config.seed)
     scorer.set_head(head.weights)
-    scorer.members = _ensemble(features[0], sides[0], head, config)
+    scorer.members = _ensemble(features[0], sides[0], head, config, say)
     fact = f"ridge {head.ridge:,.4g}, learned in {time.perf_counter() - start:.0f} s"
     return _Learned(head, head.tie, [head.scores(x) for x in features], fact, curve)
 
@@ -176,7 +178,8 @@ def _learn_weights(
         f"{kept}; {time.perf_counter() - start:.0f} s"
     )
     say(fact)
-    scores = [scorer.scores(texts) for texts in encoded]
+    with _watched(scorer, "scoring", sum(len(ids) for texts in encoded for ids in texts), say):
+        scores = [scorer.scores(texts) for texts in encoded]
     return _Learned(head, tuning.tie, scores, fact, tuning=tuning, before=before)
 
 
@@ -221,11 +224,27 @@ def _features(
         found = np.load(file, allow_pickle=False)
     else:
         say(f"Reading {len(texts):,} texts, {sum(map(len, texts)):,} tokens …")
-        found = scorer.features([list(ids) for ids in texts])
+        with _watched(scorer, "reading", sum(map(len, texts)), say):
+            found = scorer.features([list(ids) for ids in texts])
         make_folder(file.parent)
         write_file(file, _npy(found))
     row_of = {ids: row for row, ids in enumerate(texts)}
     return [found[[row_of[tuple(ids)] for ids in side]] for side in encoded]
+
+
+@contextlib.contextmanager
+def _watched(scorer: Scorer, what: str, num_tokens: int, say: Say) -> Iterator[None]:
+    """Say now and then how many tokens have gone through the model."""
+    progress = Progress(what, num_tokens, "tokens", say)
+
+    def advance(_module: Any, _inputs: Any, named: dict[str, Any], _outputs: Any) -> None:
+        progress.advance(int(named["attention_mask"].sum()))
+
+    handle = scorer.model.register_forward_hook(advance, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -258,7 +277,9 @@ def _learning_curve(
     return curve
 
 
-def _ensemble(features: np.ndarray, train: Pairs, head: Head, config: RewardConfig) -> np.ndarray | None:
+def _ensemble(
+    features: np.ndarray, train: Pairs, head: Head, config: RewardConfig, say: Say
+) -> np.ndarray | None:
     """Heads of as many learners, each from prompts drawn with replacement."""
     if config.num_members == 1:
         return None
@@ -266,12 +287,14 @@ def _ensemble(features: np.ndarray, train: Pairs, head: Head, config: RewardConf
     units = train.units
     num_units = int(units.max()) + 1
     members: list[np.ndarray] = []
+    progress = Progress("learning the ensemble", config.num_members, "members", say)
     for _ in range(config.num_members):
         times = np.bincount(generator.integers(num_units, size=num_units), minlength=num_units)
         left, right = units[train.left], units[train.right]
         copies = np.where(left == right, times[left], times[left] * times[right])
         rows = np.repeat(np.arange(len(train)), copies)
         members.append(fit_head(features, train.take(rows), ridges=(head.ridge,)).weights)
+        progress.advance()
     return np.stack(members)
 
 

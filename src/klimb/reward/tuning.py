@@ -20,6 +20,7 @@ from klimb.feedback.pairs import Pairs
 from klimb.policy.counted import permutation
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.trainable import Lora, add_lora
+from klimb.progress import show_seconds
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import evaluate
 from klimb.reward.head import Head, fit_head
@@ -346,8 +347,10 @@ def _learn(
         losses.append(tuner.step(texts, pairs.take(rows)))
         if number % math.ceil(len(batches) / _NUM_REPORTS) == 0:
             seconds = time.perf_counter() - start
+            left = seconds / number * (len(batches) - number)
             say(
-                f"epoch {epoch}, step {number:,} of {len(batches):,}: loss {np.mean(losses):.3f}, {seconds:.0f} s"
+                f"epoch {epoch}, step {number:,} of {len(batches):,}: loss {np.mean(losses):.3f}, {seconds:.0f} s, "
+                f"about {show_seconds(left)} left of the epoch"
             )
             losses = []
 

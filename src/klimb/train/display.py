@@ -1,6 +1,8 @@
 """What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from klimb.progress import show_seconds
 from klimb.text import safe
 from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
@@ -25,6 +28,7 @@ from klimb.train.summary import Summary, show_prompt
 _SAMPLE_EVERY = 5  # steps between samples shown
 _LONGEST_SAMPLE = 140  # characters of a prompt, or of a completion
 _NUM_EXAMPLES = 3
+_STEPS_OF_AN_ESTIMATE = 20  # of the time that is left
 _MARKS = {"passed": ("✓", ""), "warned": ("!", "yellow"), "failed": ("✗", "bold red")}
 
 
@@ -35,7 +39,12 @@ class Display:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._num_steps = 0
+        self._seconds: deque[float] = deque(maxlen=_STEPS_OF_AN_ESTIMATE)
         self._told = ""
+
+    def tell(self, line: str) -> None:
+        """Something takes long, and is so far."""
+        self.console.print(Text(safe(line)))
 
     def loading(self, model: str) -> None:
         """The model is about to be loaded."""
@@ -124,7 +133,9 @@ class Display:
                 self._progress.add_task("train", total=self._num_steps, line="")
             self._progress.update(self._progress.task_ids[0], completed=done, line=line)
         else:
-            self.console.print(f"step {done}/{self._num_steps}  {line}")
+            self._seconds.append(sum(metrics["seconds"].values()))
+            left = show_seconds(statistics.fmean(self._seconds) * (self._num_steps - done))
+            self.console.print(f"step {done}/{self._num_steps}  {line}  about {left} left")
         self._tell_of_failures(judged)
         if metrics["step"] % _SAMPLE_EVERY == 0:
             self._sample(judged)

@@ -8,6 +8,7 @@ from typing import Any
 from klimb.errors import RewardError
 from klimb.policy.counted import Stream
 from klimb.policy.policy import Draw, Policy
+from klimb.progress import Progress, Say, ignore
 from klimb.reward.failures import Tolerance
 from klimb.reward.reward import WeightedSum
 from klimb.train.choice import Choice, recall, weigh
@@ -31,6 +32,7 @@ class Evaluator:
         rows: The evaluation prompts.
         config: The options of the run.
         num_prompts: How many prompts are trained on; as many as the evaluation has where None.
+        say: Is told how far it is.
     """
 
     policy: Policy
@@ -38,6 +40,7 @@ class Evaluator:
     rows: list[PromptRow]
     config: TrainConfig
     num_prompts: int | None = None
+    say: Say = ignore
 
     def evaluate_start(self) -> list[dict[str, Any]]:
         """Judge the policy as it is before its run.
@@ -66,6 +69,7 @@ class Evaluator:
         tolerance = Tolerance(self.config.max_failed, group * len(self.rows))
         num_prompts = self.num_prompts or len(self.rows)
         state = trainer_state(self.config, num_prompts, self.policy.num_updates)
+        progress = Progress("judging", group * len(self.rows), "completions", self.say)
         for start in range(0, len(self.rows), at_once):
             part = self.rows[start : start + at_once]
             indices = list(range(start, start + len(part)))
@@ -80,6 +84,7 @@ class Evaluator:
             )
             tolerance.take(judged.rewards.failures)
             evaluation += completion_rows(judged, start, when=when, step=self.policy.num_updates)
+            progress.advance(group * len(part))
         return evaluation
 
 

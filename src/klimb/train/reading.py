@@ -8,6 +8,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import klimb
+
 Files = dict[str, Path]
 """Files by their names for messages, which stay the same where all of them are moved together."""
 
@@ -130,5 +132,6 @@ def _module(name: str, roots: Sequence[Path]) -> Iterator[Path]:
 
 
 def _is_local(file: Path) -> bool:
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(file.is_relative_to(Path(place).resolve()) for place in installed)
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = Path(klimb.__file__).parent  # its version is told as what computes the run
+    return not any(file.is_relative_to(place.resolve()) for place in (*installed, ours))

@@ -128,7 +128,7 @@ def _train(
         _look_first(setting, display)
 
     # Judged before anything is written: a reward that fails at once leaves no folder behind.
-    evaluator = Evaluator(policy, reward, judged_rows, config, len(rows))
+    evaluator = Evaluator(policy, reward, judged_rows, config, len(rows), display.tell)
     evaluations = [] if resumption is None else resumption.evaluations
     before = None
     if not evaluations:
