@@ -120,7 +120,7 @@ def test_a_step_without_any_reward_is_passed_over_and_said(make_config):
 
 def test_an_evaluation_may_have_as_few_failures_as_a_step(make_config):
     config = make_config(SOME, preflight=False)
-    with pytest.raises(KlimbError, match=r"got nan, at completion 4 of 6: .*; 1 of 6 completions failed"):
+    with pytest.raises(KlimbError, match=r"got inf, at completion 4 of 6: .*; 1 of 6 completions failed"):
         run(config)
     assert not config.out.exists()
 
