@@ -200,7 +200,7 @@ def drawn(name, texts):
         ]
         for row, group in enumerate(texts)
     ]
-    return Drawn(candidates, [[len(text) for text in group] for group in texts])
+    return Drawn(candidates, [[[0] * len(text) for text in group] for group in texts])
 
 
 def ask(store, sides, serve, say=quiet):

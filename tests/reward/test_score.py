@@ -72,6 +72,11 @@ SAME = [
     {"prompt": "How was it?", "completion": [USER, ANSWER]},
     {"prompt": [USER], "text": [USER, ANSWER]},
     {"prompt": [USER, {"role": "assistant", "content": "Wonder"}], "completion": "ful."},
+    {"completion": [{"from": "human", "value": "How was it?"}, {"from": "gpt", "value": "Wonderful."}]},
+    {
+        "prompt": [USER | {"name": None}],
+        "completion": [ANSWER | {"content": [{"type": "text", "text": "Wonderful."}]}],
+    },
     {
         "prompt": [USER, {"role": "assistant", "content": "Wonder"}],
         "completion": [ANSWER | {"content": "ful."}],
@@ -81,8 +86,8 @@ SAME = [
 
 def test_a_completion_scores_the_same_as_text_and_as_messages(score, make_reward):
     rows, words = score([*SAME, {"prompt": "How was it?", "completion": "Wonderful."}])
-    assert [row["score"] for row in rows] == [10.0] * 10
-    assert "10 texts, mean score 10.000" in words
+    assert [row["score"] for row in rows] == [10.0] * 12
+    assert "12 texts, mean score 10.000" in words
     rows, _ = score([*SAME, {"prompt": [USER], "completion": "other"}], make_reward(MISTRAL))
     scores = [row["score"] for row in rows]
     assert len(set(scores[:-1])) == 1
@@ -123,6 +128,10 @@ def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
         (
             {"completion": [{"role": "assistant"}]},
             "completion: expected messages with a text `role` and `content`",
+        ),
+        (
+            {"completion": [{"role": "assistant", "content": [{"type": "image", "url": "x"}]}]},
+            "its content has a part of type 'image'; klimb reads text alone",
         ),
         ({"prompt": 3, "completion": "x"}, "prompt: expected text or a list of messages, got 3"),
     ],

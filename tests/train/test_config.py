@@ -43,6 +43,7 @@ def test_the_options_and_their_defaults_are_these():
         "prompts_per_step": 8,
         "completions_per_prompt": 4,
         "max_new_tokens": 64,
+        "skip_special_tokens": "chat",
         "temperature": 1.0,
         "precision": "float32",
         "micro_batch_size": None,

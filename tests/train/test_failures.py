@@ -63,7 +63,7 @@ def read_lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-SOME = "return [float('nan') if index == 4 else len(c) for index, c in enumerate(completions)]"
+SOME = "return [float('inf') if index == 4 else len(c) for index, c in enumerate(completions)]"
 
 
 def test_a_run_goes_on_without_the_completions_whose_reward_failed(make_config):
@@ -75,7 +75,7 @@ def test_a_run_goes_on_without_the_completions_whose_reward_failed(make_config):
         rows = [row for row in completions if row["step"] == step]
         assert [row["reward"] is None for row in rows] == [False] * 4 + [True, False]
         assert [row["failure"] for row in rows] == [None] * 4 + [
-            f"reward {name}: expected a finite number, got nan",
+            f"reward {name}: expected a finite number, got inf",
             None,
         ]
         given = [row["reward"] for row in rows if row["reward"] is not None]
@@ -86,7 +86,7 @@ def test_a_run_goes_on_without_the_completions_whose_reward_failed(make_config):
     assert not math.isnan(result.summary.gain.mean)
     assert screen.count("failed 1") == 2
     assert screen.count("! reward") == 1  # said once, not at each step
-    assert "got nan, at completion 4 of 6" in screen
+    assert "got inf, at completion 4 of 6" in screen
     assert "2 completions got no reward and are left out" in screen
     page = (config.out / "report.html").read_text()
     assert "In training 2 completions got no reward and counted for nothing" in page
@@ -120,7 +120,7 @@ def test_a_step_without_any_reward_is_passed_over_and_said(make_config):
 
 def test_an_evaluation_may_have_as_few_failures_as_a_step(make_config):
     config = make_config(SOME, preflight=False)
-    with pytest.raises(KlimbError, match=r"got nan, at completion 4 of 6: .*; 1 of 6 completions failed"):
+    with pytest.raises(KlimbError, match=r"got inf, at completion 4 of 6: .*; 1 of 6 completions failed"):
         run(config)
     assert not config.out.exists()
 

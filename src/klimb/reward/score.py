@@ -9,6 +9,7 @@ from typing import Any
 
 from klimb.errors import DataError, RewardError
 from klimb.files import write_file
+from klimb.messages import MessageError, read_messages
 from klimb.policy.clock import clock_at, current_moment
 from klimb.progress import Progress, Say, ignore
 from klimb.reward.call import RESERVED
@@ -119,11 +120,8 @@ def _scored(row: Row) -> _Scored:
         raise DataError(
             f"{row.place}: no text: expected a column completion, text or messages, got {columns}"
         )
-    prompt: Text = values.get("prompt") or ""
-    for column, text in ((name, values[name]), ("prompt", prompt)):
-        if (text or column == name) and (problem := problem_with(text)):
-            raise DataError(f"{row.place}: {column}: {problem}")
-    said: Text = values[name]
+    said = _text_of(values[name], f"{row.place}: {name}")
+    prompt: Text = _text_of(values["prompt"], f"{row.place}: prompt") if values.get("prompt") else ""
     if isinstance(said, str):
         return _Scored(values, prompt, said, None, row.place)
     prompt, answer = _take_apart(prompt, said)
@@ -137,6 +135,20 @@ def _scored(row: Row) -> _Scored:
         None if is_one else answer,
         row.place,
     )
+
+
+def _text_of(value: Any, where: str) -> Text:
+    """A text, or messages in one form."""
+    if isinstance(value, list) and value:
+        try:
+            return [plain(message) for message in read_messages(value)]
+        except MessageError as error:
+            raise DataError(f"{where}: {error}") from error
+        except RecursionError as error:
+            raise DataError(f"{where}: a message is nested too deep to be read") from error
+    if problem := problem_with(value):
+        raise DataError(f"{where}: {problem}")
+    return value
 
 
 def _take_apart(prompt: Text, messages: list[Message]) -> tuple[Text, list[Message]]:
