@@ -42,12 +42,14 @@ class Rating:
         completion: The text.
         score: The number, more for better.
         rater: Who gave it, where that is known.
+        place: File and line that it was read from, for messages.
     """
 
     prompt: Text
     completion: str
     score: float
     rater: str = ""
+    place: str = field(default="", compare=False)
 
 
 def ranked(prompt: Text, completions: Sequence[str], rater: str = "") -> list[Comparison]:

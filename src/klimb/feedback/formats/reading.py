@@ -67,7 +67,7 @@ def take_row(row: Row, feedback: Feedback) -> None:
     feedback.num_skipped += not found
     for judgement in found:
         if isinstance(judgement, Rating):
-            feedback.ratings.append(judgement)
+            feedback.ratings.append(replace(judgement, place=row.place))
         else:
             feedback.comparisons.append(replace(judgement, place=row.place))
 
