@@ -26,6 +26,10 @@ class RewardError(KlimbError, RuntimeError):
     """A reward could not be loaded, or failed for more completions than may fail."""
 
 
+class TooLongError(RewardError):
+    """A text has more tokens than a reward model reads."""
+
+
 class RewardHangsError(RewardError):
     """A reward is still busy with a call that was given up, and cannot be asked again."""
 

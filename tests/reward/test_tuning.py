@@ -342,8 +342,14 @@ def test_a_text_that_is_too_long_and_a_pair_of_the_same_text_are_named(tmp_path,
     rows = [row | {"prompt": f"p {index}"} for index in range(30)]
     long = write_jsonl([*rows, row | {"chosen": "a" * 70}], "long.jsonl")
     config = {"base": str(model_folder), "out": tmp_path / "reward"}
-    with pytest.raises(KlimbError, match="prompt and completion have 71 tokens and it reads at most 64"):
-        train_reward(make_config(feedback=(str(long),), **config))
+    said = []
+    train_reward(
+        make_config("head", feedback=(str(long),), **config | {"out": tmp_path / "others"}), said.append
+    )
+    (line,) = [line for line in said if "refused" in line and "tokens" in line]
+    assert f"{long}:31: " in line
+    assert "prompt and completion have 71 tokens and it reads at most 64" in line
+    assert "1 judgements refused, whose texts cannot be read; --truncate left (or right)" in "\n".join(said)
     same = write_jsonl([row | {"chosen": "bad"}], "same.jsonl")
     with pytest.raises(KlimbError, match="the two completions are the same: 'bad'"):
         train_reward(make_config(feedback=(str(same),), **config))

@@ -15,7 +15,7 @@ from klimb.cli import main
 from klimb.errors import PreflightError
 from klimb.train.display import Display
 from klimb.train.preflight import examine
-from klimb.train.probe import check_reloading, check_sampler, check_start, draw_probe
+from klimb.train.probe import check_reward_room, check_sampler, check_start, draw_probe
 from klimb.train.run import train
 
 
@@ -106,40 +106,39 @@ def test_rewards_are_tried(judge, outcome, words, make_setting):
 
 @pytest.fixture
 def make_classifier(tokenizer, tmp_path):
-    def make(*, is_whole):
+    def make(*, longest):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = LlamaForSequenceClassification(
                 LlamaConfig(
                     vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1,
                     num_attention_heads=2, num_labels=1, pad_token_id=tokenizer.eos_token_id, bos_token_id=None,
-                    eos_token_id=None,
+                    eos_token_id=None, max_position_embeddings=longest,
                 )
             )  # fmt: skip
         folder = tmp_path / "judge"
-        weights = {
-            name: w for name, w in model.state_dict().items() if is_whole or not name.startswith("score")
-        }
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
 
     return make
 
 
-@pytest.mark.parametrize(("is_whole", "outcome"), [(True, "passed"), (False, "failed")])
 @pytest.mark.parametrize("role", ["reward", "judges"])
-def test_a_reward_model_must_score_alike_when_loaded_again(
-    is_whole, outcome, role, make_classifier, make_setting
+def test_a_reward_model_that_cannot_read_the_longest_completions_is_named(
+    role, make_classifier, make_setting
 ):
-    folder = str(make_classifier(is_whole=is_whole))
+    folder = str(make_classifier(longest=20))
     named = {"reward": (folder,)} if role == "reward" else {"judges": (folder,)}
-    setting = make_setting(**named)
-    probe = draw_probe(setting.policy, setting.rows, setting.config)
-    (result,) = check_reloading(setting.reward, probe, setting.config)
-    assert result.outcome == outcome
-    assert folder in result.words
-    assert ("lacks weights" in result.remedy) == (outcome == "failed")
+    setting = make_setting(max_new_tokens=8, **named)  # the longest prompt, "a longer one", has 12 tokens
+    (result,) = check_reward_room(setting.reward, setting.rows, 8)
+    assert result.outcome == "passed"
+    (result,) = check_reward_room(setting.reward, setting.rows, 9)
+    assert result.outcome == "warned"
+    assert (
+        f"{folder} reads 20 tokens; prompts and completions have up to 21, too many for 1 of" in result.words
+    )
+    assert "lower --max-new-tokens" in result.remedy
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_remedy_before_anything_is_written(

@@ -48,6 +48,15 @@ class ClassifierReward:
                 "klimb reward train --num-members 4"
             )
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it reads at most; None where nothing limits them, or longer texts are cut."""
+        return None if self._scorer.cuts else self._scorer.longest
+
+    def count_tokens(self, prompt: Text) -> int:
+        """Count the tokens of a prompt with an empty completion."""
+        return len(self._scorer.tokenise(prompt, ""))
+
     def __call__(self, batch: Batch) -> list[Answer]:
         """Score each completion after its prompt; one that cannot be read is `Failed`.
 

@@ -35,6 +35,12 @@ class RewardConfig:
     question: str = ""
     """Text that is appended to whatever is read; a decoder's head sees its last token."""
 
+    max_length: int | None = None
+    """Most tokens of a prompt and its completion; as many as the base reads by default. Longer ones are refused."""
+
+    truncate: Literal["left", "right"] | None = None
+    """Cut longer texts on this side instead, in learning and wherever the reward is used; None refuses them."""
+
     min_gap: float = 0.0
     """Least difference of two ratings that counts as a preference, in the ratings' unit."""
 
@@ -80,6 +86,10 @@ class RewardConfig:
             raise ConfigError(f"num_members: expected at least 1, got {self.num_members}")
         if self.pairs_per_text < 1:
             raise ConfigError(f"pairs_per_text: expected at least 1, got {self.pairs_per_text}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max_length: expected at least 1, got {self.max_length}")
+        if self.truncate not in (None, "left", "right"):
+            raise ConfigError(f"truncate: expected left or right, got {self.truncate!r}")
         if self.min_gap < 0:
             raise ConfigError(f"min_gap: expected at least 0, got {self.min_gap:g}")
         if not self.feedback:

@@ -3,43 +3,59 @@
 Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 """
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
-from tokenizers.processors import Sequence as Processors
-from tokenizers.processors import TemplateProcessing
-from torch import Tensor
 
-from klimb.errors import ConfigError, DataError, ModelNotFoundError, RewardError
+from klimb.errors import ConfigError, DataError, ModelNotFoundError, RewardError, TooLongError
 from klimb.policy import chat
 from klimb.policy.clock import fix_clock
 from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
 from klimb.policy.saving import companions, save_whole
 from klimb.policy.trunk import decoder_layers
+from klimb.reward.padding import (
+    batch_key,
+    can_score,
+    choose_padding,
+    known_padding,
+    longest_text,
+    pad,
+    set_padding,
+    spare_token,
+)
+from klimb.reward.question import append_question
 from klimb.text import Message, Text
 
 ENSEMBLE = "ensemble.safetensors"
 """Beside a model: the heads of an ensemble's members, `heads` (K, D)."""
 
 _BATCH_TOKENS = 2048  # that go through the model at once, with padding
-_HEADS = ("score", "classifier")  # what transformers calls a classification model's last layer
+# What transformers calls a classification model's last layer, or what that stands in.
+_HEADS = ("score", "classifier", "classification_head", "logits_proj")
+_INNER = ("out_proj", "linear_out")
+_CUT = "klimb_truncates"  # stands in tokenizer_config.json
+
+Side = Literal["left", "right"]
 
 
 class Scorer:
     """A model that gives a prompt and its completion one number, on its raw output.
 
+    s(x) = w · h(x) + b, in float32, where h is what the model's own forward hands to its head: at the token that it
+    chooses. So a text has one score: here for learning, testing and serving, alone and in a batch, and in transformers.
+
     Attributes:
         model: The transformers model, in evaluation mode.
         tokenizer: Its tokenizer.
         name: Where it came from, for messages.
+        longest: Most tokens that it reads; None where nothing limits them.
         members: Heads of an ensemble's members, (K, D), where there is one.
         notes: What a user should know of how it was loaded.
         folder: Where its files are; None where it came from none.
@@ -54,11 +70,10 @@ class Scorer:
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         use_fast_layers(model)
-        self._longest = getattr(model.config, "max_position_embeddings", None)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        self.longest = longest_text(model)
+        if self.cuts:
+            self.longest = tokenizer.model_max_length
+        self._padding = known_padding(model)
         tokenizer.padding_side = "right"
 
     @classmethod
@@ -108,11 +123,12 @@ class Scorer:
         if num_layers is not None:
             _keep_layers(model, num_layers)
         if question:
-            _append(tokenizer, question)
+            tokenizer = append_question(tokenizer, question)
         moment = fix_clock(tokenizer)  # a text has one score, today and tomorrow
         scorer = cls(model.to(_device(device)), tokenizer, str(base))
         scorer.notes, scorer.folder = loaded.notes, loaded.folder
         scorer.moment = moment
+        scorer.settle_padding()
         with torch.no_grad():
             scorer.head.weight.zero_()
             if getattr(scorer.head, "bias", None) is not None:
@@ -122,12 +138,31 @@ class Scorer:
     @property
     def head(self) -> Any:
         """The last layer, which makes the score."""
+        found = self._find_head()
+        if found is None:
+            raise ConfigError(f"{self.name}: found no classification head in {type(self.model).__name__}")
+        return found
+
+    def _find_head(self) -> Any:
         for name in _HEADS:
             head = getattr(self.model, name, None)
-            head = getattr(head, "out_proj", head)
+            for inner in _INNER:
+                head = getattr(head, inner, head)
             if head is not None:
                 return head
-        raise ConfigError(f"{self.name}: found no classification head in {type(self.model).__name__}")
+        return None
+
+    def settle_padding(self, texts: Iterable[list[int]] = ()) -> None:
+        """Choose the token that a new reward takes for padding, and write it into model and tokenizer.
+
+        Args:
+            texts: Encoded: the last token of these is scored wherever a special token is left that none ends in.
+        """
+        token = choose_padding(self.model, self.tokenizer, texts)
+        self._padding = token
+        set_padding(self.model, token)
+        if token is not None:
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(token)
 
     @torch.no_grad()
     def set_head(self, weights: Float[np.ndarray, " D"]) -> None:
@@ -150,21 +185,70 @@ class Scorer:
             opened: What the policy's prompt opened of the assistant's turn, such as `<think>`.
 
         Raises:
-            RewardError: They are longer than the model can read, or there are messages while the tokenizer has no chat
-                template, or one that refuses them.
+            TooLongError: They are longer than the model can read.
+            RewardError: They have no tokens, or none that the model scores, or there are messages while the tokenizer
+                has no chat template, or one that refuses them.
         """
-        if isinstance(prompt, str) and isinstance(completion, str):
-            ids = chat.tokenize(self.tokenizer, prompt + completion)
-        else:
-            text = self.render(chat.conversation(prompt, completion, opened), columns)
-            # The template has put special tokens in; a question that was appended is the tokenizer's own.
-            ids = chat.tokenize(self.tokenizer, text, add_special_tokens=_has_question(self.tokenizer))
-        if self._longest is not None and len(ids) > self._longest:
+        ids = self.tokenise(prompt, completion, columns, opened)
+        if not ids:
             raise RewardError(
-                f"reward {self.name}: prompt and completion have {len(ids)} tokens and it reads at most "
-                f"{self._longest}: shorten the prompts, or lower --max-new-tokens"
+                f"reward {self.name}: prompt and completion have no tokens, so nothing can be scored"
+            )
+        if self.longest is not None and len(ids) > self.longest:
+            raise TooLongError(
+                f"reward {self.name}: prompt and completion have {len(ids):,} tokens and it reads at most "
+                f"{self.longest:,}"
+            )
+        if not can_score(self.model, ids):
+            raise RewardError(
+                f"reward {self.name}: it scores a text at its end token, and the tokenizer puts none after this one"
             )
         return ids
+
+    def tokenise(
+        self,
+        prompt: Text,
+        completion: Text,
+        columns: Mapping[str, Any] = chat.NO_COLUMNS,
+        opened: str = "",
+    ) -> list[int]:
+        """Tokenise as `encode` does, however long the text is.
+
+        Raises:
+            RewardError: There are messages while the tokenizer has no chat template, or one that refuses them.
+        """
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return self._tokenise(prompt + completion, add_special_tokens=True)
+        text = self.render(chat.conversation(prompt, completion, opened), columns)
+        return self._tokenise(text, add_special_tokens=False)  # the template has put them in
+
+    def cut_longer(self, side: Side, most: int | None = None) -> None:
+        """Cut longer texts from now on, wherever this tokenizer is used, also by transformers with `truncation=True`.
+
+        Args:
+            side: Which end of the text is cut off; special tokens that the tokenizer adds, and a question, stay.
+            most: Tokens that are left, at most as many as the model reads; that many where None.
+
+        Raises:
+            ConfigError: The model sets no limit, and none is given.
+        """
+        limit = min(filter(None, (most, self.longest)), default=None)
+        if limit is None:
+            raise ConfigError(f"truncate: {self.name} sets no limit on its texts; give one by --max-length")
+        self.longest = limit
+        self.tokenizer.truncation_side, self.tokenizer.model_max_length = side, limit
+        self.tokenizer.init_kwargs[_CUT] = True
+
+    def _tokenise(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if not self.cuts:
+            return chat.tokenize(self.tokenizer, text, add_special_tokens=add_special_tokens)
+        cut = {"truncation": True, "max_length": self.longest}
+        return self.tokenizer(text, add_special_tokens=add_special_tokens, **cut).input_ids
+
+    @property
+    def cuts(self) -> bool:
+        """Whether longer texts are cut, as this reward's tokenizer says."""
+        return bool(self.tokenizer.init_kwargs.get(_CUT))
 
     def render(self, messages: list[Message], columns: Mapping[str, Any] = chat.NO_COLUMNS) -> str:
         """Write a whole conversation as the model reads it.
@@ -181,38 +265,50 @@ class Scorer:
         except DataError as error:
             raise RewardError(f"reward {self.name}: {error}") from error
 
-    @torch.no_grad()
     def scores(self, texts: list[list[int]]) -> Float[np.ndarray, " n"]:
         """Score encoded texts."""
+        if self._has_plain_head():
+            return self.apply_head(self.features(texts))
         found = np.zeros(len(texts), dtype=np.float32)
-        for rows, inputs in self.batches(texts):
-            found[rows] = self.model(**inputs).logits[:, 0].float().cpu().numpy()
+        for rows, logits in self._read(texts):
+            found[rows] = logits[:, 0]
         return found
 
-    @torch.no_grad()
     def features(self, texts: list[list[int]]) -> Float[np.ndarray, "n D"]:
-        """Find what the head sees of encoded texts."""
-        found: np.ndarray | None = None
-        seen: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        """Find what the head sees of encoded texts, each at the token that the model's own forward chooses."""
+        found = np.zeros((len(texts), self.head.weight.shape[1]), dtype=np.float32)
+        # In the head's place stands what it is given, so that the model's choice of a token applies to that.
+        handle = self.head.register_forward_hook(lambda _module, inputs, _output: inputs[0])
         try:
-            for rows, inputs in self.batches(texts):
-                seen.clear()
-                self.model(**inputs)
-                states = seen[0]
-                if states.ndim == 3:  # a decoder's: of every token, and the last one counts
-                    last = inputs["attention_mask"].sum(dim=1) - 1
-                    states = states[torch.arange(len(rows), device=states.device), last]
-                if found is None:
-                    found = np.zeros((len(texts), states.shape[1]), dtype=np.float32)
-                found[rows] = states.float().cpu().numpy()
+            for rows, seen in self._read(texts):
+                found[rows] = seen
         finally:
             handle.remove()
-        return found if found is not None else np.zeros((0, self.head.weight.shape[1]), dtype=np.float32)
+        return found
+
+    def apply_head(self, features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, " n"]:
+        """Score texts by what the head sees of them."""
+        weights = self.head.weight.detach()[0].double().cpu()
+        bias = getattr(self.head, "bias", None)
+        scores = torch.from_numpy(features).double() @ weights
+        return (scores if bias is None else scores + bias.detach().double().cpu()).float().numpy()
+
+    def _has_plain_head(self) -> bool:
+        """Whether nothing follows the head; code that came with a model may do anything."""
+        return self._find_head() is not None and type(self.model).__module__.startswith(
+            "transformers.models."
+        )
+
+    def _read(self, texts: list[list[int]]) -> Iterator[tuple[list[int], Float[np.ndarray, "n C"]]]:
+        for rows, inputs in self.batches(texts):
+            with torch.no_grad():
+                logits = self.model(**inputs).logits
+            yield rows, logits.float().cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write what `AutoModelForSequenceClassification` and `AutoTokenizer` load."""
         beside = {} if self.folder is None else companions(self.folder, has_same_tokenizer=False)
+        set_padding(self.model, self._padding)
         with without_progress_bars():
             save_whole(self.model, self.tokenizer, folder, beside)
         if self.members is not None:
@@ -228,13 +324,18 @@ class Scorer:
         Returns:
             Indices of some of the texts, and the model's inputs for these, until each was there once.
         """
-        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        padding = spare_token(self.model, texts) if self._padding is None else self._padding
+        set_padding(self.model, padding)
+        most = 1 if padding is None else most
+        keys = [batch_key(self.model, text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda index: (keys[index], -len(texts[index])))
         while order:
-            count = max(1, _BATCH_TOKENS // len(texts[order[0]])) if texts[order[0]] else len(order)
+            count = max(1, _BATCH_TOKENS // len(texts[order[0]]))
             count = count if most is None else min(count, most)
-            rows, order = order[:count], order[count:]
-            inputs = self.tokenizer.pad({"input_ids": [texts[row] for row in rows]}, return_tensors="pt")
-            yield rows, inputs.to(self.model.device)
+            rows = [row for row in order[:count] if keys[row] == keys[order[0]]]
+            order = order[len(rows) :]
+            inputs = pad([texts[row] for row in rows], padding or 0)
+            yield rows, {name: values.to(self.model.device) for name, values in inputs.items()}
 
 
 def _device(device: str | None) -> str:
@@ -258,22 +359,3 @@ def _keep_layers(model: Any, num_layers: int) -> None:
     model.config.num_hidden_layers = num_layers
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[:num_layers]
-
-
-def _append(tokenizer: Any, question: str) -> None:
-    """Let the tokenizer itself append a text, so that whatever loads it reads texts in the same way."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ConfigError(
-            f"question: {type(tokenizer).__name__} cannot append a text; leave the question out"
-        )
-    tokens = backend.encode(question, add_special_tokens=False)
-    special = {"id": "<question>", "ids": tokens.ids, "tokens": tokens.tokens}
-    template = TemplateProcessing(single="$A <question>", special_tokens=[special])
-    usual = copy.deepcopy(backend.post_processor)
-    backend.post_processor = template if usual is None else Processors([usual, template])
-    tokenizer.init_kwargs["klimb_question"] = question
-
-
-def _has_question(tokenizer: Any) -> bool:
-    return bool(tokenizer.init_kwargs.get("klimb_question"))

@@ -25,6 +25,7 @@ from klimb.progress import Progress, Say
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.head import Head, fit_head
+from klimb.reward.reading import Reader, check_deployed, check_saved_tokenizer
 from klimb.reward.scorer import Scorer
 from klimb.reward.tuning import Tuning, tune
 from klimb.text import printable, redact, redacted
@@ -91,7 +92,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     Raises:
         DataError: Nothing can be learned from the files.
         DivergedError: Weights have gone where scores are no longer finite.
-        RewardError: A text is longer than the base can read, or has messages while it has no chat template.
+        RewardError: The saved reward would give other scores than those that were evaluated.
         RunFolderError: The folder exists already.
         ModelNotFoundError: No such base.
     """
@@ -107,16 +108,14 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
     say(f"Loading {config.base} …")
     scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.question)
+    encoded, sides, facts = _encode(scorer, feedback, config, (sides, facts), say)
     if scorer.moment is not None:
         facts["clock"] = (
             f"the base's chat template writes the time: {scorer.moment} in this reward, now and later"
         )
         say(facts["clock"])
-    if config.method != "head":
-        scorer.model.float()
-    encoded = [
-        [scorer.encode(*text) for text in zip(side.prompts, side.completions, strict=True)] for side in sides
-    ]
+    scorer.settle_padding(text for side in encoded for text in side)
+    check_saved_tokenizer(scorer, sides[1], encoded[1])
     start = time.perf_counter()
     features = _features(scorer, encoded, say)
     facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
@@ -142,7 +141,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
         learned.tuning,
         learned.before,
     )
-    _write(result, config, scorer)
+    _write(result, config, scorer, lambda folder: check_deployed(scorer, folder, sides[1], learned.scores[1]))
     return result
 
 
@@ -155,7 +154,7 @@ def _learn_head(
     scorer.set_head(head.weights)
     scorer.members = _ensemble(features[0], sides[0], head, config, say)
     fact = f"ridge {head.ridge:,.4g}, learned in {time.perf_counter() - start:.0f} s"
-    return _Learned(head, head.tie, [head.scores(x) for x in features], fact, curve)
+    return _Learned(head, head.tie, [scorer.apply_head(x) for x in features], fact, curve)
 
 
 def _learn_weights(
@@ -181,6 +180,29 @@ def _learn_weights(
     with _watched(scorer, "scoring", sum(len(ids) for texts in encoded for ids in texts), say):
         scores = [scorer.scores(texts) for texts in encoded]
     return _Learned(head, tuning.tie, scores, fact, tuning=tuning, before=before)
+
+
+def _encode(
+    scorer: Scorer,
+    feedback: Feedback,
+    config: RewardConfig,
+    prepared: tuple[list[Pairs], dict[str, str]],
+    say: Callable[[str], None],
+) -> tuple[list[list[list[int]]], list[Pairs], dict[str, str]]:
+    """Encode the texts of either side; where some cannot be read, the pairs are made anew without them."""
+    if config.truncate is not None:
+        scorer.cut_longer(config.truncate, config.max_length)
+    elif config.max_length is not None:
+        scorer.longest = min(config.max_length, scorer.longest or config.max_length)
+    reader = Reader(scorer)
+    readable, num_refused = reader.readable(feedback, say)
+    sides, facts = prepared
+    if num_refused:
+        sides, facts = _prepare(readable, config)
+        facts["refused"] = f"{num_refused:,} judgements refused, whose texts cannot be read"
+        for fact in facts.values():
+            say(fact)
+    return [reader.encode_pairs(side) for side in sides], sides, facts
 
 
 def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dict[str, str]]:
@@ -214,7 +236,8 @@ def _features(
 ) -> list[Float[np.ndarray, "n D"]]:
     """Computed once for the same model and texts, however these are split, then taken from the cache."""
     texts = sorted({tuple(ids) for side in encoded for ids in side})
-    digest = hashlib.sha256(json.dumps(texts).encode())
+    shape = {key: value for key, value in scorer.model.config.to_dict().items() if key != "_name_or_path"}
+    digest = hashlib.sha256(json.dumps([texts, shape], default=str, sort_keys=True).encode())
     for name, weight in scorer.model.named_parameters():  # of each weight a few numbers stand for all
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
@@ -298,11 +321,12 @@ def _ensemble(
     return np.stack(members)
 
 
-def _write(result: RewardResult, config: RewardConfig, scorer: Scorer) -> None:
+def _write(result: RewardResult, config: RewardConfig, scorer: Scorer, check: Callable[[Path], None]) -> None:
     from klimb.reward.report import draw_report
 
     with whole_folder(config.out) as unfinished:
         scorer.save(unfinished)
+        check(unfinished)
         options = {
             key: [str(v) for v in value]
             if isinstance(value, tuple)

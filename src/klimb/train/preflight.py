@@ -25,7 +25,7 @@ from klimb.train.checks import (
 )
 from klimb.train.config import TrainConfig
 from klimb.train.memory import MemoryPrediction, outline, predict_memory, size_of
-from klimb.train.probe import check_reloading, check_rewards, check_sampler, check_start, draw_probe
+from klimb.train.probe import check_reward_room, check_rewards, check_sampler, check_start, draw_probe
 from klimb.train.prompts import PromptRow
 from klimb.train.room import available_memory, base_memory, device_of, free_disk, held_memory
 
@@ -114,7 +114,7 @@ def _probe_checks(setting: Setting) -> list[Result]:
         check_start(policy, probe, _START_BOUNDS[config.precision]),
         check_sampler(policy, probe, config.max_sampler_gap or USUAL_GAPS[config.precision]),
         check_rewards(setting.reward, probe, config),
-        *check_reloading(setting.reward, probe, config),
+        *check_reward_room(setting.reward, setting.rows, config.max_new_tokens),
     ]
 
 

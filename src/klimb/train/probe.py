@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from klimb.errors import KlimbError
 from klimb.policy.completions import Completions
 from klimb.policy.counted import Stream
 from klimb.policy.policy import Draw, Policy
-from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.train.checks import LOOKED_THROUGH, Result
 from klimb.train.config import TrainConfig
@@ -140,44 +138,29 @@ def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: Trai
     return Result("rewards", "passed", words)
 
 
-def check_reloading(reward: WeightedSum, probe: Probe, config: TrainConfig) -> list[Result]:
-    """Whether each reward model, loaded once more, gives the probe the very same scores; nothing without any."""
+def check_reward_room(reward: WeightedSum, rows: Sequence[PromptRow], max_new_tokens: int) -> list[Result]:
+    """Whether each reward model reads the longest prompts with a completion of any length; nothing without any."""
     from klimb.reward.classifier import ClassifierReward
 
-    trained = {id(one) for one in reward.rewards}
+    prompts = [row.prompt for row in sorted(rows, key=lambda row: -len(str(row.prompt)))[:LOOKED_THROUGH]]
     results: list[Result] = []
     for model in [*reward.rewards, *reward.judges]:
-        if not isinstance(model, ClassifierReward):
+        if not isinstance(model, ClassifierReward) or model.longest is None:
             continue
-        (again,) = load_rewards(
-            [model.name],
-            caution=config.caution if id(model) in trained else 0.0,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-        ).rewards
-        try:
-            first, second = (list(one(probe.batch)) for one in (model, again))
-        except KlimbError as error:
-            results.append(Result("reloading", "failed", str(error), "choose another reward model"))
+        needed = [model.count_tokens(prompt) + max_new_tokens for prompt in prompts]
+        num_short = sum(count > model.longest for count in needed)
+        words = (
+            f"{model.name} reads {model.longest:,} tokens; prompts and completions have up to {max(needed):,}"
+        )
+        if not num_short:
+            results.append(Result("reward room", "passed", words))
             continue
-        results.append(compare_scores(model.name, first, second))
+        words += (
+            f", too many for {num_short} of the {len(prompts)} longest prompts: such completions get no score"
+        )
+        remedy = "shorten the prompts, lower --max-new-tokens, or learn the reward with --truncate left"
+        results.append(Result("reward room", "warned", words, remedy))
     return results
-
-
-def compare_scores(name: str, first: Sequence[Any], second: Sequence[Any]) -> Result:
-    """Whether two loads of a reward model gave the same scores, to the bit."""
-    if first == second:
-        return Result("reloading", "passed", f"{name}: the same scores to the bit")
-    numbers = [
-        pair for pair in zip(first, second, strict=True) if all(isinstance(one, float) for one in pair)
-    ]
-    gap = max((abs(a - b) for a, b in numbers), default=math.nan)
-    return Result(
-        "reloading",
-        "failed",
-        f"{name}: loaded once more it gives other scores, by up to {gap:.2g}",
-        "its folder lacks weights, which are then drawn at random: save the model whole, with its head",
-    )
 
 
 def _missing_tags(policy: Policy, batch: Batch) -> str:
