@@ -1,4 +1,5 @@
-/* The work of layers.c, compiled once for each kind of processor. */
+/* The work of layers.c, compiled once for each path. */
+#include "vector_steps.h"
 
 INLINE float inverse_root(const struct layer_rows *job, const float *x) {
     floats squares = all(0);

@@ -207,6 +207,7 @@ void klimb_multiply(const int64_t *sizes, const float *a, const float *b, const 
                     int64_t num_threads) {
     struct product job = {sizes[0], sizes[1], sizes[2], a, b, plus, out, sizes[3], sizes[4], sizes[5], sizes[6],
                           sizes[7], sizes[8], sizes[9], sizes[10], 0, 0, 0};
+    if (!job.num_rows || !job.num_columns) return;
     const int64_t strips = (job.num_columns + STRIP - 1) / STRIP;
     job.tile_columns = up_to((job.num_columns + strips - 1) / strips, PANEL);
     job.tile_rows = up_to((job.num_rows + num_threads - 1) / num_threads, ROWS);
