@@ -9,6 +9,7 @@ from typing import Any
 
 from klimb.errors import DataError, RewardError
 from klimb.files import write_file
+from klimb.messages import MessageError, read_messages, unfold
 from klimb.policy.clock import clock_at, current_moment
 from klimb.reward.call import RESERVED
 from klimb.reward.load import load_rewards
@@ -108,7 +109,7 @@ def _judge(judge: WeightedSum, rows: Sequence[_Scored], names: Sequence[str]) ->
 def _scored(row: Row) -> _Scored:
     if row.problem:
         raise DataError(f"{row.place}: {row.problem}")
-    values = row.values
+    values = row.values | _messages_of(row)
     name = next((name for name in _TEXTS if values.get(name) is not None), None)
     if name is None:
         columns = ", ".join(map(repr, values)) or "none"
@@ -135,6 +136,19 @@ def _scored(row: Row) -> _Scored:
     )
 
 
+def _messages_of(row: Row) -> dict[str, list[Message]]:
+    """The columns of a row that hold messages, in the form that chat templates know."""
+    found: dict[str, list[Message]] = {}
+    for name in ("prompt", *_TEXTS):
+        try:
+            value = unfold(row.values.get(name))
+            if isinstance(value, list) and value:
+                found[name] = read_messages(value)
+        except MessageError as error:
+            raise DataError(f"{row.place}: {name}: {error}") from error
+    return found
+
+
 def _take_apart(prompt: Text, messages: list[Message]) -> tuple[Text, list[Message]]:
     """Split messages into what is answered and the answer: those of the assistant, and tools, at the end.
 
@@ -152,4 +166,4 @@ def _take_apart(prompt: Text, messages: list[Message]) -> tuple[Text, list[Messa
     repeated = [(message["role"], content_of(message)) for message in before[-len(says) :]] if says else []
     if before and repeated == says:
         return before, answer
-    return [*asked, *before], answer
+    return [*asked, *before] or "", answer
