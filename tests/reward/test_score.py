@@ -1,7 +1,10 @@
 """`klimb reward score`: a completion is its text or its messages, and a strange row costs itself."""
 
+import datetime
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -139,3 +142,26 @@ def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
 def test_a_row_without_an_answer_is_refused_with_its_line(row, message, score):
     with pytest.raises(DataError, match=message):
         score([SAME[0], row])
+
+
+def test_messages_of_other_tools_and_values_that_json_has_not_are_read_and_written(tmp_path):
+    now = datetime.datetime(2023, 4, 9, tzinfo=datetime.UTC)
+    turn = {"from": "gpt", "value": "abc", "at": now}
+    pyarrow.parquet.write_table(
+        pa.Table.from_pylist([{"completion": [turn], "at": now}]), tmp_path / "in.parquet"
+    )
+    (tmp_path / "own.py").write_text(
+        "def year(completions, at, **_):\n    return [float(time.year) for time in at]\n"
+    )
+    score_file(tmp_path / "in.parquet", (f"{tmp_path / 'own.py'}:year",), tmp_path / "out.jsonl")
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (row["at"], row["score"]) == ("2023-04-09T00:00:00+00:00", 2023.0)
+    assert row["completion"] == [{"role": "assistant", "content": "abc", "at": "2023-04-09T00:00:00+00:00"}]
+
+
+def test_a_role_that_is_not_known_is_refused_with_its_line(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"completion": [{"role": "critic", "content": "x"}]}\n')
+    with pytest.raises(
+        DataError, match=r"in\.jsonl:1: completion: message 1: the role 'critic' is not known"
+    ):
+        score_file(tmp_path / "in.jsonl", ("vader",), tmp_path / "out.jsonl")

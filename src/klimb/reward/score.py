@@ -9,7 +9,7 @@ from typing import Any
 
 from klimb.errors import DataError, RewardError
 from klimb.files import write_file
-from klimb.messages import MessageError, read_messages
+from klimb.messages import MessageError, read_messages, unfold
 from klimb.policy.clock import clock_at, current_moment
 from klimb.progress import Progress, Say, ignore
 from klimb.reward.call import RESERVED
@@ -138,14 +138,15 @@ def _scored(row: Row) -> _Scored:
 
 
 def _text_of(value: Any, where: str) -> Text:
-    """A text, or messages in one form."""
-    if isinstance(value, list) and value:
-        try:
+    """A text, or messages in one form, which may stand as JSON in a table's field."""
+    try:
+        value = unfold(value)
+        if isinstance(value, list) and value:
             return [plain(message) for message in read_messages(value)]
-        except MessageError as error:
-            raise DataError(f"{where}: {error}") from error
-        except RecursionError as error:
-            raise DataError(f"{where}: a message is nested too deep to be read") from error
+    except MessageError as error:
+        raise DataError(f"{where}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: a message is nested too deep to be read") from error
     if problem := problem_with(value):
         raise DataError(f"{where}: {problem}")
     return value
@@ -168,4 +169,4 @@ def _take_apart(prompt: Text, messages: list[Message]) -> tuple[Text, list[Messa
     repeated = [(message["role"], content_of(message)) for message in before[-len(says) :]] if says else []
     if before and repeated == says:
         return before, answer
-    return [*asked, *before], answer
+    return [*asked, *before] or "", answer
