@@ -5,7 +5,16 @@ import torch
 
 from klimb.kernels.products import can_multiply, multiply_
 
-SHAPES = [(1, 1, 1), (7, 13, 9), (16, 100, 64), (33, 50, 1281), (100, 33, 640), (19, 6, 633), (5, 0, 4), (4, 5, 0)]
+SHAPES = [
+    (1, 1, 1),
+    (7, 13, 9),
+    (16, 100, 64),
+    (33, 50, 1281),
+    (100, 33, 640),
+    (19, 6, 633),
+    (5, 0, 4),
+    (4, 5, 0),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -39,9 +39,7 @@ def norm(x: Any, weight: Any, epsilon: float, num_threads: int) -> Any:
     """Norm by the root of the mean square: w x / √(mean x² + ε), (…, K)."""
     x, weight = x.contiguous(), weight.contiguous()
     out = x.new_empty(x.shape)
-    _functions().klimb_norm(
-        *_sizes(x, num_threads), x.data_ptr(), weight.data_ptr(), epsilon, out.data_ptr()
-    )
+    _functions().klimb_norm(*_sizes(x, num_threads), x.data_ptr(), weight.data_ptr(), epsilon, out.data_ptr())
     return out
 
 
