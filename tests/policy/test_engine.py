@@ -338,4 +338,4 @@ def test_scores_of_attention_are_not_kept_for_the_gradient(
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             policy.log_probs(drawn)
         kept.append(sum(sizes.values()))
-    assert kept[1] < 4.3 * kept[0]
+    assert kept[1] < 4.1 * kept[0]

@@ -43,7 +43,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     is_on_cpu = products.is_on_cpu(x)
     if torch.is_grad_enabled() and is_on_cpu:
         return _RmsNorm.apply(x, weight, epsilon)
-    if kernels.can_take(x, weight):
+    if is_on_cpu and kernels.can_take(x, weight):
         return kernels.norm(x, weight, epsilon, torch.get_num_threads())
     if x.dtype == torch.bfloat16 or not is_on_cpu:  # one call, rounded once; slower in float32 on the CPU
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
@@ -117,7 +117,7 @@ class _GatedProduct(torch.autograd.Function):
 
 
 def _gated(gate: Tensor, up: Tensor) -> Tensor:
-    if kernels.can_take(gate, up):
+    if products.is_on_cpu(gate) and kernels.can_take(gate, up):
         return kernels.gate(gate, up, torch.get_num_threads())
     return torch.nn.functional.silu(gate).mul_(up)
 
