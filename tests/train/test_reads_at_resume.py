@@ -83,7 +83,10 @@ def test_each_file_that_a_run_reads_is_refused_by_the_name_of_what_reads_it(
         shutil.copytree(model_folder, tmp_path / copy)
     shutil.copy(tmp_path / "model/model.safetensors", tmp_path / "learned/ensemble.safetensors")
     (tmp_path / "adapted").mkdir()
-    (tmp_path / "adapted/adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    (tmp_path / "adapted/adapter_config.json").write_text(
+        '{"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "base"}'
+    )
+    shutil.copy(tmp_path / "model/model.safetensors", tmp_path / "adapted/adapter_model.safetensors")
     (tmp_path / "inside").mkdir()
     (tmp_path / "rules.py").write_text("import helpers\n")
     (tmp_path / "helpers.py").write_text("from inside import deep\n")

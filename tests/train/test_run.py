@@ -231,32 +231,34 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
     assert len(read_lines(config.out / "completions.jsonl")) == 3 * 6
 
 
-# The first call judges before training, a step follows with each of the others.
+# The first call judges before training. Two steps move weights by about 0.01, the third to infinity.
 SCALED = """
 calls = 0
 def f(completions, **_):
     global calls
     calls += 1
-    return [(1e36 if calls > 3 else 1.0) * (sum(map(ord, c)) % 7) for c in completions]
+    return [(1e15 if calls > 3 else 1e-32) * (sum(map(ord, c)) % 7) for c in completions]
 """
 
 
 def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config, tmp_path):
     (tmp_path / "scaled.py").write_text(SCALED)
-    options = {"reward": (f"{tmp_path / 'scaled.py'}:f",), "checkpoint_every": 1, "preflight": False}
-    config = make_config(max_grad_norm=None, **options)
-    with pytest.raises(DivergedError, match=r"not finite") as caught:
+    options = {
+        "reward": (f"{tmp_path / 'scaled.py'}:f",), "lr": 1e30, "beta": 0.0, "optimiser": "sgd", "max_grad_norm": None,
+        "checkpoint_every": 1, "preflight": False,
+    }  # fmt: skip
+    config = make_config(**options)
+    with pytest.raises(DivergedError, match=r"not numbers|not finite") as caught:
         run(config)
     notes = caught.value.__notes__
-    assert notes[0].startswith("2 updates were made")
+    assert notes[0].startswith("3 updates were made")
     assert any("the last good weights are those after 2 updates" in note for note in notes)
-    sound = make_config(max_grad_norm=None, num_steps=2, out=tmp_path / "sound", **options)
+    sound = make_config(num_steps=2, out=tmp_path / "sound", **options)
     run(sound)
     good = load_file(config.out / "checkpoints/step-000002/weights.safetensors")
     expected = load_file(sound.out / "checkpoints/step-000002/weights.safetensors")
     assert good.keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in good.items())
-    assert not (config.out / "checkpoints/step-000003").exists()
 
 
 def test_a_prompt_that_is_trained_on_is_not_held_out(make_config, write_jsonl):
