@@ -408,6 +408,9 @@ def _require_computing(kind: Kind, model: Any, tokenizer: Any) -> None:
     if kind is SCORER:
         with contextlib.suppress(DataError), readable("a text"):  # some models ask for their end token
             ids = torch.tensor([tokenizer("Good.").input_ids], device=model.device)
+        end = model.config.eos_token_id
+        if isinstance(end, int) and 0 <= end < rows:  # a tokenizer may not write it by itself
+            ids = torch.cat([ids, torch.full_like(ids[:, :1], end)], dim=1) if end not in ids else ids
         if ids.shape[1]:
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
         return
