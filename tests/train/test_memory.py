@@ -96,6 +96,12 @@ def test_where_bfloat16_is_multiplied_in_float32_what_is_widened_counts():
     assert predict(precision="bfloat16").phases["update"]["products in float32"] == 0
 
 
+def test_what_is_multiplied_as_it_lies_is_not_laid_out_for_sampling():
+    as_it_lies = replace(SIZE, is_packed=False)
+    assert predict().phases["sampling"]["weights packed for sampling"] == 4 * 800
+    assert predict(as_it_lies).phases["sampling"]["weights packed for sampling"] == 0
+
+
 def test_activations_are_of_a_micro_batch_and_of_the_layers_that_keep_them():
     # A token keeps 4·8 + 4·8 + 2·4 + 2·16 = 104 numbers a layer. 2 prompts × 7 tokens + 6 × 5 tokens are 44, so that
     # two layers keep 2 · 44 · 104 numbers of 4 bytes; a quarter more is left free between them: 36,608 · 1.25 bytes.

@@ -55,6 +55,7 @@ class ModelSize:
         scores: Scores of attention that are there at once for the gradient: few, with a flash kernel; those of
             one layer; or those of every layer.
         is_widened: Whether what is in bfloat16 is multiplied in float32.
+        is_packed: Whether products in float32 need the weights laid out anew.
         window: Most tokens that a token looks back on; a flash kernel does for those alone that are as short.
     """
 
@@ -76,6 +77,7 @@ class ModelSize:
     scores: Literal["few", "a layer's", "every layer's"] = "few"
     window: int | None = None
     is_widened: bool = False
+    is_packed: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,9 +216,16 @@ def _sampling(
         stores = 2 * number * size.key * size.num_layers * num_tokens
         most = max(most, stores + _LOGITS * at_once * size.vocabulary)
     return {
-        "weights packed for sampling": (4 if size.is_widened else number) * size.num_packed,
+        "weights packed for sampling": _packed(size, number),
         "keys, values, logits": int(_ROOM * most),
     }
+
+
+def _packed(size: ModelSize, number: int) -> int:
+    """What sampling lays out anew, or widens."""
+    if number == 2 and size.is_widened:
+        return 4 * size.num_packed
+    return number * size.num_packed if size.is_packed else 0
 
 
 def _prompts_of(num_completions: int, group: int, num_prompts: int) -> int:
@@ -242,6 +251,7 @@ def size_of(policy: Policy) -> ModelSize:
             "shares_prompts": policy.way.shares_prompts,
             "scores": _scores(policy),
             "is_widened": model.device.type == "cpu" and product_path() != "onednn",
+            "is_packed": product_path() != "klimb",
         }
     )
 
