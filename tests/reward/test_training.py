@@ -159,7 +159,7 @@ def test_a_reward_is_learned_and_other_tools_open_it(tmp_path, model_folder):
         expected = float(model(**ids).logits)
     rewards = load_rewards([str(config.out)])
     (found,) = rewards(Batch(["7 "], ["aazz"])).total
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
 
     page = (config.out / "report.html").read_text()
     assert f"{100 * result.held_out.accuracy:.1f} %" in page

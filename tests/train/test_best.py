@@ -57,6 +57,7 @@ def options(model_folder, prompts_file, folder, **changes):
             "eval_completions_per_prompt": 2,
             "max_new_tokens": 5,
             "beta": 0.0,
+            "max_kl": 1e6,  # so that the KL is measured
             "lr": 0.02,
             "checkpoint_every": 100,
             **changes,

@@ -164,6 +164,7 @@ def test_the_outline_of_a_model_counts_what_loading_finds(changes, family, make_
         shares_prompts=before.shares_prompts,
         scores=before.scores,
         is_widened=before.is_widened,
+        is_packed=before.is_packed,
     )
     assert after.num_moved == sum(p.numel() for p in load_policy(options).trainable().values())
 

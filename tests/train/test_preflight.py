@@ -4,6 +4,7 @@ import io
 import json
 import os
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from klimb import KlimbError
 from klimb.cli import main
 from klimb.errors import PreflightError
+from klimb.policy.clock import clock_at
 from klimb.train.display import Display
 from klimb.train.preflight import examine
 from klimb.train.probe import check_reward_room, check_sampler, check_start, draw_probe
@@ -191,7 +193,8 @@ def test_a_run_is_the_same_to_the_bit_with_the_checks_and_without(judge, changes
         options = make_config(
             judge=judge, out=tmp_path / str(is_checked), preflight=is_checked, num_steps=2, **changes
         )
-        train(options, quiet())
+        with clock_at(datetime(2026, 1, 1)):  # when a run began is kept in its folder
+            train(options, quiet())
         found.append(files_of(options.out))
     (files, lines), (other_files, other_lines) = found
     assert [

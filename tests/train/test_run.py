@@ -165,6 +165,7 @@ def test_the_reward_rises_on_an_easy_task(make_config, tmp_path):
         reward=(f"{tmp_path / 'easy.py'}:spaces",),
         lr=0.02,
         beta=0.0,
+        max_kl=1e6,  # so that the KL is measured
         num_steps=25,
         completions_per_prompt=32,
         checkpoint_every=100,

@@ -9,7 +9,6 @@
 #include "vectors.h"
 
 enum {
-    BLOCK = 32,          /* keys whose scores are held at once */
     QUERIES = 4,         /* of one key head, taken together */
     MOST_SIZE = 512      /* numbers a head */
 };
@@ -34,7 +33,7 @@ struct gate {
 };
 
 struct queries { /* of one key head: what was seen so far, softmax kept up to a common factor */
-    float numbers[QUERIES][MOST_SIZE], out[QUERIES][MOST_SIZE + LANES];
+    float numbers[QUERIES][MOST_SIZE], out[QUERIES][MOST_SIZE + MOST_LANES];
     float most[QUERIES], total[QUERIES], scaling;
 };
 

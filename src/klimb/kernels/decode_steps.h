@@ -1,6 +1,9 @@
 /* The work of decode.c, compiled once for each path. */
 #include "vector_steps.h"
 
+#undef BLOCK
+#define BLOCK (2 * LANES) /* keys whose scores are held at once */
+
 /* --- norm and gate --- */
 
 INLINE void rms_norm(enum stored type, int64_t size, const void *x, const void *weight, float epsilon, void *out) {

@@ -1,4 +1,21 @@
-/* Vectors of LANES numbers, compiled once for each path. */
+/* Vectors of LANES numbers, compiled once for each path: as many as one of its registers holds.
+ *
+ * GCC keeps an array of vectors in registers where each fits one, and in memory where it has to be broken up.
+ */
+#undef LANES
+#if AVX == 512
+#define LANES 16
+#elif AVX == 2
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
 INLINE floats all(float value) { return (floats){0} + value; }
 
 INLINE floats load(enum stored type, const void *from, int64_t index) {

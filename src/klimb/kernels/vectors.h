@@ -10,14 +10,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16 };
+enum { MOST_LANES = 16 }; /* numbers of a vector on the path with the widest registers */
 
 enum stored { FLOAT16, BFLOAT16, FLOAT32, FLOAT64 }; /* as in weighted_sum.c */
 
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 /* convert(from, to) puts each number of one vector into the other. Compilers before GCC 9 do it one by one. */
 #ifdef KLIMB_PLAIN
@@ -29,6 +25,10 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 #define convert(from, to) (to) = __builtin_convertvector(from, __typeof__(to))
 #endif
 
+#define floats NAME(floats)
+#define ints NAME(ints)
+#define words NAME(words)
+#define halves NAME(halves)
 #define all NAME(all)
 #define load NAME(load)
 #define rounded NAME(rounded)

@@ -4,7 +4,7 @@
  */
 #include "vectors.h"
 
-enum { RUN = 64 * LANES }; /* numbers summed in float32 before they are added in float64 */
+enum { RUN = 1024 }; /* numbers summed in float32 before they are added in float64 */
 
 struct rows { /* of logits */
     int64_t type, num_rows, size, next;
