@@ -68,6 +68,7 @@ def measure(policy: Policy, setting: dict[str, int], number: int) -> list[float]
     marks = [clock()]
     drawn = policy.sample(prompts, setting["group"], max_new_tokens=setting["new_tokens"], draw=draw)
     marks.append(clock())
+    assert policy.reference is not None  # noqa: S101  every policy of this benchmark has one
     policy.reference.score(drawn)
     marks.append(clock())
     advantages = torch.linspace(-1, 1, len(drawn), device=DEVICE)

@@ -350,9 +350,15 @@ def _flash_backward(
     outputs: list[Tensor], query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     if products.is_widened(query):
-        grad, out, *inputs = (multiplied(x) for x in (*outputs[:2], query, key, value))
         bias = None if bias is None else multiplied(bias)
-        found = _flash_backward([grad, out, outputs[2]], *inputs, bias, scaling)
+        found = _flash_backward(
+            [multiplied(outputs[0]), multiplied(outputs[1]), outputs[2]],
+            multiplied(query),
+            multiplied(key),
+            multiplied(value),
+            bias,
+            scaling,
+        )
         return found[0].to(query.dtype), found[1].to(query.dtype), found[2].to(query.dtype)
     grad, out, total = outputs
     if query.numel() // query.shape[-1] * key.shape[2] <= _FEW_SCORES:
