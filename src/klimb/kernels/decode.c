@@ -2,7 +2,7 @@
  * completion: norm, rotation, attention to the prompt and to the tokens before, gate.
  *
  * Everything is computed in float32, whatever it is stored in, and rounded once.
- * Keys lie numbers first, (…, size, keys), so that the scores of sixteen keys fill a register; values lie
+ * Keys lie numbers first, (…, size, keys), so that the scores of neighbouring keys fill a register; values lie
  * keys first, (…, keys, size). Loads may run past the last key by up to PAST numbers, which the caller
  * leaves room for and whose content has no meaning.
  */

@@ -116,6 +116,24 @@ class _GatedProduct(torch.autograd.Function):
         return torch.ops.aten.silu_backward(to_gated * up, gate), opened.mul_(to_gated), to_weight
 
 
+class _Gate(torch.autograd.Function):
+    """silu(gate) · up, keeping the two alone; the same numbers with a gradient and without."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _gated(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grad_outputs
+        gate, up = ctx.saved_tensors
+        if products.is_on_cpu(gate) and kernels.can_take(gate, up, grad):
+            _, to_gate, to_up = kernels.gate_gradient(gate, up, grad, torch.get_num_threads())
+            return to_gate, to_up
+        return torch.ops.aten.silu_backward(grad * up, gate), torch.nn.functional.silu(gate).mul_(grad)
+
+
 def _gated(gate: Tensor, up: Tensor) -> Tensor:
     if products.is_on_cpu(gate) and kernels.can_take(gate, up):
         return kernels.gate(gate, up, torch.get_num_threads())
@@ -154,12 +172,13 @@ class _Mlp:
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
-        is_plain = type(self.down_proj) is _FastLinear and self.down_proj.bias is None
-        if is_plain and is_silu(self.act_fn) and torch.is_grad_enabled():
-            return _GatedProduct.apply(gate, up, self.down_proj.weight)
-        if is_silu(self.act_fn) and not torch.is_grad_enabled():
+        if not is_silu(self.act_fn):
+            return self.down_proj(self.act_fn(gate) * up)
+        if not torch.is_grad_enabled():
             return self.down_proj(_gated(gate, up))
-        return self.down_proj(self.act_fn(gate) * up)
+        if type(self.down_proj) is _FastLinear and self.down_proj.bias is None:
+            return _GatedProduct.apply(gate, up, self.down_proj.weight)
+        return self.down_proj(_Gate.apply(gate, up))
 
 
 def _mixed(mixin: type, *bases: type) -> dict[type, type]:

@@ -122,7 +122,9 @@ def _scored(row: Row) -> _Scored:
         )
     said = _text_of(values[name], f"{row.place}: {name}")
     prompt: Text = _text_of(values["prompt"], f"{row.place}: prompt") if values.get("prompt") else ""
-    values = values | {"completion" if name == "text" else name: said} | ({"prompt": prompt} if prompt else {})
+    values = (
+        values | {"completion" if name == "text" else name: said} | ({"prompt": prompt} if prompt else {})
+    )
     if isinstance(said, str):
         return _Scored(values, prompt, said, None, row.place)
     prompt, answer = _take_apart(prompt, said)
