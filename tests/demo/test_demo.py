@@ -135,7 +135,7 @@ def test_smollm2_takes_two_steps(tmp_path):
     assert metrics[0]["kl"] == 0.0
     assert 0 < abs(metrics[1]["kl"]) < 5
     for row in metrics:
-        assert row["sampler_gap_mean"] < 5e-5  # float32 rounds log-probs of 10 nats to 1e-6, and sums of 576 numbers more
+        assert row["sampler_gap_mean"] < 5e-5  # float32, sums of 576 numbers
         assert row["sampler_gap_max"] < 2e-4
         assert 1.5 < row["entropy"] < 3.5
     from transformers import AutoModelForCausalLM
