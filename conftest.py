@@ -33,3 +33,11 @@ def checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook("klimb", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later collection of garbage."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
