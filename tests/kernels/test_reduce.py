@@ -176,7 +176,7 @@ def test_threads_are_those_the_user_allows(monkeypatch):
         assert library.num_threads() == expected
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (32, 64), (300, 500), (64, 70_000), (70_000, 8)])
+@pytest.mark.parametrize("shape", [(4, 3), (32, 64), (300, 500), (8, 70_000), (70_000, 8)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_found_even_under_a_zero_weight(shape, bad):
     """The check looks at the result alone: 0 · ∞ must come out as NaN in every product that is used."""

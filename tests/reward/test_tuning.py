@@ -83,7 +83,10 @@ def rated(tmp_path, count=400):
     return file
 
 
-@pytest.mark.parametrize(("method", "lr", "num_epochs"), [("lora", 5e-3, 3), ("whole", 1e-2, 2)])
+@pytest.mark.parametrize(
+    ("method", "lr", "num_epochs"),
+    [("lora", 5e-3, 3), pytest.param("whole", 1e-2, 2, marks=pytest.mark.slow)],
+)
 def test_a_rule_is_learned_that_no_head_on_frozen_features_finds(
     tmp_path, model_folder, method, lr, num_epochs
 ):
@@ -240,7 +243,7 @@ def test_what_is_saved_scores_the_same_to_the_bit_and_needs_no_peft(tmp_path, ma
     np.testing.assert_allclose(alone, scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "whole"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "whole"])
 def test_a_run_repeats_to_the_bit_and_another_seed_learns_otherwise(tmp_path, model_folder, method):
     file = rated(tmp_path, count=60)
     weights = {}

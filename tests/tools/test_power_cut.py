@@ -10,6 +10,7 @@ def tool(load_tool):
     return load_tool("power_cut")
 
 
+@pytest.mark.slow
 def test_judgements_that_were_acknowledged_outlive_a_power_cut(tool, tmp_path):
     tally = tool.cut_store(tmp_path, 12, num_cuts=30, num_mixtures=2)
     assert tally.losses == []

@@ -266,11 +266,11 @@ def test_the_last_weights_are_not_judged_twice(make_config, scripted):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora_rank": 2},
-        {"precision": "bfloat16"},
+        pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "lora_rank": 2},
     ],
-    ids=lambda changes: " ".join(map(str, changes.values())),
+    ids=["an adapter", "bfloat16", "an adapter in bfloat16"],
 )
 def test_a_policy_that_was_restored_samples_as_it_did_then(changes, make_config, scripted, tmp_path):
     judge = scripted([0, 1, 0.5, 0.5, 7])

@@ -183,7 +183,7 @@ def files_of(folder):
     ("judge", "changes"),
     [
         ("noisy", {}),  # which draws from the generators that all share
-        ("vowels", {"lora_rank": 2}),
+        pytest.param("vowels", {"lora_rank": 2}, marks=pytest.mark.slow),
         ("vowels", {"num_trainable_layers": 1, "micro_batch_size": 2}),
     ],
 )

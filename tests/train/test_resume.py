@@ -132,7 +132,9 @@ def judged(options_in, model_folder, run, tmp_path_factory):
     return config
 
 
-@pytest.mark.parametrize("cut_at", [0, 2, 3])
+@pytest.mark.parametrize(
+    "cut_at", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_keeps_the_same_best(cut_at, judged, run, essence, tmp_path):
     cut = replace(judged, out=tmp_path / "run")
     run(cut, cut_at=cut_at)

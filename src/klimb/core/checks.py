@@ -1,6 +1,7 @@
 """Checks at the boundary of `klimb.core`: libraries, dtypes, shapes, finiteness."""
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ _compat: Any = array_api_compat  # its functions are typed by the libraries that
 _COMMON = (np.dtype(np.float64), np.dtype(np.float32))
 _LITTLE = 4096  # elements
 _MUCH = 1 << 20  # elements, from where on threads pay
+_BLOCK = 1 << 18  # elements that are looked at together
 
 
 def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tuple[Any, list[Array]]:
@@ -87,15 +89,14 @@ def require_finite(name: str, xp: Any, array: Array) -> None:
     """
     if all_finite(xp, array):
         return
-    rows = [array] if array.ndim < 2 else (array[index, ...] for index in range(array.shape[0]))
-    for index, row in enumerate(rows):
-        finite = xp.isfinite(row)
+    for first, block in _blocks(array):
+        finite = xp.isfinite(block)
         if bool(xp.all(finite)):
             continue
-        place = tuple(int(axis[0]) for axis in xp.nonzero(~finite)) if row.ndim else ()
-        whole = place if array.ndim < 2 else (index, *place)
+        place = tuple(int(axis[0]) for axis in xp.nonzero(~finite)) if block.ndim else ()
+        whole = (first + place[0], *place[1:]) if place else ()
         shown = ", ".join(map(str, whole))
-        raise ArgumentError(f"{name}: expected finite numbers, got {float(row[place])} at [{shown}]")
+        raise ArgumentError(f"{name}: expected finite numbers, got {float(block[place])} at [{shown}]")
 
 
 def require_finite_result(xp: Any, result: Array, **arguments: Array) -> None:
@@ -132,9 +133,17 @@ def all_finite(xp: Any, array: Array) -> bool:
         return True
     elif _is_plain_tensor(array):
         return all_finite(_numpy(), array.numpy())  # NumPy looks without waking PyTorch's threads
-    if array.ndim == 2:  # row by row, since the mask of a large matrix would be large
-        return all(bool(xp.all(xp.isfinite(array[index, ...]))) for index in range(array.shape[0]))
-    return bool(xp.all(xp.isfinite(array)))
+    return all(bool(xp.all(xp.isfinite(block))) for _, block in _blocks(array))
+
+
+def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    """Give some rows of a matrix at a time, and which is the first, since the mask of a large one would be large."""
+    if array.ndim != 2:
+        yield 0, array
+        return
+    num_rows = max(1, _BLOCK // max(1, array.shape[1]))
+    for first in range(0, array.shape[0], num_rows):
+        yield first, array[first : min(first + num_rows, array.shape[0]), ...]
 
 
 def _sum(array: np.ndarray) -> float:
