@@ -36,6 +36,7 @@ from klimb.verbs import (
 )
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
+_NOT_BETTER_THAN_CHANCE = 3
 _INTERRUPTED = 130
 _OF_FEEDBACK = frozenset(
     ("alembic", "fastapi", "markdown_it", "pydantic", "sqlalchemy", "starlette", "uvicorn")
@@ -43,7 +44,10 @@ _OF_FEEDBACK = frozenset(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for bad input, 130 or 143 when interrupted."""
+    """Run the command line and return its exit code.
+
+    0; 2 for bad input; 3 for a reward that was learned and does not beat chance; 130 or 143 when interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.excepthook = _show_traceback
     is_debugging = "--debug" in arguments
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
         try:
-            _run(verb)
+            return _run(verb)
         except ModuleNotFoundError as error:
             extra = "feedback" if (error.name or "").split(".")[0] in _OF_FEEDBACK else "train"
             raise MissingExtraError(
@@ -79,7 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"\nklimb: {str(interruption) or 'interrupted; what was written stays'}", file=sys.stderr)  # noqa: T201
         return getattr(interruption, "exit_code", _INTERRUPTED)
-    return 0
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -89,10 +92,11 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 def _run(
     verb: Train | Check | Update | Report | Demo | RewardVerbs | Label | Compare | FeedbackVerbs,
-) -> None:
+) -> int:
+    """Run one verb, and return the exit code."""
     match verb:
         case RewardVerbs(verb=chosen):
-            _run_reward(chosen)
+            return _run_reward(chosen)
         case Train():
             _train(verb)
         case Check():
@@ -124,6 +128,7 @@ def _run(
             from klimb.judge.console import show_comparison
 
             show_comparison(compare(CompareConfig(**vars(verb))))
+    return 0
 
 
 def _train(verb: Train) -> None:
@@ -139,17 +144,20 @@ def _train(verb: Train) -> None:
     train(TrainConfig(**options), resume=run is not None, accept=accept, from_step=from_step)
 
 
-def _run_reward(verb: RewardTrain | RewardScore) -> None:
+def _run_reward(verb: RewardTrain | RewardScore) -> int:
     match verb:
         case RewardTrain():
             from klimb.reward.console import show_reward
             from klimb.reward.training import train_reward
 
-            show_reward(train_reward(RewardConfig(**vars(verb)), tell))
+            result = train_reward(RewardConfig(**vars(verb)), tell)
+            show_reward(result)
+            return 0 if result.held_out.beats_chance else _NOT_BETTER_THAN_CHANCE
         case RewardScore():
             from klimb.reward.score import score_file
 
             print(score_file(verb.texts, verb.reward, verb.output, tell))  # noqa: T201
+            return 0
 
 
 def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | FeedbackPrioritise) -> None:

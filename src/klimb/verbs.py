@@ -93,7 +93,7 @@ class Demo:
     """Decides every random number of the run."""
 
     label: bool = False
-    """Judge twenty pairs of completions yourself, on a page in the browser, in place of the ratings."""
+    """Judge sixty pairs of completions yourself, on a page in the browser, in place of the ratings."""
 
 
 @dataclass(frozen=True)

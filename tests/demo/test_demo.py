@@ -65,7 +65,10 @@ def test_the_demo_runs_on_any_model(model_folder, tmp_path, monkeypatch, capsys)
         return replace(real(*arguments), num_steps=1, num_trainable_layers=1, max_new_tokens=2)
 
     monkeypatch.setattr("klimb.demo.demo.demo_config", quick)
-    monkeypatch.setattr("klimb.demo.demo.reward_config", lambda *a: replace(real_reward(*a), num_layers=1))
+    monkeypatch.setattr(
+        "klimb.demo.demo.reward_config",
+        lambda *a, **k: replace(real_reward(*a, **k), num_layers=1, question=""),
+    )
     first, second = run_demo(None, 0), run_demo(None, 1)
     assert (str(first.folder.path), str(second.folder.path)) == ("runs/demo/run", "runs/demo-2/run")
     assert json.loads((tmp_path / "runs/demo-2/run/config.json").read_text())["seed"] == 1
@@ -156,7 +159,7 @@ def test_the_demo_learns_from_the_users_own_judgements(model_folder, tmp_path, m
     def judge(store, options, say, open_browser, until):
         """As a user who prefers what is longer, and never says tie."""
         assert (options.rater, open_browser) == ("you", True)
-        for number in range(20):
+        for number in range(60):
             question = store.next_question("you")
             preferred = "first" if len(question.first) > len(question.second) else "second"
             store.judge(Answer(question.pair_id, "you", preferred, f"key {number}"))
@@ -164,13 +167,16 @@ def test_the_demo_learns_from_the_users_own_judgements(model_folder, tmp_path, m
         say("judged")
 
     monkeypatch.setattr("klimb.demo.demo.demo_config", quick)
-    monkeypatch.setattr("klimb.demo.demo.reward_config", lambda *a: replace(real_reward(*a), num_layers=1))
+    monkeypatch.setattr(
+        "klimb.demo.demo.reward_config",
+        lambda *a, **k: replace(real_reward(*a, **k), num_layers=1, question=""),
+    )
     monkeypatch.setattr("klimb.feedback.server.serve", judge)
     result = run_demo(None, 0, label=True)
     assert str(result.folder.path) == "runs/demo/run"
     with Store.open(tmp_path / "runs/demo/feedback.db") as store:
-        assert len(store.feedback().comparisons) == 20
+        assert len(store.feedback().comparisons) == 60
     screen = capsys.readouterr().out
     assert "as you like it" in screen
-    assert "20 rows read: 20 comparisons" in screen
+    assert "60 rows read: 60 comparisons" in screen
     assert "judge vader" in screen

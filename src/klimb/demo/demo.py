@@ -1,6 +1,7 @@
 """`klimb demo`: a reward is learned from what people said, SmolLM2 learns to please it, another judge looks on."""
 
 import time
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -11,27 +12,29 @@ from klimb.demo.ratings import RATINGS, fetch_ratings, write_ratings
 from klimb.files import make_folder
 from klimb.reward.config import RewardConfig
 from klimb.reward.console import show_reward
+from klimb.reward.criterion import QUESTION
 from klimb.reward.training import train_reward
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.run import RunResult, train
 
 _NUM_SENTENCES = 2000
-_NUM_JUDGEMENTS = 20
+_NUM_JUDGEMENTS = 60
 _RATER = "you"
 _MAX_NEW_TOKENS = 20
 
 
-def reward_config(model: Path, feedback: Path, out: Path, seed: int) -> RewardConfig:
-    """How the demo's reward is learned."""
+def reward_config(model: Path, feedback: Path, out: Path, seed: int, *, is_few: bool = False) -> RewardConfig:
+    """How the demo's reward is learned, from many ratings or a few of the user's own judgements."""
     return RewardConfig(
         feedback=(str(feedback),),
         base=str(model),
         out=out,
-        num_layers=16,
+        num_layers=24 if is_few else 16,
         min_gap=0.3,
         pairs_per_text=10,
-        held_out=0.2,
+        held_out=None if is_few else 0.2,
+        question=QUESTION if is_few else "",
         seed=seed,
     )
 
@@ -78,13 +81,18 @@ def run_demo(out: Path | None, seed: int, *, label: bool = False) -> RunResult:
         feedback = _ask_the_user(model, folder, seed, display.console)
     else:
         feedback = _take_ratings(folder, seed, display.console)
-    config = reward_config(model, feedback, folder / "learned-reward", seed)
-    show_reward(train_reward(config, lambda line: say(line, markup=False)), display.console)
+    config = reward_config(model, feedback, folder / "learned-reward", seed, is_few=label)
+    reward = train_reward(config, lambda line: say(line, markup=False))
+    show_reward(reward, display.console)
+    is_proven = reward.held_out.beats_chance
+    if not is_proven:
+        say("The demo goes on all the same, so that you see each step: expect no gain that you would notice.")
     say("\n[bold]2. The policy, fine-tuned to please it[/]")
     say(
         "Judged before and after by the reward, and by VADER, a lexicon of rated words that is not trained on."
     )
-    result = train(demo_config(model, config.out, folder / "run", seed), display)
+    settings = demo_config(model, config.out, folder / "run", seed)
+    result = train(replace(settings, accept_unproven_reward=not is_proven), display)
     say(f"[bold]Time[/]    {time.perf_counter() - start:.0f} s")
     say(
         "\nNext: the same on your own prompts, klimb label --help, klimb reward train --help, klimb train --help"
@@ -116,7 +124,9 @@ def _ask_the_user(model: Path, folder: Path, seed: int, console: Console) -> Pat
     from klimb.train.prompts import read_prompts
 
     console.print(
-        f"You are asked which of two continuations you like better; after {_NUM_JUDGEMENTS} answers it goes on."
+        f"You are asked which of two continuations you like better, each cut after {_MAX_NEW_TOKENS} tokens; after "
+        f"{_NUM_JUDGEMENTS} answers, some ten minutes, it goes on. So many teach a taste that shows in most "
+        "texts, such as cheerfulness; a finer one needs hundreds."
     )
     config = LabelConfig(
         model=(str(model),),

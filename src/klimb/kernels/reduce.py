@@ -19,6 +19,7 @@ _COMMON = (np.dtype(np.float64), np.dtype(np.float32))
 _FEW_COLUMNS = 4096  # up to so many the rows are split over threads, else the columns
 _CHUNK_BYTES = 1 << 26  # of a matrix with few columns, summed on its own
 _MOST_CHUNKS = 1024  # whose sums, in float64, take at most 32 MB
+_LINE_ROWS = 64  # a chunk of as many begins in every column where a cache line does, if the first one does
 _ROW_BLOCK = 1024  # rows at a time where there is no compiled kernel
 
 
@@ -132,6 +133,7 @@ def _on_cpu(xp: Any, weights: Any, matrix: Any, divisor: float) -> Any:
         return out
 
     chunk = max(_CHUNK_BYTES // (num_columns * matrix.itemsize), -(-num_rows // _MOST_CHUNKS), 1)
+    chunk += -chunk % _LINE_ROWS
     partial = np.empty((-(-num_rows // chunk), num_columns))
 
     def chunk_of_rows(index: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from klimb.errors import ConfigError
+from klimb.reward.criterion import QUESTION, Criterion
 
 _USUAL_LR = {"lora": 1e-4, "whole": 1e-5}
 _OF_TUNING = ("num_epochs", "batch_size", "lr", "warmup_share", "max_grad_norm", "micro_batch_size")
@@ -32,8 +33,13 @@ class RewardConfig:
     num_layers: int | None = None
     """Keep the first so many decoder layers of the base; all by default."""
 
+    criterion: str | None = None
+    """What people look for, in words for it and against it: "cheerful, happy / gloomy, sad". The base's own sense of
+    these words is where learning starts, which is worth many judgements; with head and few of them."""
+
     question: str = ""
-    """Text that is appended to whatever is read; a decoder's head sees its last token."""
+    """Text that is appended to whatever is read; a decoder's head sees its last token. With a criterion, a question
+    that its words may answer."""
 
     max_length: int | None = None
     """Most tokens of a prompt and its completion; as many as the base reads by default. Longer ones are refused."""
@@ -47,8 +53,9 @@ class RewardConfig:
     pairs_per_text: int = 20
     """How many others a rated text without a prompt is paired with."""
 
-    held_out: float = 0.2
-    """Share of the prompts (of the texts, where they have none) that the model is tested on."""
+    held_out: float | None = None
+    """Share of the prompts (of the texts, where they have none) that the model is tested on. By default 0.2; with
+    method head and at most 500 pairs all are learned from, and each tenth is tested on what the others teach."""
 
     num_members: int = 1
     """Members of an ensemble, each learned from prompts drawn anew; 1 for none. With head only."""
@@ -80,7 +87,9 @@ class RewardConfig:
     """Decides the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's first values."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
+        if self.criterion is not None:
+            Criterion.parse(self.criterion)
+        if self.held_out is not None and not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a share between 0 and 1, got {self.held_out:g}")
         if self.num_members < 1:
             raise ConfigError(f"num_members: expected at least 1, got {self.num_members}")
@@ -104,7 +113,16 @@ class RewardConfig:
         """The learning rate, as given or as is usual with the method; head has none."""
         return _USUAL_LR[self.method] if self.lr is None else self.lr
 
+    @property
+    def used_question(self) -> str:
+        """The question, as given, or as usual with a criterion."""
+        return self.question or (QUESTION if self.criterion is not None else "")
+
     def _check_method(self) -> None:
+        if self.criterion is not None and (self.method != "head" or self.held_out is not None):
+            raise ConfigError(
+                "criterion: is for few judgements: with method head and without held_out; leave one out"
+            )
         if self.num_members > 1 and self.method != "head":
             raise ConfigError(
                 f"num_members: an ensemble is one of heads on frozen features; with method {self.method} it is 1, "

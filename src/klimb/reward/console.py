@@ -10,6 +10,8 @@ from klimb.reward.training import RewardResult
 def show_reward(result: RewardResult, console: Console | None = None) -> None:
     """Print what the reward is worth and where it is."""
     say = (console or Console(highlight=False, soft_wrap=True)).print
+    if result.is_crossed:
+        say("All pairs were learned from; each tenth of them is tested on what the others teach.")
     unit = "prompts" if result.has_prompts else "texts"
     held_out = result.held_out
     table = Table(title=f"Judged on {unit} held out", title_justify="left")
@@ -33,6 +35,8 @@ def show_reward(result: RewardResult, console: Console | None = None) -> None:
     )
     table.add_row("preferring the longer text would reach", f"{held_out.length_accuracy:.3f}", "", "")
     say(table)
+    colour = "green" if held_out.beats_chance else "bold red"
+    say(f"[{colour}]{escape(result.verdict)}[/]")
     say(
         f"[bold]Reward[/]  {escape(str(result.folder))}  (klimb train --reward {escape(str(result.folder))} …)"
     )

@@ -18,7 +18,8 @@ from klimb.core.preferences import (
 from klimb.feedback.pairs import Pairs
 
 _NUM_RESAMPLES = 400
-_NUM_BINS = 8
+_MOST_BINS = 8
+_LEAST_IN_BIN = 10  # pairs, with fewer of which a share says nothing
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,14 @@ class Evaluation:
     length_accuracy: float
     length_correlation: float
 
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the accuracy's interval is above one half."""
+        return self.accuracy_low > 0.5
+
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
-        return asdict(self)
+        return asdict(self) | {"beats_chance": self.beats_chance}
 
 
 def evaluate(scores: Float[np.ndarray, " n"], pairs: Pairs, tie: float = 0.0, seed: int = 0) -> Evaluation:
@@ -134,7 +140,9 @@ def _calibration(margins: np.ndarray, outcomes: np.ndarray) -> list[Bin]:
     """In bins of as many pairs each."""
     chances = preference_probabilities(np.abs(margins))[:, 0]
     agrees = (1 + np.sign(margins) * outcomes) / 2
-    parts = np.array_split(np.argsort(chances, kind="stable"), min(_NUM_BINS, len(chances)))
+    parts = np.array_split(
+        np.argsort(chances, kind="stable"), min(_MOST_BINS, len(chances) // _LEAST_IN_BIN) or 1
+    )
     return [Bin(float(chances[part].mean()), float(agrees[part].mean()), len(part)) for part in parts]
 
 

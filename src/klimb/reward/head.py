@@ -3,7 +3,7 @@
 Axes: n texts, M pairs, D features, K folds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ def fit_head(
     scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0.0)
     scaled = (features * scale).astype(np.float64)
     ridge = ridges[0] if len(ridges) == 1 else _choose(scaled, pairs, ridges, num_folds, seed)
-    weights, tie = _fit(scaled, pairs, ridge)
+    weights, tie, _ = newton(scaled[pairs.left] - scaled[pairs.right], pairs.outcomes, ridge)
     return Head(weights * scale, tie, ridge)
 
 
@@ -82,8 +82,10 @@ def _choose(features: np.ndarray, pairs: Pairs, ridges: Sequence[float], num_fol
     for ridge in sorted(ridges, reverse=True):
         loss = 0.0
         for index, (train, test) in enumerate(folds):
-            starts[index], tie = _fit(features, train, ridge, starts[index])
-            margins = test.margins(features @ starts[index])
+            differences = features[train.left] - features[train.right]
+            weights, tie, _ = newton(differences, train.outcomes, ridge, start=starts[index])
+            starts[index] = weights
+            margins = test.margins(features @ weights)
             loss += float(preference_nll(margins, test.outcomes, max(tie, _SMALLEST_TIE)).sum())
         num_worse = 0 if loss < lowest else num_worse + 1
         if loss < lowest:
@@ -93,40 +95,52 @@ def _choose(features: np.ndarray, pairs: Pairs, ridges: Sequence[float], num_fol
     return float(best)
 
 
-def _fit(
-    features: np.ndarray, pairs: Pairs, ridge: float, start: np.ndarray | None = None
-) -> tuple[np.ndarray, float]:
-    """Newton's method, halving a step that does not help, in turns with ν's own update."""
-    differences = features[pairs.left] - features[pairs.right]
-    weights = np.zeros(features.shape[1]) if start is None else start
-    tie = _tie(np.zeros(len(pairs)), pairs.outcomes, 1.0)
+def newton(
+    differences: Float[np.ndarray, "M D"],
+    outcomes: Float[np.ndarray, " M"],
+    ridge: float,
+    *,
+    offset: Float[np.ndarray, " M"] | float = 0.0,
+    start: Float[np.ndarray, " D"] | None = None,
+) -> tuple[Float[np.ndarray, " D"], float, Float[np.ndarray, "D D"]]:
+    """Find where Σ_m ℓ(b_m + w · x_m, o_m) + λ/2 ‖w‖² is least: Newton's method, in turns with ν's own update.
+
+    Args:
+        differences: x_m, of the two texts' features.
+        outcomes: o_m.
+        ridge: λ.
+        offset: b_m, a margin that is given.
+        start: Where to begin; at 0 where None.
+
+    Returns:
+        w, ν, and the matrix of second derivatives at the last step.
+    """
+    weights = np.zeros(differences.shape[1]) if start is None else start
+    tie = _tie(np.zeros(len(outcomes)) + offset, outcomes, 1.0)
+    hessian = np.empty((0, 0))
     for _ in range(_MOST_STEPS):
-        margins = differences @ weights
-        tie = _tie(margins, pairs.outcomes, tie or 1.0)
+        margins = differences @ weights + offset
+        tie = _tie(margins, outcomes, tie or 1.0)
         chances = preference_probabilities(margins, tie)
         lean, clear = chances[:, 0] - chances[:, 1], chances[:, 0] + chances[:, 1]
-        gradient = differences.T @ (lean - pairs.outcomes) / 2 + ridge * weights
+        gradient = differences.T @ (lean - outcomes) / 2 + ridge * weights
         curvature = np.maximum(clear - lean**2, 0) / 4
         hessian = differences.T @ (differences * curvature[:, None])
         hessian[np.diag_indices_from(hessian)] += ridge
         step = np.linalg.solve(hessian, gradient)
-        weights = _descend(differences, pairs.outcomes, tie, ridge, weights, step)
+
+        def loss(at: np.ndarray, tie: float = tie) -> float:
+            nll = preference_nll(differences @ at + offset, outcomes, tie).sum()
+            return float(nll + ridge / 2 * at @ at)
+
+        weights = _descend(loss, weights, step)
         if np.abs(step).max() < _SMALL_STEP:
             break
-    return weights, tie
+    return weights, tie, hessian
 
 
-def _descend(
-    differences: np.ndarray,
-    outcomes: np.ndarray,
-    tie: float,
-    ridge: float,
-    weights: np.ndarray,
-    step: np.ndarray,
-) -> np.ndarray:
-    def loss(at: np.ndarray) -> float:
-        return float(preference_nll(differences @ at, outcomes, tie).sum() + ridge / 2 * at @ at)
-
+def _descend(loss: Callable[[np.ndarray], float], weights: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Take a step, halved while it does not help."""
     before, length = loss(weights), 1.0
     while length > 1e-4 and not loss(weights - length * step) <= before:
         length /= 2

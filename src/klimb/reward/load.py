@@ -1,5 +1,6 @@
 """From the names in a configuration to rewards."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,22 @@ def load_rewards(
         return _model(spec, caution, device, trust_remote_code)
 
     return WeightedSum([load(spec, caution) for spec in specs], weights, [load(spec, 0.0) for spec in judges])
+
+
+def require_proven(specs: Sequence[str]) -> None:
+    """Raise if a reward that klimb learned did not beat chance; models of others have no such record.
+
+    Raises:
+        RewardError: The message says how it fared, and what to do.
+    """
+    for spec in specs:
+        try:
+            found = json.loads((Path(spec).expanduser() / "reward.json").read_text(encoding="utf-8"))
+            is_proven, said = found["held_out"]["beats_chance"], found["verdict"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if is_proven is False:
+            raise RewardError(f"reward {spec}: {said} --accept-unproven-reward trains on it all the same")
 
 
 def _service(url: str, timeout: float | None) -> Reward:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def draw_report(result: "RewardResult", config: RewardConfig) -> str:
     """Return the page."""
-    figures = [_calibration(result)]
+    figures = [_calibration(result)] if len(result.held_out.calibration) > 1 else []
     if len(result.curve) > 1:
         figures.insert(0, _learning_curve(result))
     learner = {
-        "head": "a linear head on frozen features",
+        "head": "a linear head on frozen features" + (", averaged by evidence" if result.is_crossed else ""),
         "lora": f"a low-rank adapter of rank {config.lora_rank} on every linear layer, and a head",
         "whole": "all weights, and a head",
     }[config.method]
@@ -28,6 +28,7 @@ def draw_report(result: "RewardResult", config: RewardConfig) -> str:
         config=config,
         learner=learner,
         held_out=result.held_out,
+        verdict=result.verdict,
         figures=figures,
     )
 

@@ -23,15 +23,22 @@ from klimb.feedback.sources import read_sources
 from klimb.files import cache_folder, make_folder, whole_folder, write_file
 from klimb.progress import Progress, Say
 from klimb.reward.config import RewardConfig
+from klimb.reward.criterion import Criterion
 from klimb.reward.evaluation import Evaluation, evaluate
+from klimb.reward.evidence import cross_scores, fit_by_evidence
 from klimb.reward.head import Head, fit_head
 from klimb.reward.reading import Reader, check_deployed, check_saved_tokenizer
 from klimb.reward.scorer import Scorer
 from klimb.reward.tuning import Tuning, tune
+from klimb.reward.verdict import verdict
 from klimb.text import printable, redact, redacted
 
 _CURVE = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the prompts that the learning curve learns from
 _LEAST = 10  # prompts that a point of the curve needs
+_LEAST_UNITS = 2  # prompts (or texts), without which nothing can be tested
+_HELD_OUT = 0.2
+FEW = 500
+"""Pairs up to which all are learned from, by evidence, and tested in parts."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class RewardResult:
         facts: What was read and done, for people.
         tuning: How weights were moved, with methods lora and whole.
         before: What the linear head that they started with is worth on prompts held out.
+        is_crossed: Whether all pairs were learned from, and each part tested on what the others teach.
     """
 
     folder: Path
@@ -63,15 +71,23 @@ class RewardResult:
     facts: dict[str, str]
     tuning: Tuning | None = None
     before: Evaluation | None = None
+    is_crossed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Whether it beats chance, in a sentence."""
+        return verdict(self.held_out, is_crossed=self.is_crossed)
 
 
 @dataclass(frozen=True)
 class _Learned:
-    """What a method found: its head on frozen features, ν, and the scores of the texts of either side."""
+    """What a method found: its head on frozen features, ν, the scores of the second side's texts, and its worth."""
 
     head: Head
     tie: float
-    scores: list[np.ndarray]
+    scores: np.ndarray
+    train: Evaluation
+    held_out: Evaluation
     fact: str
     curve: list[tuple[int, float, float, float]] = dataclasses.field(default_factory=list)
     tuning: Tuning | None = None
@@ -107,7 +123,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
         say(fact)
 
     say(f"Loading {config.base} …")
-    scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.question)
+    scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=config.used_question)
     encoded, sides, facts = _encode(scorer, feedback, config, (sides, facts), say)
     if scorer.moment is not None:
         facts["clock"] = (
@@ -119,20 +135,19 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     start = time.perf_counter()
     features = _features(scorer, encoded, say)
     facts["features"] = f"{features[0].shape[1]} features a text, {time.perf_counter() - start:.0f} s"
-    if config.method == "head":
+    is_crossed = sides[0] is sides[1]
+    if is_crossed:
+        learned = _learn_few(scorer, features[0], sides[0], config, say)
+    elif config.method == "head":
         learned = _learn_head(scorer, features, sides, config, say)
     else:
         learned = _learn_weights(scorer, encoded, features, sides, config, say)
     facts["learned"] = learned.fact
-    evaluations = [
-        evaluate(scores, side, learned.tie, config.seed)
-        for scores, side in zip(learned.scores, sides, strict=True)
-    ]
     result = RewardResult(
         config.out,
         config.out / "report.html",
-        evaluations[1],
-        evaluations[0],
+        learned.held_out,
+        learned.train,
         learned.curve,
         learned.head.ridge,
         learned.tie,
@@ -140,8 +155,9 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
         facts,
         learned.tuning,
         learned.before,
+        is_crossed,
     )
-    _write(result, config, scorer, lambda folder: check_deployed(scorer, folder, sides[1], learned.scores[1]))
+    _write(result, config, scorer, lambda folder: check_deployed(scorer, folder, sides[1], learned.scores))
     return result
 
 
@@ -154,7 +170,44 @@ def _learn_head(
     scorer.set_head(head.weights)
     scorer.members = _ensemble(features[0], sides[0], head, config, say)
     fact = f"ridge {head.ridge:,.4g}, learned in {time.perf_counter() - start:.0f} s"
-    return _Learned(head, head.tie, [scorer.apply_head(x) for x in features], fact, curve)
+    scores = [scorer.apply_head(x) for x in features]
+    return _learned(head, head.tie, scores, sides, config, fact=fact, curve=curve)
+
+
+def _learn_few(
+    scorer: Scorer, features: np.ndarray, pairs: Pairs, config: RewardConfig, say: Say
+) -> _Learned:
+    """Learn from all pairs, and test each part of the prompts by what the others teach."""
+    start, prior = time.perf_counter(), None
+    if config.criterion is not None:
+        criterion = Criterion.parse(config.criterion)
+        prior = criterion.direction(config.base, scorer.model, scorer.tokenizer)
+    head = fit_by_evidence(features, pairs, prior)
+    scorer.set_head(head.weights)
+    if config.num_members > 1:
+        scorer.members = _resampled(
+            pairs, config, say, lambda drawn: fit_by_evidence(features, drawn, prior).weights
+        )
+    crossed, tested = cross_scores(features, pairs, prior, config.seed)
+    scores = scorer.apply_head(features)
+    words = "" if prior is None else f", the criterion's own score {head.trust:.2f}"
+    return _Learned(
+        head,
+        head.tie,
+        scores,
+        evaluate(scores, pairs, head.tie, config.seed),
+        evaluate(crossed, tested, head.tie, config.seed),
+        f"a typical margin is {head.spread:.2f} nats{words}; {time.perf_counter() - start:.0f} s",
+    )
+
+
+def _learned(
+    head: Head, tie: float, scores: list[np.ndarray], sides: list[Pairs], config: RewardConfig, **more: Any
+) -> _Learned:
+    train, held_out = (
+        evaluate(found, side, tie, config.seed) for found, side in zip(scores, sides, strict=True)
+    )
+    return _Learned(head, tie, scores[1], train, held_out, **more)
 
 
 def _learn_weights(
@@ -179,7 +232,7 @@ def _learn_weights(
     say(fact)
     with _watched(scorer, "scoring", sum(len(ids) for texts in encoded for ids in texts), say):
         scores = [scorer.scores(texts) for texts in encoded]
-    return _Learned(head, tuning.tie, scores, fact, tuning=tuning, before=before)
+    return _learned(head, tuning.tie, scores, sides, config, fact=fact, tuning=tuning, before=before)
 
 
 def _encode(
@@ -206,8 +259,22 @@ def _encode(
 
 
 def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dict[str, str]]:
-    split = split_by_prompt(feedback, config.held_out, config.seed)
+    """Split the pairs in those to learn from and those to test on; the two are one object where there are few."""
     options = {"min_gap": config.min_gap, "pairs_per_text": config.pairs_per_text, "seed": config.seed}
+    if config.held_out is None and config.method == "head":
+        try:
+            every = make_pairs(feedback, **options)
+        except DataError as error:
+            raise DataError(f"{redact(', '.join(config.feedback))}: too little was said: {error}") from error
+        if len(every) <= FEW:
+            return _prepare_few(every, config)
+        if config.criterion is not None:
+            raise DataError(
+                f"criterion: is for at most {FEW} pairs, and there are {len(every):,}, which say more than it does; "
+                "leave it out"
+            )
+    share = _HELD_OUT if config.held_out is None else config.held_out
+    split = split_by_prompt(feedback, share, config.seed)
     sides: list[Pairs] = []
     for name, side in (("to learn from", split.train), ("held out", split.held_out)):
         try:
@@ -215,12 +282,12 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
         except DataError as error:
             raise DataError(
                 f"{redact(', '.join(config.feedback))}: too little was said: {name}, {error}; held_out is "
-                f"{config.held_out:g}"
+                f"{share:g}"
             ) from error
         if not sides[-1].outcomes.any():
             raise DataError(
                 f"{redact(', '.join(config.feedback))}: too little was said: {name}, every pair is a tie; held_out is "
-                f"{config.held_out:g}"
+                f"{share:g}"
             )
     facts = {
         "learn": f"{len(sides[0]):,} pairs of {len(sides[0].completions):,} texts to learn from",
@@ -229,6 +296,25 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
     if split.num_dropped:
         facts["dropped"] = f"{split.num_dropped:,} pairs dropped, of which one text is on either side"
     return sides, facts
+
+
+def _prepare_few(pairs: Pairs, config: RewardConfig) -> tuple[list[Pairs], dict[str, str]]:
+    num_clear = int((pairs.outcomes != 0).sum())
+    num_units = len(np.unique(pairs.units))
+    if num_clear == 0 or num_units < _LEAST_UNITS:
+        reason = (
+            "every pair is a tie"
+            if num_clear == 0
+            else "all is about one prompt (or text), none is left to test"
+        )
+        raise DataError(
+            f"{redact(', '.join(config.feedback))}: too little was said: {len(pairs):,} pairs: {reason}"
+        )
+    fact = (
+        f"{len(pairs):,} pairs of {len(pairs.completions):,} texts: few, so that all are learned from, and each tenth "
+        "of the prompts (or texts) is tested on what the others teach"
+    )
+    return [pairs, pairs], {"learn": fact}
 
 
 def _features(
@@ -306,6 +392,17 @@ def _ensemble(
     """Heads of as many learners, each from prompts drawn with replacement."""
     if config.num_members == 1:
         return None
+    return _resampled(
+        train,
+        config,
+        say,
+        lambda drawn: fit_head(features, drawn, ridges=(head.ridge,)).weights,
+    )
+
+
+def _resampled(
+    train: Pairs, config: RewardConfig, say: Say, learn: Callable[[Pairs], np.ndarray]
+) -> np.ndarray:
     generator = np.random.default_rng([config.seed, 1])
     units = train.units
     num_units = int(units.max()) + 1
@@ -316,7 +413,7 @@ def _ensemble(
         left, right = units[train.left], units[train.right]
         copies = np.where(left == right, times[left], times[left] * times[right])
         rows = np.repeat(np.arange(len(train)), copies)
-        members.append(fit_head(features, train.take(rows), ridges=(head.ridge,)).weights)
+        members.append(learn(train.take(rows)))
         progress.advance()
     return np.stack(members)
 
@@ -340,6 +437,8 @@ def _write(result: RewardResult, config: RewardConfig, scorer: Scorer, check: Ca
             "held_out": result.held_out.as_dict(),
             "train": result.train.as_dict(),
             "learning_curve": result.curve,
+            "is_crossed": result.is_crossed,
+            "verdict": result.verdict,
             "ridge": result.ridge,
             "tie": result.tie,
         }

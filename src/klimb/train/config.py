@@ -39,6 +39,9 @@ class TrainConfig:
     """How many times an ensemble's spread is taken off a reward model's score, so that the policy is not drawn to where
     its members disagree; 0 takes the model's own score."""
 
+    accept_unproven_reward: bool = False
+    """Train on a learned reward even if it does not beat chance on what people said, as its reward.json records."""
+
     max_failed: float = 0.1
     """Share of a step's, or of an evaluation's, completions whose reward may fail before the run stops. They are left
     out, so the rest is what is learned from: of a few the batch hardly changes; many mean that the reward is broken, or

@@ -17,7 +17,7 @@ from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
-from klimb.reward.load import load_rewards
+from klimb.reward.load import load_rewards, require_proven
 from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.choice import Choice
@@ -149,6 +149,8 @@ def _train(
 def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile, list[PromptRow]]:
     """Read and load all that a run is made of; returns it with the prompts to train on, and those to judge by."""
     require_paths(device_of(config.device), config.precision)
+    if not config.accept_unproven_reward:
+        require_proven(config.reward)
     rows = PromptFile(config.prompts, config.prompt_column)
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
