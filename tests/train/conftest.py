@@ -182,6 +182,10 @@ def same(completions, **_):
     return [2.5] * len(completions)
 
 
+def faint(completions, **_):
+    return [0.002 * index for index, _ in enumerate(completions)]
+
+
 def broken(completions, **_):
     raise ValueError("out of order")
 

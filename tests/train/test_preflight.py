@@ -96,6 +96,7 @@ def test_weights_that_are_not_numbers_fail_before_any_training(make_setting):
     [
         ("vowels", "passed", " of 4 completions; "),
         ("same", "warned", "2.5 to 2.5 for 4 of 4 completions"),
+        ("faint", "warned", "; they differ by 0.006"),  # beside a beta of 0.05 a nat
         ("broken", "failed", "raised ValueError: out of order"),
         ("infinite", "failed", "expected a finite number, got inf"),
     ],

@@ -113,7 +113,7 @@ def check_sampler(policy: Policy, probe: Probe, bound: float) -> Result:
 
 
 def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: TrainConfig) -> Result:
-    """Whether the rewards are finite numbers that differ, and how long they take."""
+    """Whether the rewards are finite numbers that differ by more than a nat costs, and how long they take."""
     start, mend = time.perf_counter(), "mend the reward, or choose another"
     try:
         rewards = reward(probe.batch)
@@ -135,6 +135,13 @@ def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: Trai
             + (f"; {probe.missing}" if probe.missing else "")
         )
         return Result("rewards", "warned", f"{words}, all the same", remedy)
+    if count > 1 and max(values) - min(values) < config.beta:
+        words += f"; they differ by {max(values) - min(values):.3g}"
+        remedy = (
+            f"a nat away from the start costs {config.beta:g}, more than that: the KL would decide where it goes; "
+            "lower --beta, or weigh the reward by --reward-weights"
+        )
+        return Result("rewards", "warned", words, remedy)
     return Result("rewards", "passed", words)
 
 
