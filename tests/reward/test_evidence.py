@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import quad
 
 from klimb import KlimbError
@@ -152,23 +153,32 @@ def test_a_criterion_of_another_form_is_refused(text, words):
         Criterion.parse(text)
 
 
-def test_the_criterions_direction_is_the_difference_of_the_models_own_logits(model_folder):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    scorer = Scorer.from_base(model_folder, question=QUESTION)
-    criterion = Criterion(("yes",), ("No",))
-    direction = criterion.direction(model_folder, scorer.model, scorer.tokenizer)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # whose token embeddings make no logits, and do
+def test_the_criterions_direction_is_the_difference_of_the_models_own_logits(
+    family, make_model, tokenizer, tmp_path
+):
+    model = make_model(family, vocab_size=len(tokenizer), spread=0.1).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scorer = Scorer.from_base(tmp_path, question=QUESTION)
+    direction = Criterion(("yes",), ("No",)).direction(tmp_path, scorer.model, scorer.tokenizer)
     text = scorer.encode("a prompt", " and more")
     found = scorer.features([text])[0] @ direction
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(model_folder),
-        AutoTokenizer.from_pretrained(model_folder),
-    )
-    import torch
-
     logits = model(torch.tensor([text])).logits[0, -1].detach()
     liked, disliked = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("y", "N"))
     assert found == pytest.approx(float(logits[liked] - logits[disliked]), abs=1e-4)
+
+
+def test_a_criterion_is_where_a_reward_from_the_command_line_starts(tmp_path, model_folder, tokenizer):
+    write_comparisons(tmp_path / "said.jsonl", 12, lambda i: ("left", "right")[i % 2])
+    arguments = ["--feedback", str(tmp_path / "said.jsonl"), "--base", str(model_folder)]
+    arguments += ["--out", str(tmp_path / "reward"), "--criterion", "yes / No", "--num-members", "2"]
+    assert main(["reward", "train", *arguments]) in (0, 3)
+    assert "criterion&#39;s own score" in (tmp_path / "reward" / "report.html").read_text()
+    record = json.loads((tmp_path / "reward" / "reward.json").read_text())
+    assert record["options"]["criterion"] == "yes / No"
+    ids = Scorer.load(tmp_path / "reward").encode("a", "b")
+    assert tokenizer.decode(ids).endswith(QUESTION)  # wherever it is used, the question is read
 
 
 def write_comparisons(file, count, rule):

@@ -79,7 +79,7 @@ def _output_embeddings(base: str | Path, scorer_model: Any) -> Any:
         raise ConfigError(f"criterion: {base} is no decoder that writes texts; leave the criterion out")
     inputs = scorer_model.get_input_embeddings().weight
     if scorer_model.config.get_text_config().tie_word_embeddings:
-        return inputs
+        return inputs.detach()
     from klimb.policy.load import WRITER, load
 
     outputs = load(WRITER, base).model.get_output_embeddings()
