@@ -27,6 +27,7 @@ def test_the_options_and_their_defaults_are_these():
         "reward_weights": None,
         "judges": [],
         "caution": 0.0,
+        "accept_unproven_reward": False,
         "max_failed": 0.1,
         "reward_timeout": None,
         "prompt_column": "prompt",
