@@ -13,7 +13,7 @@ help:  ## list these commands
 demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model on it, judge it: four to five minutes
 	$(BIN)/klimb demo
 
-test: $(VENV)/.dev  ## the default tests: offline, CPU only, three minutes on two cores
+test: $(VENV)/.dev  ## the default tests: offline, CPU only, about six minutes on two cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
