@@ -53,10 +53,8 @@ def demo_config(model: Path, reward: Path, out: Path, seed: int) -> TrainConfig:
         temperature=0.8,
         beta=0.04,
         lr=3e-4,
-        prompts_per_step=4,
-        completions_per_prompt=8,
-        num_steps=20,
-        checkpoint_every=10,
+        num_steps=24,
+        checkpoint_every=12,
         seed=seed,
     )
 
