@@ -137,6 +137,17 @@ def test_the_verdict_says_what_to_do():
     assert said.startswith("It does not beat chance: ")
     assert "Do not train on it." in said
     assert "--criterion" in said
+    assert "--criterion" not in verdict(evaluate(scores, noise), is_crossed=True, has_criterion=True)
+
+
+def test_pairs_that_say_nothing_leave_the_prior():
+    features, pairs = judged(4, [3.0])
+    prior = np.array([1.0, 0, 0, 0, 0, 0])
+    none = fit_by_evidence(features, pairs.take(np.arange(0)), prior)
+    np.testing.assert_array_equal(none.weights, prior)
+    alike = fit_by_evidence(np.ones_like(features), pairs, prior)  # the same text twice, in every pair
+    assert np.isfinite(alike.weights).all()
+    assert not alike.scores(features).any()
 
 
 @pytest.mark.parametrize(

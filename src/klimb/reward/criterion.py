@@ -70,7 +70,10 @@ def _first_token(tokenizer: Any, word: str) -> int:
     """The token with which a word begins after a space: tokenizers write the space into it, or add one themselves."""
     written = [tokenizer.encode(text, add_special_tokens=False) for text in (f" {word}", word)]
     whole = [ids[0] for ids in written if len(ids) == 1]
-    return whole[0] if whole else next(token for token in written[0] if tokenizer.decode([token]).strip())
+    found = [*whole, *(token for token in written[0] if tokenizer.decode([token]).strip())]
+    if not found:
+        raise ConfigError(f"criterion: the tokenizer has no token for {word!r}; choose another word")
+    return found[0]
 
 
 def _output_embeddings(base: str | Path, scorer_model: Any) -> Any:

@@ -55,6 +55,8 @@ def fit_by_evidence(
         MacKay (1992), "The Evidence Framework Applied to Classification Networks", for the approximation; Hoeting et
         al. (1999), "Bayesian Model Averaging: A Tutorial", for the average.
     """
+    if len(pairs) == 0:
+        return EvidenceHead(np.zeros(features.shape[1]) if prior is None else prior, 0.0, 0.0)
     deviation = features.std(axis=0)
     scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0.0)
     differences = ((features[pairs.left] - features[pairs.right]) * scale).astype(np.float64)

@@ -134,7 +134,7 @@ def newton(
             return float(nll + ridge / 2 * at @ at)
 
         weights = _descend(loss, weights, step)
-        if np.abs(step).max() < _SMALL_STEP:
+        if np.abs(step).max(initial=0.0) < _SMALL_STEP:
             break
     return weights, tie, hessian
 

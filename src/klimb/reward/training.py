@@ -58,6 +58,7 @@ class RewardResult:
         tuning: How weights were moved, with methods lora and whole.
         before: What the linear head that they started with is worth on prompts held out.
         is_crossed: Whether all pairs were learned from, and each part tested on what the others teach.
+        has_criterion: Whether learning started from words for what people look for.
     """
 
     folder: Path
@@ -72,11 +73,12 @@ class RewardResult:
     tuning: Tuning | None = None
     before: Evaluation | None = None
     is_crossed: bool = False
+    has_criterion: bool = False
 
     @property
     def verdict(self) -> str:
         """Whether it beats chance, in a sentence."""
-        return verdict(self.held_out, is_crossed=self.is_crossed)
+        return verdict(self.held_out, is_crossed=self.is_crossed, has_criterion=self.has_criterion)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
         learned.tuning,
         learned.before,
         is_crossed,
+        config.criterion is not None,
     )
     _write(result, config, scorer, lambda folder: check_deployed(scorer, folder, sides[1], learned.scores))
     return result

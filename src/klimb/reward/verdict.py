@@ -19,12 +19,13 @@ def pairs_needed(accuracy: float) -> int | None:
     return None if count > _MANY else max(count, 10)
 
 
-def verdict(held_out: Evaluation, *, is_crossed: bool) -> str:
+def verdict(held_out: Evaluation, *, is_crossed: bool, has_criterion: bool = False) -> str:
     """Say whether a reward beats chance, and what to do where it does not.
 
     Args:
         held_out: What it is worth on prompts that it did not learn from.
         is_crossed: Whether every pair was tested on, by a head that had not learned from its prompt.
+        has_criterion: Whether learning started from words for what people look for.
     """
     found = (
         f"{held_out.accuracy:.3f} of {held_out.num_clear:,} pairs ordered as people did "
@@ -35,11 +36,10 @@ def verdict(held_out: Evaluation, *, is_crossed: bool) -> str:
     needed = pairs_needed(held_out.accuracy)
     share = held_out.num_clear if is_crossed else 5 * held_out.num_clear
     if needed is None or needed <= held_out.num_clear:
-        advice = f"Judge more: at least twice as many as these {share:,}; --criterion says in words what you look for."
+        advice = f"Judge more: at least twice as many as these {share:,}."
     else:
         total = needed if is_crossed else 5 * needed
-        advice = (
-            f"If it goes on like this, about {total:,} judgements in all will show; --criterion says in words what "
-            "you look for, which saves many of them."
-        )
+        advice = f"At this accuracy about {total:,} judgements in all would show that it does."
+    if is_crossed and not has_criterion:
+        advice += " --criterion says in words what you look for, which saves many of them."
     return f"It does not beat chance: {found}. Do not train on it. {advice}"
