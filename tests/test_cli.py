@@ -238,3 +238,29 @@ def test_bad_input_of_label_and_compare_is_one_clear_message(arguments, message,
     assert message.lower() in error.lower()
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "--model", "m", "--prompts", "p", "--reward", "vader", "--out", "o", "--lr", "-1"],
+            "klimb: lr: ",
+        ),
+        (
+            ["reward", "train", "--feedback", "f", "--base", "b", "--out", "o", "--num-members", "0"],
+            "klimb: num_members: ",
+        ),
+        (["label", "--num-pairs-per-prompt", "0"], "klimb: num_pairs_per_prompt: "),
+    ],
+)
+def test_a_wrong_option_is_answered_before_pytorch_is_loaded(arguments, message):
+    code = (
+        "import sys; from klimb.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code + 10 * ('torch' in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(message)

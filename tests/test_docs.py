@@ -10,6 +10,7 @@ import pytest
 
 from klimb.cli import main
 from klimb.reward.scorer import Scorer
+from robot import Robot, free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,6 +58,10 @@ def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path
     for flag in quick:
         if flag in arguments:
             del arguments[arguments.index(flag) : arguments.index(flag) + 2]
+    if "people" in arguments:
+        robot = Robot(free_port())
+        robot.start()
+        quick |= {"--people-port": str(robot.port), "--people-rater": "ann"}
     assert main([*arguments, *[part for pair in quick.items() for part in pair]]) == 0
     (report,) = tmp_path.glob("runs/*/report.html")
     assert report.is_file()

@@ -26,7 +26,7 @@ from klimb.judge.tally import opinions_of_scores, tally
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import evaluate
 from klimb.reward.report import draw_report as draw_reward_report
-from klimb.reward.training import RewardResult
+from klimb.reward.results import RewardResult
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.folder import RunFolder

@@ -100,9 +100,10 @@ def _run(
         case Train():
             _train(verb)
         case Check():
+            config = TrainConfig(**vars(verb))  # before PyTorch is loaded: a wrong option is answered at once
             from klimb.train.run import check
 
-            check(TrainConfig(**vars(verb)))
+            check(config)
         case Update():
             from klimb.update import update_file
 
@@ -120,20 +121,20 @@ def _run(
         case FeedbackVerbs(verb=chosen):
             _run_feedback(chosen)
         case Label():
+            config = LabelConfig(**vars(verb))
             from klimb.judge.label import label
 
-            label(LabelConfig(**vars(verb)))
+            label(config)
         case Compare():
+            config = CompareConfig(**vars(verb))
             from klimb.judge.compare import compare
             from klimb.judge.console import show_comparison
 
-            show_comparison(compare(CompareConfig(**vars(verb))))
+            show_comparison(compare(config))
     return 0
 
 
 def _train(verb: Train) -> None:
-    from klimb.train.run import train
-
     options = dict(vars(verb))
     run, accept, from_step = options.pop("resume"), options.pop("accept"), options.pop("from_step")
     for name, value in (("accept", accept or None), ("from_step", from_step)):
@@ -141,16 +142,20 @@ def _train(verb: Train) -> None:
             raise ConfigError(f"{name}: has no meaning without --resume")
     if run is not None and options["out"] != run:
         raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
-    train(TrainConfig(**options), resume=run is not None, accept=accept, from_step=from_step)
+    config = TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
+    from klimb.train.run import train
+
+    train(config, resume=run is not None, accept=accept, from_step=from_step)
 
 
 def _run_reward(verb: RewardTrain | RewardScore) -> int:
     match verb:
         case RewardTrain():
+            config = RewardConfig(**vars(verb))
             from klimb.reward.console import show_reward
             from klimb.reward.training import train_reward
 
-            result = train_reward(RewardConfig(**vars(verb)), tell)
+            result = train_reward(config, tell)
             show_reward(result)
             return 0 if result.held_out.beats_chance else _NOT_BETTER_THAN_CHANCE
         case RewardScore():

@@ -153,6 +153,22 @@ def test_a_missing_model_says_what_would_be_one(source, message):
     assert isinstance(caught.value, KlimbError)
 
 
+def test_a_path_below_a_folder_that_is_here_is_no_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "learned" / "first").mkdir(parents=True)
+    (tmp_path / "learned" / "first" / "reward.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="learned/second: there is no such folder; learned has first"):
+        Policy.load("learned/second")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty/model: there is no such folder; empty has no folders"):
+        Policy.load("empty/model")
+    # Beside a model that was downloaded, a name may be another one of the same owner.
+    (tmp_path / "owner" / "small").mkdir(parents=True)
+    (tmp_path / "owner" / "small" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="owner/large: cannot load a causal language model"):
+        Policy.load("owner/large")
+
+
 def test_a_folder_without_a_model_and_a_file_of_another_kind_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         Policy.load(tmp_path)

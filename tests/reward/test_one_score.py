@@ -341,7 +341,9 @@ def test_longer_texts_are_cut_in_learning_and_in_use_where_that_is_asked_for(
     rows = [{"prompt": f"p{n} ", "chosen": "good", "rejected": "bad"} for n in range(30)]
     file = write_jsonl([*rows, {"prompt": "long ", "chosen": "x" * 90 + "a", "rejected": "y"}])
     said = []
-    train_reward(RewardConfig((str(file),), str(model_folder), tmp_path / "r", truncate=side), said.append)
+    train_reward(
+        RewardConfig((str(file),), str(model_folder), tmp_path / "r", truncate=side, question=""), said.append
+    )
     assert not any("refused whose" in line for line in said)
     scorer = Scorer.load(tmp_path / "r", device="cpu")
     ids = scorer.encode("long ", "x" * 90 + "a")
@@ -356,7 +358,7 @@ def test_longer_texts_are_cut_in_learning_and_in_use_where_that_is_asked_for(
 
 def test_a_row_that_cannot_be_read_costs_itself_in_scoring(write_jsonl, model_folder, tmp_path, capsys):
     rows = [{"prompt": f"p{n} ", "chosen": "good", "rejected": "bad"} for n in range(30)]
-    train_reward(RewardConfig((str(write_jsonl(rows)),), str(model_folder), tmp_path / "r"))
+    train_reward(RewardConfig((str(write_jsonl(rows)),), str(model_folder), tmp_path / "r", question=""))
     texts = write_jsonl([{"text": "one"}, {"text": "x" * 70}, {"text": "three"}], "texts.jsonl")
     assert (
         main(

@@ -344,7 +344,7 @@ def test_a_text_that_is_too_long_and_a_pair_of_the_same_text_are_named(tmp_path,
     row = {"prompt": "p", "chosen": "good", "rejected": "bad"}
     rows = [row | {"prompt": f"p {index}"} for index in range(30)]
     long = write_jsonl([*rows, row | {"chosen": "a" * 70}], "long.jsonl")
-    config = {"base": str(model_folder), "out": tmp_path / "reward"}
+    config = {"base": str(model_folder), "out": tmp_path / "reward", "question": ""}
     said = []
     train_reward(
         make_config("head", feedback=(str(long),), **config | {"out": tmp_path / "others"}), said.append

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from klimb.cli import main
+from klimb.errors import KlimbError
 from klimb.train.folder import RunFolder
 from klimb.train.signals import RunInterrupted, listening
 
@@ -60,6 +61,9 @@ def test_a_signal_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(
     assert RunFolder.open(config.out).checkpoint_steps() == [2]
     assert len(RunFolder.open(config.out).read("metrics")) == 2
     assert not (config.out / "model").exists()
+    assert RunFolder.open(config.out).report.exists()
+    with pytest.raises(KlimbError, match=f"is a run: go on with it by klimb train --resume {config.out}"):
+        run(config)
 
     signalling(num_steps=5, checkpoint_every=4)
     whole = make_whole(config, tmp_path)

@@ -18,7 +18,7 @@ from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.run import RunResult, train
 
-_NUM_SENTENCES = 2000
+_NUM_SENTENCES = 1000
 _NUM_JUDGEMENTS = 60
 _RATER = "you"
 _MAX_NEW_TOKENS = 20
@@ -34,7 +34,7 @@ def reward_config(model: Path, feedback: Path, out: Path, seed: int, *, is_few: 
         min_gap=0.3,
         pairs_per_text=10,
         held_out=None if is_few else 0.2,
-        question=QUESTION if is_few else "",
+        question=QUESTION,
         seed=seed,
     )
 
@@ -51,10 +51,10 @@ def demo_config(model: Path, reward: Path, out: Path, seed: int) -> TrainConfig:
         num_trainable_layers=6,
         max_new_tokens=_MAX_NEW_TOKENS,
         temperature=0.8,
-        beta=0.04,
+        beta=0.025,
         lr=3e-4,
-        num_steps=24,
-        checkpoint_every=12,
+        num_steps=20,
+        checkpoint_every=10,
         seed=seed,
     )
 

@@ -36,6 +36,13 @@ _GRACE = 5  # seconds that requests under way are given at the end
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  every address, and this machine's own
 
 
+Stage = Literal["open", "coming", "over"]
+"""Whether pairs that others leave may come back, more are on their way, or nobody is asked any more."""
+
+Rest = Callable[[], tuple[str, Stage]]
+"""What a rater is told to whom nothing is left, and where the asking stands."""
+
+
 class _Said(BaseModel):
     """A judgement as the page sends it."""
 
@@ -63,9 +70,11 @@ class _Desk:
     Args:
         store: Where the pairs and the judgements are.
         options: With the tokens.
+        rest: What a rater is told to whom nothing is left.
     """
 
-    def __init__(self, store: Store, options: ServeOptions) -> None:
+    def __init__(self, store: Store, options: ServeOptions, rest: Rest) -> None:
+        self._rest = rest
         self._store = store
         self._options = options
         self._agreement: Agreement | None = None
@@ -167,10 +176,12 @@ class _Desk:
 
     def _state(self, rater: str) -> dict[str, Any]:
         per_pair = self._options.per_pair
-        question = self._store.next_question(rater, per_pair=per_pair)
+        note, stage = self._rest()
+        question = None if stage == "over" else self._store.next_question(rater, per_pair=per_pair)
         progress = self._store.progress(rater, per_pair=per_pair)
         agreement = self._measured_agreement()
         return {
+            "rest": {"note": note, "stage": stage},
             "rater": rater,
             "may_rename": self._options.rater is None,
             "question": None if question is None else show_question(question, rater),
@@ -195,15 +206,16 @@ class _Desk:
         return self._agreement
 
 
-def create_app(store: Store, options: ServeOptions) -> FastAPI:
+def create_app(store: Store, options: ServeOptions, rest: Rest | None = None) -> FastAPI:
     """Make the server of the comparison page.
 
     Args:
         store: Where the pairs are, and the judgements go.
         options: Tokens that it needs and lacks are made up; `serve` makes them before, to print the links.
+        rest: What a rater is told to whom nothing is left; where it is in the store, by default.
     """
     options = options.with_tokens()
-    desk = _Desk(store, options)
+    desk = _Desk(store, options, rest or (lambda: ("All that you said is saved.", "open")))
     app = FastAPI(title="klimb", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     routes: list[tuple[str, str, Callable[..., Response]]] = [
         ("GET", "/", desk.page),
@@ -245,27 +257,16 @@ def serve(
         ConfigError: The address cannot be listened on, or the port is in use.
     """
     options = options.with_tokens()
-    app = create_app(store, options)
-    with _listen(options) as listening:
+    app = create_app(store, options, None if until is None else lambda: _until(until))
+    with listen(options) as listening:
         progress = store.progress("", per_pair=options.per_pair)
         say(f"{store.where}: {progress.num_done:,} of {progress.num_pairs:,} pairs judged")
-        for line in _links(options):
+        for line in page_links(options):
             say(line)
         say("Ctrl-C ends it; what the page shows as saved is in the store")
         if open_browser:
-            address = _address(options, _EVERYWHERE.get(options.host, options.host))
-            threading.Thread(
-                target=webbrowser.open, args=(f"{address}/{_ending(options.owner_token)}",), daemon=True
-            ).start()
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=_GRACE,
-        )
-        server = uvicorn.Server(config)
+            threading.Thread(target=webbrowser.open, args=(page_address(options),), daemon=True).start()
+        server = uvicorn.Server(quiet_config(app))
         with (
             contextlib.suppress(KeyboardInterrupt),  # uvicorn raises it once more when it has shut down
             closing_when(until, lambda: setattr(server, "should_exit", True)),
@@ -274,7 +275,22 @@ def serve(
     say(f"stopped; the judgements are in {store.where}")
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def _until(is_done: Callable[[], bool]) -> tuple[str, Stage]:
+    """What raters are told where a program waits for them, and goes on by itself once all is judged."""
+    if is_done():
+        return (
+            "All that you said is saved, and the program goes on in its terminal. You may close this page.",
+            "over",
+        )
+    return "All that you said is saved.", "open"
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """Take the address of the page.
+
+    Raises:
+        ConfigError: It cannot be listened on, or the port is in use.
+    """
     try:
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=256)
@@ -291,7 +307,8 @@ def _listen(options: ServeOptions) -> socket.socket:
         raise ConfigError(reasons[error.errno]) from error
 
 
-def _links(options: ServeOptions) -> list[str]:
+def page_links(options: ServeOptions) -> list[str]:
+    """The links to the page, in lines for whoever started it."""
     if not options.needs_tokens:
         return [
             f"judge:   {_address(options, options.host)}/",
@@ -304,6 +321,23 @@ def _links(options: ServeOptions) -> list[str]:
         "whoever has a link is let in; nothing is encrypted, so outside a network that you trust put a proxy with "
         "TLS in front",
     ]
+
+
+def page_address(options: ServeOptions) -> str:
+    """The page's address in this machine's browser, with the owner's token."""
+    return f"{_address(options, _EVERYWHERE.get(options.host, options.host))}/{_ending(options.owner_token)}"
+
+
+def quiet_config(app: FastAPI) -> uvicorn.Config:
+    """How the page is served: without a line for each request."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE,
+    )
 
 
 def _ending(token: str | None) -> str:

@@ -210,6 +210,34 @@ class Store:
             )
             return find_question(connection, found.pair_id)
 
+    def ask(self, new: Iterable[Pair]) -> list[tuple[int, bool]]:
+        """Add pairs as `add_pairs` does, and return how to ask for what is said of them.
+
+        Returns:
+            Of each pair its number, and whether the store has its completions the other way round.
+        """
+        with self._database.writing() as connection:
+            return pair_ids(connection, list(new))
+
+    def choices(self, numbers: Sequence[tuple[int, bool]]) -> list[list[Choice]]:
+        """Return what stands of pairs, all that was said of each, in the order in which it was said.
+
+        Args:
+            numbers: What `ask` returned of them.
+        """
+        swapped: dict[Choice, Choice] = {"first": "second", "second": "first"}
+        query = select(judgements.c.pair_id, judgements.c.preferred).where(
+            judgements.c.pair_id.in_([number for number, _ in numbers]), STANDS
+        )
+        said: dict[int, list[Choice]] = {}
+        with self._database.reading() as connection:
+            for pair_id, preferred in connection.execute(query.order_by(judgements.c.id)):
+                said.setdefault(pair_id, []).append(preferred)
+        return [
+            [swapped.get(choice, choice) if is_swapped else choice for choice in said.get(number, [])]
+            for number, is_swapped in numbers
+        ]
+
     def progress(self, rater: str, *, per_pair: int = 1) -> Progress:
         """Tell how far the judging is."""
         done = select(pairs.c.id).where(pairs.c.num_opinions >= per_pair)

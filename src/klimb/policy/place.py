@@ -38,6 +38,7 @@ _OF_TRAINING = (
     "trainer_state",
     "random_states",
 )
+_OF_KLIMB = ("reward.json", "metrics.jsonl")  # what a reward's folder or a run's has
 _POINTED = ("*.model", "*.jinja", "merges.txt", "vocab.txt", "*.safetensors")
 _DEQUANTISE = {
     "mxfp4": "load it with AutoModelForCausalLM.from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True))",
@@ -75,7 +76,25 @@ def find(source: str | Path) -> Path | str:
         raise ModelNotFoundError(
             f"{source}: no such folder or file; give a model folder, a .gguf file, or a hub name (owner/model)"
         )
+    owner = Path(text.split("/", maxsplit=1)[0])
+    if owner.is_dir() and _is_klimbs(
+        owner
+    ):  # a path is meant; beside downloaded models a name may be the hub's
+        raise ModelNotFoundError(f"{source}: there is no such folder; {owner} has {_names_in(owner)}")
     return text
+
+
+def _is_klimbs(folder: Path) -> bool:
+    """Whether a folder holds rewards or runs, or nothing."""
+    entries = [entry for entry in folder.iterdir() if entry.is_dir()]
+    return not entries or any((entry / name).is_file() for entry in entries for name in _OF_KLIMB)
+
+
+def _names_in(folder: Path, most: int = 8) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not names:
+        return "no folders"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def fetch(name: str) -> Path:

@@ -43,6 +43,9 @@ def alone(file: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
+_UNREACHABLE = ("ConnectError", "ConnectTimeout", "couldn't connect", "Max retries exceeded", "offline mode")
+
+
 def explain(place: str, error: Exception) -> str:
     """Say why a model cannot be loaded, where that is for its makers' code or a pickle with what to do about it.
 
@@ -62,6 +65,8 @@ def explain(place: str, error: Exception) -> str:
         if names:
             return f"its weights are pickled ({', '.join(names)}); {PICKLE_REMEDY}"
     if not folder.is_dir():
+        if any(word in said for word in _UNREACHABLE):
+            return "there is no folder of that name here, and the Hugging Face hub cannot be reached"
         said = f"there is no folder of that name here, and the hub says: {said}"
         if "gated" in said.lower() or "401" in said or "403" in said:
             said += "; accept its terms on its page there, and log in with `hf auth login`"

@@ -37,9 +37,14 @@ class RewardConfig:
     """What people look for, in words for it and against it: "cheerful, happy / gloomy, sad". The base's own sense of
     these words is where learning starts, which is worth many judgements; with head and few of them."""
 
-    question: str = ""
+    question: str | None = None
     """Text that is appended to whatever is read; a decoder's head sees its last token. With a criterion, a question
-    that its words may answer."""
+    that its words may answer. By default klimb's own, about the text's mood, with few pairs or a criterion; "" for
+    none."""
+
+    standardise: bool = True
+    """Count scores in standard deviations between answers to one prompt (between texts, where they have no prompts),
+    so that beta and lr carry over from one reward to the next; else in the nats that judgements were predicted in."""
 
     max_length: int | None = None
     """Most tokens of a prompt and its completion; as many as the base reads by default. Longer ones are refused."""
@@ -113,10 +118,13 @@ class RewardConfig:
         """The learning rate, as given or as is usual with the method; head has none."""
         return _USUAL_LR[self.method] if self.lr is None else self.lr
 
-    @property
-    def used_question(self) -> str:
-        """The question, as given, or as usual with a criterion."""
-        return self.question or (QUESTION if self.criterion is not None else "")
+    def used_question(self, *, is_few: bool) -> str | None:
+        """The question, as given; None for klimb's own where the base can be asked one, "" for none."""
+        if self.question is not None:
+            return self.question
+        if self.criterion is not None:
+            return QUESTION
+        return None if is_few else ""
 
     def _check_method(self) -> None:
         if self.criterion is not None and (self.method != "head" or self.held_out is not None):

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from klimb.reward.training import RewardResult
+from klimb.reward.results import RewardResult
 
 
 def show_reward(result: RewardResult, console: Console | None = None) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from klimb.errors import ConfigError
 
 QUESTION = "\n\nAll in all, the mood of this is"
-"""What a criterion's words follow, unless a question is given."""
+"""What a decoder's head reads at the end of, with few judgements or a criterion, unless another is given."""
 
 _FORM = "words for it and against it, such as 'cheerful, happy / gloomy, sad'"
 

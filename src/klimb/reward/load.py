@@ -11,12 +11,15 @@ from klimb.reward.function import FunctionReward, load_function
 from klimb.reward.loop import EventLoop
 from klimb.reward.reward import Reward, WeightedSum
 
+PEOPLE = "people"
+"""What people are called as a reward, who compare a step's completions on a page."""
+
 BUILT_IN = {"vader": "klimb.reward.vader:vader"}
 """Rewards that come with klimb, by name."""
 
 
 def load_rewards(
-    specs: Sequence[str],
+    specs: Sequence[str | Reward],
     weights: Sequence[float] | None = None,
     *,
     judges: Sequence[str] = (),
@@ -28,8 +31,8 @@ def load_rewards(
     """Load rewards and add them up.
 
     Args:
-        specs: Each the name of a built-in reward, `module:function`, `file.py:function`, the http(s) address of a
-            service, or a sequence-classification model: a folder or a name on the Hugging Face hub.
+        specs: Each a reward as it is, or the name of a built-in one, `module:function`, `file.py:function`, the http(s)
+            address of a service, or a sequence-classification model: a folder or a name on the Hugging Face hub.
         weights: One number a reward; 1 for each where None.
         judges: Rewards that are asked too and count for nothing, named as the others are.
         caution: How many times an ensemble's spread is taken off a reward model's score; judges keep theirs.
@@ -45,10 +48,12 @@ def load_rewards(
     """
     if not specs:
         raise ConfigError("reward: expected at least one reward")
-    names = [*specs, *judges]
+    names = [*(spec if isinstance(spec, str) else spec.name for spec in specs), *judges]
     refuse_secrets(names)
     if len(set(names)) != len(names):
         raise ConfigError(f"reward: each reward or judge may be named once, got {', '.join(names)}")
+    if PEOPLE in [*specs, *judges]:
+        raise ConfigError(f"{PEOPLE}: are asked as a reward of klimb train, and afterwards by klimb compare")
     if weights is not None and len(weights) != len(specs):
         raise ConfigError(
             f"reward_weights: expected {len(specs)} weights, one for each reward, got {len(weights)}"
@@ -56,7 +61,9 @@ def load_rewards(
 
     loop = EventLoop()  # one for all, so that asynchronous rewards wait together
 
-    def load(spec: str, caution: float) -> Reward:
+    def load(spec: str | Reward, caution: float) -> Reward:
+        if not isinstance(spec, str):
+            return spec
         if is_address(spec):
             return _service(spec, timeout)
         if spec in BUILT_IN:

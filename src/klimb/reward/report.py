@@ -1,17 +1,15 @@
 """A reward model's page: what it is worth, and where it may mislead."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from klimb.page import ACCENT, LINE, Figure, draw_figure, render
 from klimb.reward.config import RewardConfig
-
-if TYPE_CHECKING:
-    from klimb.reward.training import RewardResult
+from klimb.reward.results import RewardResult
 
 
-def draw_report(result: "RewardResult", config: RewardConfig) -> str:
+def draw_report(result: RewardResult, config: RewardConfig) -> str:
     """Return the page."""
     figures = [_calibration(result)] if len(result.held_out.calibration) > 1 else []
     if len(result.curve) > 1:
@@ -33,7 +31,7 @@ def draw_report(result: "RewardResult", config: RewardConfig) -> str:
     )
 
 
-def _learning_curve(result: "RewardResult") -> Figure:
+def _learning_curve(result: RewardResult) -> Figure:
     counts, middle, low, high = np.array(result.curve).T
 
     def draw(axes: Any) -> None:
@@ -52,7 +50,7 @@ def _learning_curve(result: "RewardResult") -> Figure:
     return draw_figure("Judgements needed", caption, draw)
 
 
-def _calibration(result: "RewardResult") -> Figure:
+def _calibration(result: RewardResult) -> Figure:
     bins = result.held_out.calibration
 
     def draw(axes: Any) -> None:

@@ -130,6 +130,17 @@ class ReadsPrompts(Protocol):
         ...
 
 
+@runtime_checkable
+class AsksPeople(Protocol):
+    """A reward that waits for people, for as long as they take."""
+
+    is_stopping: Callable[[], bool]
+
+    def finish(self, ending: str) -> None:
+        """Tell them that it is over."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rewards:
     """The rewards of a batch.
@@ -198,7 +209,9 @@ class WeightedSum:
         batch = replace(batch, log=RewardLog(len(batch.texts)))
         asked = _ask_all([*self.rewards, *self.judges], batch)
         of_rewards = [asked[reward.name] for reward in self.rewards]
-        sums = [self._sum(said) for said in zip(*of_rewards, strict=True)]
+        sums: list[Answer] = [None] * len(batch.texts)
+        if self.rewards:
+            sums = [self._sum(said) for said in zip(*of_rewards, strict=True)]
         failures = [
             Failure.of(answer, index, batch.texts)
             for said in [sums, *[asked[judge.name] for judge in self.judges]]
@@ -207,6 +220,15 @@ class WeightedSum:
         ]
         parts = {name: _numbers(said) for name, said in asked.items()}
         return Rewards(_numbers(sums), parts, failures, batch.log.metrics, batch.log.columns)
+
+    def unattended(self) -> "WeightedSum":
+        """Leave out the rewards that are people, who are asked about the steps' completions alone."""
+        kept = [
+            (reward, weight)
+            for reward, weight in zip(self.rewards, self.weights, strict=True)
+            if not isinstance(reward, AsksPeople)
+        ]
+        return WeightedSum([reward for reward, _ in kept], [weight for _, weight in kept], self.judges)
 
     def check_prompt(self, prompt: Text, columns: Mapping[str, Any]) -> None:
         """Raise where a reward cannot read a prompt whatever follows it, such as one that its chat template refuses.

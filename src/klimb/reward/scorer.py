@@ -3,6 +3,7 @@
 Axes: n texts, D numbers that the head sees of a text, K members of an ensemble.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
 from klimb.policy.saving import companions, save_whole
 from klimb.policy.trunk import decoder_layers
+from klimb.reward.criterion import QUESTION
 from klimb.reward.padding import (
     batch_key,
     can_score,
@@ -38,7 +40,8 @@ ENSEMBLE = "ensemble.safetensors"
 
 _BATCH_TOKENS = 2048  # that go through the model at once, with padding
 # What transformers calls a classification model's last layer, or what that stands in.
-_HEADS = ("score", "classifier", "classification_head", "logits_proj")
+_DECODERS_HEAD = "score"
+_HEADS = (_DECODERS_HEAD, "classifier", "classification_head", "logits_proj")
 _INNER = ("out_proj", "linear_out")
 _CUT = "klimb_truncates"  # stands in tokenizer_config.json
 
@@ -100,7 +103,12 @@ class Scorer:
 
     @classmethod
     def from_base(
-        cls, base: str | Path, *, num_layers: int | None = None, question: str = "", device: str | None = None
+        cls,
+        base: str | Path,
+        *,
+        num_layers: int | None = None,
+        question: str | None = "",
+        device: str | None = None,
     ) -> "Scorer":
         """Give a language model (or any other backbone) a new head whose weights are 0.
 
@@ -108,7 +116,8 @@ class Scorer:
             base: A Hugging Face folder, a GGUF file, or a name on the hub.
             num_layers: Keep the first so many decoder layers; all where None.
             question: Text that the tokenizer appends to whatever it reads: a decoder's head sees its last
-                token, and sees more where that follows a question about the text.
+                token, and sees more where that follows a question about the text. None: klimb's own question,
+                where the base is a decoder whose tokenizer can append it.
             device: Where the model goes; the first GPU if there is one, else the CPU, where None.
 
         Raises:
@@ -124,6 +133,9 @@ class Scorer:
             _keep_layers(model, num_layers)
         if question:
             tokenizer = append_question(tokenizer, question)
+        elif question is None and hasattr(model, _DECODERS_HEAD):
+            with contextlib.suppress(ConfigError):
+                tokenizer = append_question(tokenizer, QUESTION)
         moment = fix_clock(tokenizer)  # a text has one score, today and tomorrow
         scorer = cls(model.to(_device(device)), tokenizer, str(base))
         scorer.notes, scorer.folder = loaded.notes, loaded.folder
@@ -168,6 +180,15 @@ class Scorer:
     def set_head(self, weights: Float[np.ndarray, " D"]) -> None:
         """Give the head weights that were learned on features."""
         self.head.weight.copy_(torch.from_numpy(weights)[None])
+
+    @torch.no_grad()
+    def divide(self, unit: float) -> None:
+        """Count scores in another unit from now on: the head's weights, its bias and the members are divided by it."""
+        self.head.weight.div_(unit)
+        if getattr(self.head, "bias", None) is not None:
+            self.head.bias.div_(unit)
+        if self.members is not None:
+            self.members = self.members / unit
 
     def encode(
         self,

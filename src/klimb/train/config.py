@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klimb.errors import ConfigError
+from klimb.feedback.serving import ServeOptions
 from klimb.reward.address import refuse_secrets
 
 
@@ -22,8 +23,9 @@ class TrainConfig:
     """Prompts to train on: a .jsonl, .csv or .parquet file."""
 
     reward: tuple[str, ...]
-    """One or more rewards: vader, module:function, file.py:function, the http(s) address of a service, or a
-    sequence-classification model with one output. Several are added up."""
+    """One or more rewards: vader, module:function, file.py:function, the http(s) address of a service, a
+    sequence-classification model with one output, or people, who compare each step's completions on a page while the
+    run waits. Several are added up."""
 
     out: Path
     """The run's folder; it must not exist yet, or be empty."""
@@ -50,6 +52,18 @@ class TrainConfig:
     reward_timeout: float | None = None
     """Seconds that a reward which is a function may take for a batch, or a service for a request. None: a function may
     take as long as it likes, a service 60 s. With a limit a function runs in a thread other than the main one."""
+
+    people_host: str = "127.0.0.1"
+    """Address of the page with reward people. On any but a loopback one it is open to those with the printed link."""
+
+    people_port: int = 8321
+    """Port of that page."""
+
+    people_rater: str | None = None
+    """Name of the one person who judges on this machine; by default the page asks for a name."""
+
+    people_per_pair: int = 1
+    """Judgements wanted of each pair, by as many people."""
 
     prompt_column: str = "prompt"
     """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
@@ -237,6 +251,7 @@ class TrainConfig:
         refuse_secrets((*self.reward, *self.judges))
         self._check_rules()
         self._check_choice()
+        self._check_people()
 
     def _check_rules(self) -> None:
         if self.lr_schedule != "constant" and self.warmup_steps >= self.num_steps:
@@ -254,6 +269,38 @@ class TrainConfig:
                 f"kl_horizon: expected at least the {batch} completions of a step, got {self.kl_horizon}: "
                 "beta would jump from step to step"
             )
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether people are a reward, and the run waits for them."""
+        return "people" in self.reward
+
+    @property
+    def people_page(self) -> ServeOptions:
+        """Where people judge, and who."""
+        return ServeOptions(
+            host=self.people_host,
+            port=self.people_port,
+            rater=self.people_rater,
+            per_pair=self.people_per_pair,
+        )
+
+    def _check_people(self) -> None:
+        if not self.asks_people:
+            return
+        if self.completions_per_prompt < 2:
+            raise ConfigError(
+                "completions_per_prompt: people compare completions of one prompt, so expected at least 2, got "
+                f"{self.completions_per_prompt}"
+            )
+        if self.reward == ("people",) and self.keep_best == "reward":
+            raise ConfigError(
+                "keep_best: people are not asked in evaluations; name one of the judges, or leave it out"
+            )
+        try:
+            _ = self.people_page
+        except ConfigError as error:
+            raise ConfigError(f"people_{error}") from error
 
     def _check_choice(self) -> None:
         judges = ", ".join(self.judges) or "there are none"

@@ -94,6 +94,11 @@ class RunFolder:
         """Raise unless nothing is at `path`, an empty folder, or what is left of a start that was cut off."""
         if path.is_dir() and all(_OF_A_START.fullmatch(entry.name) for entry in path.iterdir()):
             return
+        if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+            raise RunFolderError(
+                f"{path}: exists already, and is a run: go on with it by klimb train --resume {path}, or choose "
+                "another --out"
+            )
         if path.exists():
             raise RunFolderError(f"{path}: exists already; choose another --out, or move it away")
 

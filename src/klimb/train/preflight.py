@@ -104,7 +104,7 @@ def examine(setting: Setting) -> Preflight:
 
 
 def _probe_checks(setting: Setting) -> list[Result]:
-    config, policy = setting.config, setting.policy
+    config, policy, unattended = setting.config, setting.policy, setting.reward.unattended()
     try:
         probe = draw_probe(policy, setting.rows, config)
     except DivergedError as error:
@@ -113,7 +113,9 @@ def _probe_checks(setting: Setting) -> list[Result]:
     return [
         check_start(policy, probe, _START_BOUNDS[config.precision]),
         check_sampler(policy, probe, config.max_sampler_gap or USUAL_GAPS[config.precision]),
-        check_rewards(setting.reward, probe, config),
+        check_rewards(unattended, probe, config)
+        if unattended.rewards
+        else Result("rewards", "passed", "people are asked at each step, and not beforehand"),
         *check_reward_room(setting.reward, setting.rows, config.max_new_tokens),
     ]
 

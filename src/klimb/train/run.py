@@ -5,9 +5,9 @@ import itertools
 import resource
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,8 +17,10 @@ from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
-from klimb.reward.load import load_rewards, require_proven
-from klimb.reward.reward import WeightedSum
+from klimb.progress import Say
+from klimb.reward.load import PEOPLE, load_rewards, require_proven
+from klimb.reward.people import People, PeopleReward, WaitStoppedError
+from klimb.reward.reward import AsksPeople, WeightedSum
 from klimb.train.ascent import Ascent, AscentMetrics
 from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
@@ -42,6 +44,7 @@ from klimb.train.signals import Interruption, listening
 from klimb.train.step import Judged, take_step
 from klimb.train.summary import Summary, summarise
 
+_PEOPLE_STORE = "people.db"  # in the run's folder
 _MOST_TRAINING_PROMPTS_JUDGED = 32  # where no held-out prompts are given
 
 
@@ -128,7 +131,7 @@ def _train(
         _look_first(setting, display)
 
     # Judged before anything is written: a reward that fails at once leaves no folder behind.
-    evaluator = Evaluator(policy, reward, judged_rows, config, len(rows), display.tell)
+    evaluator = Evaluator(policy, reward.unattended(), judged_rows, config, len(rows), display.tell)
     evaluations = [] if resumption is None else resumption.evaluations
     before = None
     if not evaluations:
@@ -155,7 +158,7 @@ def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     reward = load_rewards(
-        config.reward,
+        [_people(config, display.tell) if name == PEOPLE else name for name in config.reward],
         config.reward_weights,
         judges=config.judges,
         caution=config.caution,
@@ -229,7 +232,10 @@ class _Climb:
         """
         folder, config = self.folder, self.config
         try:
-            with listening(f"go on with: klimb train --resume {config.out}") as interruption:
+            with (
+                listening(f"go on with: klimb train --resume {config.out}") as interruption,
+                _asking(self.reward, interruption),
+            ):
                 if before is None:
                     watch.recall(evaluations)
                 else:
@@ -255,7 +261,8 @@ class _Climb:
         """
         goes_on = watch.look()
         while goes_on and self.num_updates < self.config.num_steps:
-            self.take(self.num_updates)
+            with contextlib.suppress(WaitStoppedError):
+                self.take(self.num_updates)
             self._leave_if_asked(interruption)
             goes_on = watch.look()
             self._leave_if_asked(interruption)
@@ -264,7 +271,7 @@ class _Climb:
         watch.settle()
         self.folder.save_model(self.policy)
         if interruption.was_asked_for:
-            interruption.leave(self.num_updates)
+            self._leave(interruption)
         watch.finish()
 
     def take(self, step: int) -> None:
@@ -292,7 +299,35 @@ class _Climb:
         if interruption.was_asked_for:
             self.display.stopped()
             self.checkpoints.save()
-            interruption.leave(self.num_updates)
+            self._leave(interruption)
+
+    def _leave(self, interruption: Interruption) -> NoReturn:
+        """Write the report of what was done so far, and leave."""
+        if self.num_updates:
+            self.display.tell(f"The run so far: {write_report(self.folder)}")
+        interruption.leave(self.num_updates)
+
+
+def _people(config: TrainConfig, say: Say) -> PeopleReward:
+    """People as a reward; what they say is kept in the run's folder."""
+    return PeopleReward(People(config.out / _PEOPLE_STORE, config.people_page, say))
+
+
+@contextlib.contextmanager
+def _asking(reward: WeightedSum, interruption: Interruption) -> Iterator[None]:
+    """Let people be waited for until the run is to stop, and tell them on their page how it ended."""
+    asked = [each for each in reward.rewards if isinstance(each, AsksPeople)]
+    for each in asked:
+        each.is_stopping = lambda: interruption.was_asked_for
+    ending = "The run was stopped. All that you said is saved, and counts when it goes on."
+    try:
+        yield
+        ending = (
+            "The run has finished: the model has learned from all that you said. You may close this page."
+        )
+    finally:
+        for each in asked:
+            each.finish(ending)
 
 
 def _summary(config: TrainConfig, folder: RunFolder, choice: Choice | None) -> Summary:

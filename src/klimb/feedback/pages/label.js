@@ -12,8 +12,14 @@ const WORDS = {
   both_bad: "both are bad",
   skip: "skipped",
 };
+const HEADINGS = {
+  open: "Thank you, nothing left",
+  coming: "Thank you, more is coming",
+  over: "Thank you, that was all",
+};
 const KEYS = new Map([["1", "left"], ["2", "right"], ["t", "tie"], ["b", "both_bad"], ["s", "skip"]]);
 const CODES = new Map([["Digit1", "left"], ["Digit2", "right"]]); // where digits need the shift key
+const LOOK = 2000; // milliseconds between looks at whether more has come
 const PENDING = "klimb-pending";
 
 const byId = (id) => document.getElementById(id);
@@ -29,6 +35,7 @@ const state = {
   numTries: 0,
   retry: null,
   timer: 0,
+  look: 0, // the timer of the next look
 };
 const clock = { spent: 0, since: 0 }; // counts while the page can be seen
 
@@ -75,6 +82,7 @@ function stopTrying() {
 }
 
 async function load() {
+  clearTimeout(state.look);
   const reply = await attempt("/api/next", undefined, "The next pair cannot be fetched.", load);
   if (reply === null) return;
   if (reply.status !== 200) {
@@ -174,6 +182,7 @@ function show(said) {
   state.rater = said.rater;
   state.question = said.question;
   const isNamed = said.rater !== null;
+  const wasResting = !byId("finished").hidden;
   byId("naming").hidden = isNamed;
   byId("asking").hidden = said.question === null;
   byId("finished").hidden = !isNamed || said.question !== null;
@@ -188,11 +197,22 @@ function show(said) {
   }
   showProgress(said.progress);
   if (said.question === null) {
-    byId("own").textContent = `You judged ${said.progress.num_own}, skipped ones included.`;
-    focusAnew("finished-heading", "Thank you, nothing left");
+    showRest(said, wasResting);
   } else {
     showQuestion(said.question, said.progress.num_own + 1);
   }
+}
+
+// Nothing to ask now: more may come while the page waits, or all is done.
+function showRest(said, wasResting) {
+  byId("own").textContent = `You judged ${said.progress.num_own}, skipped ones included.`;
+  byId("rest").textContent = said.rest.note;
+  byId("leave").hidden = said.rest.stage !== "open";
+  byId("again").hidden = said.rest.stage === "over";
+  byId("all").hidden = said.rest.stage === "over";
+  const heading = HEADINGS[said.rest.stage];
+  if (!wasResting || byId("finished-heading").textContent !== heading) focusAnew("finished-heading", heading);
+  if (said.rest.stage === "coming") state.look = setTimeout(load, LOOK);
 }
 
 function showProgress(progress) {
