@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import ServeOptions, create_app
+from klimb.feedback.server import Notes, ServeOptions, create_app
 from klimb.feedback.store import Store
 
 HOSTILE = [
@@ -54,12 +54,12 @@ def serve(tmp_path):
     """Serve a store of these pairs."""
     running = []
 
-    def start(pairs, **options):
+    def start(pairs, notes=None, **options):
         store = Store.open(tmp_path / f"feedback-{len(running)}.db")
         store.add_pairs(pairs)
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        app = create_app(store, ServeOptions(port=port, **options))
+        app = create_app(store, ServeOptions(port=port, **options), notes)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -430,3 +430,40 @@ def test_a_link_on_another_site_lets_the_owner_in(serve, open_page):
     page.wait_for_selector("h1:text('What was said')")
     assert page.url == f"{served.address}/results"
     assert page.evaluate("document.cookie") == ""
+
+
+def test_guidelines_are_open_at_first_and_one_key_away(serve, open_page):
+    notes = Notes(
+        guidelines="Prefer **short** answers. <script>window.hacked = 1</script>", learned=lambda: "so far"
+    )
+    served = serve([("why", Candidate("a"), Candidate("b"))], notes, rater="ann")
+    page, noted = open_page(served.address)
+    page.wait_for_selector("#asking:not([hidden])")
+    assert page.is_visible("#guidelines-text strong")
+    assert page.inner_text("#learned") == "so far"
+    page.keyboard.press("g")
+    assert not page.is_visible("#guidelines-text")
+    page.keyboard.press("g")
+    assert page.is_visible("#guidelines-text")
+    assert page.evaluate("window.hacked") is None
+    assert noted.trouble == []
+
+
+def test_a_page_that_waits_for_more_shows_it_as_it_comes_and_how_it_ended(serve, open_page):
+    said = ["The next pairs come by themselves.", "coming"]
+    served = serve([("why", Candidate("a"), Candidate("b"))], Notes(rest=lambda: tuple(said)), rater="ann")
+    page, _ = open_page(served.address)
+    page.wait_for_selector("#asking[data-state=ready]")
+    page.keyboard.press("1")
+    page.wait_for_selector("#finished:not([hidden])")
+    assert page.inner_text("#finished-heading") == "Thank you, more is coming"
+    assert page.inner_text("#rest") == said[0]
+    served.store.add_pairs([("what", Candidate("c"), Candidate("d"))])
+    page.wait_for_selector("#asking[data-state=ready]:not([hidden])", timeout=10_000)
+    page.keyboard.press("2")
+    page.wait_for_selector("#finished:not([hidden])")
+    said[:] = ["The run has finished.", "over"]
+    page.wait_for_selector("#finished-heading:has-text('that was all')", timeout=10_000)
+    assert page.inner_text("#rest") == "The run has finished."
+    assert not page.is_visible("#again")
+    assert served.store.progress("ann").num_own == 2

@@ -34,7 +34,7 @@ def judged_by():
     """Make a server behind which a rater answers whatever is asked, at most so much."""
 
     def make(prefer, rater="ann", at_most=10**6):
-        def serve(store, options, say, open_browser, until=None):  # noqa: ARG001  as the real one is called
+        def serve(store, options, say, open_browser, until=None, notes=None):  # noqa: ARG001  as the real one is called
             serve.num_calls += 1
             for _ in range(at_most):
                 question = store.next_question(rater, per_pair=options.per_pair)

@@ -1,9 +1,11 @@
 """`klimb label`: pairs go to a store, whose page is served."""
 
+import time
+
 import pytest
 
 from klimb import KlimbError
-from klimb.feedback.records import Candidate
+from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.store import Store
 from klimb.judge.config import LabelConfig
 from klimb.judge.label import label
@@ -66,13 +68,57 @@ def test_without_a_model_what_the_store_has_is_served(judged_by):
 def test_the_page_is_served_as_asked_for():
     seen = []
 
-    def serve(_store, options, say, open_browser, until):  # noqa: ARG001  as the real one is called
+    def serve(_store, options, say, open_browser, until, notes):  # noqa: ARG001  as the real one is called
         seen.append((options.host, options.port, options.rater, options.per_pair, open_browser))
 
     with Store.open("feedback.db") as store:
         store.add_pairs([("why", Candidate("a"), Candidate("b"))])
     label(LabelConfig(port=9000, rater="ann", per_pair=3, browser=False), print, serve)
     assert seen == [("127.0.0.1", 9000, "ann", 3, False)]
+
+
+def test_raters_are_told_what_to_look_for(tmp_path, monkeypatch):
+    seen = []
+
+    def serve(_store, options, say, open_browser, until, notes):  # noqa: ARG001  as the real one is called
+        seen.append((notes.guidelines, options.rater_token, options.owner_token))
+
+    with Store.open("feedback.db") as store:
+        store.add_pairs([("why", Candidate("a"), Candidate("b"))])
+    (tmp_path / "guide.md").write_text("**Short** answers.")
+    monkeypatch.setenv("KLIMB_RATER_TOKEN", "r" * 20)
+    label(LabelConfig(guidelines=tmp_path / "guide.md", criterion="brief / long, wordy"), print, serve)
+    assert seen == [("Better: brief. Worse: long, wordy.\n\n**Short** answers.", "r" * 20, None)]
+    with pytest.raises(KlimbError, match=r"guidelines: .*none\.md: No such file"):
+        LabelConfig(guidelines=tmp_path / "none.md")
+    with pytest.raises(KlimbError, match="rater_token: expected 16 to 200"):
+        LabelConfig(rater_token="short")
+
+
+def test_a_reward_is_learned_along_and_raters_are_told_of_it(model_folder, prompts_file, monkeypatch):
+    monkeypatch.setattr("klimb.reward.along._POLL", 0.05)
+    said, told = [], []
+
+    def serve(store, options, say, open_browser, until, notes):  # noqa: ARG001  as the real one is called
+        while (question := store.next_question("ann")) is not None:
+            store.judge(
+                Answer(question.pair_id, "ann", prefer_the_longer(question), f"key-{question.pair_id:06}")
+            )
+        for _ in range(600):
+            if notes.learned():
+                break
+            time.sleep(0.05)
+        told.append(notes.learned())
+
+    label(
+        config(model_folder, prompts_file, num_pairs_per_prompt=4, criterion="long / short"),
+        said.append,
+        serve,
+    )
+    assert told[0].startswith("A reward learned from ")
+    assert "of pairs as people did" in told[0]
+    assert told[0] in said
+    assert any('--criterion "long / short" --out learned/reward' in line for line in said)
 
 
 def test_ctrl_c_ends_it_and_shows_what_there_is(judged_by, capsys):

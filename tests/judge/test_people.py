@@ -126,7 +126,7 @@ def test_both_bad_is_a_tie_and_skips_are_left_out(make_config, judged_by):
 def test_judgements_of_other_models_are_not_counted_and_theirs_are_asked_last(make_config):
     asked = []
 
-    def serve(store, options, say, open_browser, until):  # noqa: ARG001  as the real one is called
+    def serve(store, options, say, open_browser, until, notes):  # noqa: ARG001  as the real one is called
         while (question := store.next_question("ann", per_pair=options.per_pair)) is not None:
             asked.append(question.prompt)
             store.judge(Answer(question.pair_id, "ann", dearer(question), f"key-number-{question.pair_id}"))
@@ -162,7 +162,7 @@ def test_nobody_is_asked_about_the_same_text_twice(make_config, judged_by, model
 
 
 def test_where_nobody_judged_nothing_is_written(make_config):
-    def leave(_store, _options, say, open_browser, until):  # noqa: ARG001  as the real one is called
+    def leave(_store, _options, say, open_browser, until, notes):  # noqa: ARG001  as the real one is called
         raise KeyboardInterrupt
 
     config = make_config()

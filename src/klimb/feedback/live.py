@@ -6,7 +6,7 @@ import webbrowser
 
 import uvicorn
 
-from klimb.feedback.server import create_app, listen, page_address, page_links, quiet_config
+from klimb.feedback.server import Notes, create_app, listen, page_address, page_links, quiet_config
 from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 from klimb.progress import Say
@@ -32,7 +32,9 @@ class LivePage:
         options = options.with_tokens()
         self.note, self._is_over = _WAITING, False
         self._listening = listen(options)
-        app = create_app(store, options, rest=lambda: (self.note, "over" if self._is_over else "coming"))
+        app = create_app(
+            store, options, Notes(rest=lambda: (self.note, "over" if self._is_over else "coming"))
+        )
         self._server = uvicorn.Server(quiet_config(app))
         self._thread = threading.Thread(
             target=self._server.run, args=([self._listening],), name="klimb-page", daemon=True

@@ -8,6 +8,7 @@ import time
 import urllib.parse
 import webbrowser
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import uvicorn
@@ -22,6 +23,7 @@ from klimb.feedback.blind import left_of, mark_of, show_question
 from klimb.feedback.closing import closing_when
 from klimb.feedback.export import EXPORTS, export_judgements
 from klimb.feedback.guard import Guard, refuse, set_cookie
+from klimb.feedback.markdown import show_markdown
 from klimb.feedback.pages import ASSETS, read_page
 from klimb.feedback.records import Agreement, Answer, Choice
 from klimb.feedback.results import show_results
@@ -39,8 +41,20 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  every address
 Stage = Literal["open", "coming", "over"]
 """Whether pairs that others leave may come back, more are on their way, or nobody is asked any more."""
 
-Rest = Callable[[], tuple[str, Stage]]
-"""What a rater is told to whom nothing is left, and where the asking stands."""
+
+@dataclass(frozen=True)
+class Notes:
+    """What raters are told beside the pairs.
+
+    Attributes:
+        rest: What a rater is told to whom nothing is left, and where the asking stands.
+        learned: How far a reward has come that is learned from what they say; "" where there is nothing to tell.
+        guidelines: What they are to look for, in Markdown; "" where nothing was written down.
+    """
+
+    rest: Callable[[], tuple[str, Stage]] = lambda: ("All that you said is saved.", "open")
+    learned: Callable[[], str] = lambda: ""
+    guidelines: str = ""
 
 
 class _Said(BaseModel):
@@ -70,11 +84,12 @@ class _Desk:
     Args:
         store: Where the pairs and the judgements are.
         options: With the tokens.
-        rest: What a rater is told to whom nothing is left.
+        notes: What raters are told beside the pairs.
     """
 
-    def __init__(self, store: Store, options: ServeOptions, rest: Rest) -> None:
-        self._rest = rest
+    def __init__(self, store: Store, options: ServeOptions, notes: Notes) -> None:
+        self._notes = notes
+        self._guidelines = show_markdown(notes.guidelines) if notes.guidelines else ""
         self._store = store
         self._options = options
         self._agreement: Agreement | None = None
@@ -176,12 +191,14 @@ class _Desk:
 
     def _state(self, rater: str) -> dict[str, Any]:
         per_pair = self._options.per_pair
-        note, stage = self._rest()
+        note, stage = self._notes.rest()
         question = None if stage == "over" else self._store.next_question(rater, per_pair=per_pair)
         progress = self._store.progress(rater, per_pair=per_pair)
         agreement = self._measured_agreement()
         return {
             "rest": {"note": note, "stage": stage},
+            "learned": self._notes.learned(),
+            "guidelines": self._guidelines,
             "rater": rater,
             "may_rename": self._options.rater is None,
             "question": None if question is None else show_question(question, rater),
@@ -206,16 +223,16 @@ class _Desk:
         return self._agreement
 
 
-def create_app(store: Store, options: ServeOptions, rest: Rest | None = None) -> FastAPI:
+def create_app(store: Store, options: ServeOptions, notes: Notes | None = None) -> FastAPI:
     """Make the server of the comparison page.
 
     Args:
         store: Where the pairs are, and the judgements go.
         options: Tokens that it needs and lacks are made up; `serve` makes them before, to print the links.
-        rest: What a rater is told to whom nothing is left; where it is in the store, by default.
+        notes: What raters are told beside the pairs.
     """
     options = options.with_tokens()
-    desk = _Desk(store, options, rest or (lambda: ("All that you said is saved.", "open")))
+    desk = _Desk(store, options, notes or Notes())
     app = FastAPI(title="klimb", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     routes: list[tuple[str, str, Callable[..., Response]]] = [
         ("GET", "/", desk.page),
@@ -243,6 +260,7 @@ def serve(
     *,
     open_browser: bool = False,
     until: Callable[[], bool] | None = None,
+    notes: Notes | None = None,
 ) -> None:
     """Serve the comparison page until Ctrl-C, or until all that is wanted is judged.
 
@@ -252,12 +270,16 @@ def serve(
         say: Told the links, and the end.
         open_browser: Whether to show the page in this machine's browser.
         until: Says whether all is judged; the page is closed a few seconds after, in which the last may be undone.
+        notes: What raters are told beside the pairs.
 
     Raises:
         ConfigError: The address cannot be listened on, or the port is in use.
     """
     options = options.with_tokens()
-    app = create_app(store, options, None if until is None else lambda: _until(until))
+    notes = notes or Notes()
+    if until is not None:
+        notes = replace(notes, rest=lambda: _until(until))
+    app = create_app(store, options, notes)
     with listen(options) as listening:
         progress = store.progress("", per_pair=options.per_pair)
         say(f"{store.where}: {progress.num_done:,} of {progress.num_pairs:,} pairs judged")

@@ -1,6 +1,7 @@
 """The options of labelling and comparing, checked before anything is loaded."""
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,10 @@ from tyro.conf import Positional, arg
 
 from klimb.errors import ConfigError
 from klimb.feedback.serving import ServeOptions
+from klimb.reward.criterion import Criterion
 from klimb.text import redacted
+
+_RATER_TOKEN, _OWNER_TOKEN = "KLIMB_RATER_TOKEN", "KLIMB_OWNER_TOKEN"  # of the environment
 
 PEOPLE = "people"
 """The judge that is not a reward."""
@@ -53,6 +57,13 @@ class JudgeConfig:
     per_pair: int = 1
     """People who are asked about a pair."""
 
+    guidelines: Path | None = None
+    """What raters are to look for: a Markdown file, shown at the start and again on the key g."""
+
+    rater_token: str | None = None
+    """What the raters' link ends in, at least 16 letters and digits, so that links survive a restart; made up where one
+    is needed. The environment variable KLIMB_RATER_TOKEN says the same, out of the sight of others on this machine."""
+
     browser: bool = True
     """Open the page in a browser."""
 
@@ -64,6 +75,7 @@ class JudgeConfig:
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed: expected a number from 0 up to below 2^64, got {self.seed}")
         self.serve_options()
+        self.read_guidelines()
 
     def serve_options(self) -> ServeOptions:
         """How the page is served.
@@ -71,7 +83,28 @@ class JudgeConfig:
         Raises:
             ConfigError: One of them makes no sense.
         """
-        return ServeOptions(host=self.host, port=self.port, rater=self.rater, per_pair=self.per_pair)
+        return ServeOptions(
+            host=self.host,
+            port=self.port,
+            rater=self.rater,
+            per_pair=self.per_pair,
+            rater_token=self.rater_token or os.environ.get(_RATER_TOKEN) or None,
+            owner_token=os.environ.get(_OWNER_TOKEN) or None,
+        )
+
+    def read_guidelines(self) -> str:
+        """What raters are to look for, in Markdown; "" where nothing was written down.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        if self.guidelines is None:
+            return ""
+        try:
+            return self.guidelines.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ConfigError(f"guidelines: {self.guidelines}: {reason}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +126,14 @@ class LabelConfig(JudgeConfig):
     num_pairs_per_prompt: int = 1
     """Pairs drawn for each prompt."""
 
+    criterion: str | None = None
+    """What people look for, in words for it and against it, as `klimb reward train --criterion` takes it: shown on the
+    page, and where the reward starts that is learned along."""
+
+    learn_along: bool = True
+    """While people judge, learn a reward from what they said, and tell them how far it has come. Reads texts with the
+    first model; nothing without --model."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.model) > 2:
@@ -103,8 +144,18 @@ class LabelConfig(JudgeConfig):
             raise ConfigError(
                 "model: expected one or two models to answer the prompts; or leave --prompts out"
             )
+        if self.criterion is not None:
+            Criterion.parse(self.criterion)
         if self.num_pairs_per_prompt < 1:
             raise ConfigError(f"num_pairs_per_prompt: expected at least 1, got {self.num_pairs_per_prompt}")
+
+    def read_guidelines(self) -> str:
+        """The guidelines, and what the criterion's words say of what is better."""
+        written = super().read_guidelines()
+        if self.criterion is None:
+            return written
+        words = Criterion.parse(self.criterion)
+        return f"Better: {', '.join(words.liked)}. Worse: {', '.join(words.disliked)}.\n\n{written}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +208,10 @@ class CompareConfig(JudgeConfig):
         return tuple(judge for judge in self.by if judge != PEOPLE)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as JSON types, without the secrets of URLs."""
+        """The options as JSON types, without the secrets of URLs and links."""
         options = {
-            name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if name != "rater_token"
         }
         return redacted(options)

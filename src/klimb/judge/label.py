@@ -63,8 +63,21 @@ def _serve(store: Store, config: LabelConfig, say: Say, serve: Serve) -> None:
     if progress.num_pairs == 0:
         hint = "raise --temperature" if config.model else "sample some: --model … --prompts …"
         raise DataError(f"{store.where}: has no pairs to judge; {hint}")
-    serve_page(store, config, say, serve)
+    if config.model and config.learn_along:
+        from klimb.judge.candidates import find_models
+        from klimb.reward.along import AlongsideReward
+
+        base = find_models(config.model)[0].source
+        with AlongsideReward(store, base, config.criterion) as along:
+            serve_page(store, config, say, serve, learned=lambda: along.words)
+        if along.words:
+            say(along.words)
+    else:
+        serve_page(store, config, say, serve)
     show_store(store)
     if store.raters():
         base = config.model[0] if config.model else "…"
-        say(f"Learn from it: klimb reward train --feedback {store.where} --base {base} --out learned/reward")
+        words = f' --criterion "{config.criterion}"' if config.criterion else ""
+        say(
+            f"Learn from it: klimb reward train --feedback {store.where} --base {base}{words} --out learned/reward"
+        )

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
+from klimb.feedback.server import Notes
 from klimb.feedback.store import Store
 from klimb.judge.config import JudgeConfig
 from klimb.progress import Say
@@ -12,8 +13,26 @@ Serve = Callable[..., None]
 
 
 def serve_page(
-    store: Store, config: JudgeConfig, say: Say, serve: Serve, until: Callable[[], bool] | None = None
+    store: Store,
+    config: JudgeConfig,
+    say: Say,
+    serve: Serve,
+    until: Callable[[], bool] | None = None,
+    learned: Callable[[], str] = lambda: "",
 ) -> None:
-    """Serve the page until Ctrl-C, or until what is given holds."""
+    """Serve the page until Ctrl-C, or until what is given holds.
+
+    Args:
+        store: Where pairs and judgements are kept.
+        config: How the page is served, and what raters are to look for.
+        say: Is told the links.
+        serve: Serves the page.
+        until: Says whether all is judged.
+        learned: Says how far a reward has come that is learned from what they say.
+
+    Raises:
+        ConfigError: The guidelines cannot be read, or the page cannot be served.
+    """
+    notes = Notes(learned=learned, guidelines=config.read_guidelines())
     with contextlib.suppress(KeyboardInterrupt):
-        serve(store, config.serve_options(), say=say, open_browser=config.browser, until=until)
+        serve(store, config.serve_options(), say=say, open_browser=config.browser, until=until, notes=notes)

@@ -35,6 +35,7 @@ const state = {
   numTries: 0,
   retry: null,
   timer: 0,
+  guidelines: "",
   look: 0, // the timer of the next look
 };
 const clock = { spent: 0, since: 0 }; // counts while the page can be seen
@@ -196,6 +197,8 @@ function show(said) {
     return;
   }
   showProgress(said.progress);
+  byId("learned").textContent = said.learned;
+  showGuidelines(said.guidelines);
   if (said.question === null) {
     showRest(said, wasResting);
   } else {
@@ -213,6 +216,16 @@ function showRest(said, wasResting) {
   const heading = HEADINGS[said.rest.stage];
   if (!wasResting || byId("finished-heading").textContent !== heading) focusAnew("finished-heading", heading);
   if (said.rest.stage === "coming") state.look = setTimeout(load, LOOK);
+}
+
+// What to look for: open at first, then one key away.
+function showGuidelines(markup) {
+  const box = byId("guidelines");
+  if (markup === state.guidelines) return;
+  state.guidelines = markup;
+  fill(byId("guidelines-text"), markup);
+  box.hidden = markup === "";
+  box.open = true;
 }
 
 function showProgress(progress) {
@@ -344,6 +357,7 @@ function onKey(event) {
   const say = KEYS.get(key) ?? CODES.get(event.code);
   if (say) choose(say);
   else if (key === "u") undo();
+  else if (key === "g" && !byId("guidelines").hidden) byId("guidelines").open = !byId("guidelines").open;
   else if (key === "n" && state.question !== null) byId("note").focus();
   else return;
   event.preventDefault();
