@@ -186,7 +186,11 @@ _COMMAND = "import sys; from klimb.cli import main; sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("signum", "after"),
-    [pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow), (signal.SIGKILL, 7), (signal.SIGTERM, 3)],
+    [
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+        (signal.SIGKILL, 7),
+        pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_ends_while_people_judge_goes_on_to_the_same_bits(whole, make_options, run, signum, after):
     folder, _, complete = whole
