@@ -156,7 +156,7 @@ def test_the_demo_learns_from_the_users_own_judgements(model_folder, tmp_path, m
     def quick(*arguments):
         return replace(real(*arguments), num_steps=1, num_trainable_layers=1)
 
-    def judge(store, options, say, open_browser, until, notes):
+    def judge(store, options, say, open_browser, until, notes):  # noqa: ARG001  as the real one is called
         """As a user who prefers what is longer, and never says tie."""
         assert (options.rater, open_browser) == ("you", True)
         for number in range(60):
