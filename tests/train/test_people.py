@@ -16,6 +16,8 @@ from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 from klimb.reward.people import People, PeopleReward, WaitStoppedError, ring
 from klimb.reward.reward import Batch, WeightedSum
+from klimb.train.folder import RunFolder
+from klimb.train.report import write_report
 from robot import Robot, free_port
 from train.conftest import lines_of
 
@@ -173,6 +175,11 @@ def test_a_run_learns_from_people_alone_and_tells_them_how_it_ended(whole):
             texts = {row["completion"]: row["reward"] for row in group}
             assert sum(texts.values()) == pytest.approx(len(texts) / 2)
     assert {row["reward"] for row in lines_of(folder / "evaluations.jsonl")} == {None}
+    assert "no reward was asked about these; to ask people, blind: klimb compare --by people" in shown
+    assert "nan" not in shown
+    page = write_report(RunFolder.open(folder)).read_text()
+    assert "No reward was asked about these" in page
+    assert "nan" not in page.replace("nanoseconds", "")
     with Store.open(folder / "people.db") as store:
         assert store.progress("ann").num_own == robot.num_judged > 0
 

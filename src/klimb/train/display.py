@@ -150,7 +150,11 @@ class Display:
         """Everything is written."""
         self.console.print()
         self.console.print(_table(summary))
-        if summary.num_failed:
+        if not summary.has_reward:
+            self.console.print(
+                "no reward was asked about these; to ask people, blind: klimb compare --by people"
+            )
+        elif summary.num_failed:
             self.console.print(f"{summary.num_failed} completions got no reward and are left out")
         for example in summary.examples[:_NUM_EXAMPLES]:
             self.console.print(Text(f"\n{_one_line(example.prompt)} …", style="bold"))
@@ -201,7 +205,8 @@ def _table(summary: Summary) -> Table:
     after = "after" if summary.choice is None else f"after {summary.choice.step} steps"
     for column in ("", "before", after, "change"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("reward", str(summary.before), str(summary.after), str(summary.gain))
+    if summary.has_reward:
+        table.add_row("reward", str(summary.before), str(summary.after), str(summary.gain))
     for name, change in summary.judges.items():
         table.add_row(
             f"judge {escape(short_name(name))}", str(change.before), str(change.after), str(change.gain)

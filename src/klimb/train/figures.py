@@ -118,7 +118,11 @@ def _diamonds(
     """Where the reward stands on the prompts that are judged by, and after how many updates."""
     if points:
         return [(point.step, point.means[REWARD]) for point in points]
-    return [] if summary is None else [(0, summary.before), (num_updates, summary.after)]
+    return (
+        []
+        if summary is None or not summary.has_reward
+        else [(0, summary.before), (num_updates, summary.after)]
+    )
 
 
 def _against_kl(

@@ -1,5 +1,6 @@
 """The result of a run on the prompts it is judged by: before, after, and how sure that is."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class Summary:
     judges: dict[str, Change]
     choice: Choice | None = None
     num_failed: int = 0
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether the reward was asked about any of them; people are not."""
+        return not math.isnan(self.before.mean)
 
 
 def is_complete(evaluations: Sequence[dict[str, Any]]) -> bool:
