@@ -78,6 +78,30 @@ def test_of_what_teaches_nothing_nothing_is_said(tmp_path, model_folder, monkeyp
             assert along.words == ""
 
 
+def test_a_text_that_is_too_long_costs_its_own_pair_alone(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr("klimb.reward.along._POLL", 0.02)
+    rows = comparisons(24)
+    rows[3] = replace(rows[3], left="long " * 100)
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_comparisons(rows)
+        with AlongsideReward(store, str(model_folder)) as along:
+            assert "from 23 answers" in wait_for(lambda: along.words)
+
+
+def test_an_error_of_a_library_ends_the_learning_and_not_the_page(tmp_path, model_folder, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("klimb.reward.along._POLL", 0.02)
+    monkeypatch.setattr("klimb.reward.along.cross_scores", fail)
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_comparisons(comparisons(24))
+        with AlongsideReward(store, str(model_folder)) as along:
+            along._thread.join(30)
+            assert not along._thread.is_alive()
+            assert along.words == ""
+
+
 def test_a_base_that_no_reward_is_made_from_says_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("klimb.reward.along._POLL", 0.02)
     with Store.open(tmp_path / "store.db") as store:

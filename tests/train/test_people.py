@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -137,6 +138,24 @@ def test_choices_are_told_for_the_order_in_which_they_are_asked(tmp_path):
 def test_options_of_people_that_do_not_fit_are_named(make_options, changes, message):
     with pytest.raises(ConfigError, match=message):
         make_options(reward=("people",), **changes)
+
+
+def test_a_port_that_is_in_use_is_named_before_the_model_is_loaded(make_options, run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = make_options(reward=("people",), people_port=port, model="./no-such-model")
+        with pytest.raises(ConfigError, match=f"port {port} is in use; choose another with --people-port"):
+            run(config)
+    assert not config.out.exists()
+
+
+def test_links_survive_a_restart_where_the_environment_says_so(make_options, monkeypatch):
+    monkeypatch.setenv("KLIMB_RATER_TOKEN", "r" * 20)
+    monkeypatch.setenv("KLIMB_OWNER_TOKEN", "o" * 20)
+    page = make_options(reward=("people",), people_host="0.0.0.0").people_page  # noqa: S104  so that links are needed
+    assert (page.rater_token, page.owner_token) == ("r" * 20, "o" * 20)
+    page = make_options(reward=("people",), people_rater="ann").people_page
+    assert (page.rater_token, page.owner_token) == (None, None)  # one person, here: no links
 
 
 def test_people_are_no_judge(make_options, run):

@@ -12,6 +12,9 @@ from klimb.feedback.store import Store
 from klimb.progress import Say
 
 _FAREWELL = 5.0  # seconds for which the page tells people that it is over
+FLAGS = "--people-"
+"""What the options of a run for this page begin with."""
+
 _WAITING = "The model is learning from what you said. The next pairs come by themselves."
 
 
@@ -31,7 +34,7 @@ class LivePage:
     def __init__(self, store: Store, options: ServeOptions, say: Say, *, open_browser: bool = False) -> None:
         options = options.with_tokens()
         self.note, self._is_over = _WAITING, False
-        self._listening = listen(options)
+        self._listening = listen(options, FLAGS)
         app = create_app(
             store, options, Notes(rest=lambda: (self.note, "over" if self._is_over else "coming"))
         )

@@ -39,17 +39,18 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  every address
 
 
 Stage = Literal["open", "coming", "over"]
-"""Whether pairs that others leave may come back, more are on their way, or nobody is asked any more."""
+"""For a rater with no pair left: open, a pair that another rater skips may still come; coming, the run will add pairs;
+over, no pair will come."""
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What raters are told beside the pairs.
+    """Text that the page shows beside the pairs.
 
     Attributes:
-        rest: What a rater is told to whom nothing is left, and where the asking stands.
-        learned: How far a reward has come that is learned from what they say; "" where there is nothing to tell.
-        guidelines: What they are to look for, in Markdown; "" where nothing was written down.
+        rest: The message for a rater with no pair left, and whether more pairs may come.
+        learned: How good a reward is that is learned from the judgements so far; "" hides it.
+        guidelines: What raters should look for, in Markdown; "" hides it.
     """
 
     rest: Callable[[], tuple[str, Stage]] = lambda: ("All that you said is saved.", "open")
@@ -84,7 +85,7 @@ class _Desk:
     Args:
         store: Where the pairs and the judgements are.
         options: With the tokens.
-        notes: What raters are told beside the pairs.
+        notes: Text that the page shows beside the pairs.
     """
 
     def __init__(self, store: Store, options: ServeOptions, notes: Notes) -> None:
@@ -229,7 +230,7 @@ def create_app(store: Store, options: ServeOptions, notes: Notes | None = None) 
     Args:
         store: Where the pairs are, and the judgements go.
         options: Tokens that it needs and lacks are made up; `serve` makes them before, to print the links.
-        notes: What raters are told beside the pairs.
+        notes: Text that the page shows beside the pairs.
     """
     options = options.with_tokens()
     desk = _Desk(store, options, notes or Notes())
@@ -270,7 +271,7 @@ def serve(
         say: Told the links, and the end.
         open_browser: Whether to show the page in this machine's browser.
         until: Says whether all is judged; the page is closed a few seconds after, in which the last may be undone.
-        notes: What raters are told beside the pairs.
+        notes: Text that the page shows beside the pairs.
 
     Raises:
         ConfigError: The address cannot be listened on, or the port is in use.
@@ -307,8 +308,12 @@ def _until(is_done: Callable[[], bool]) -> tuple[str, Stage]:
     return "All that you said is saved.", "open"
 
 
-def listen(options: ServeOptions) -> socket.socket:
+def listen(options: ServeOptions, flags: str = "--") -> socket.socket:
     """Take the address of the page.
+
+    Args:
+        options: With host and port.
+        flags: What the command's own options for these begin with, for messages.
 
     Raises:
         ConfigError: It cannot be listened on, or the port is in use.
@@ -317,12 +322,14 @@ def listen(options: ServeOptions) -> socket.socket:
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=256)
     except socket.gaierror as error:
-        raise ConfigError(f"--host {options.host}: there is no such address ({error.strerror})") from error
+        raise ConfigError(
+            f"{flags}host {options.host}: there is no such address ({error.strerror})"
+        ) from error
     except OSError as error:
         reasons = {
-            errno.EADDRINUSE: f"port {options.port} is in use; choose another with --port",
-            errno.EACCES: f"port {options.port} may not be used; choose one above 1023 with --port",
-            errno.EADDRNOTAVAIL: f"--host {options.host}: this machine does not have that address",
+            errno.EADDRINUSE: f"port {options.port} is in use; choose another with {flags}port",
+            errno.EACCES: f"port {options.port} may not be used; choose one above 1023 with {flags}port",
+            errno.EADDRNOTAVAIL: f"{flags}host {options.host}: this machine does not have that address",
         }
         if error.errno not in reasons:
             raise

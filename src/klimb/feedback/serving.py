@@ -1,6 +1,7 @@
 """The options of the comparison page, checked before anything is served."""
 
 import ipaddress
+import os
 import re
 import secrets
 import unicodedata
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from klimb.errors import ConfigError
 
+_RATER_TOKEN, _OWNER_TOKEN = "KLIMB_RATER_TOKEN", "KLIMB_OWNER_TOKEN"  # of the environment
 _MAX_NAME = 80  # characters; as wide as the store's column
 _TOKEN = re.compile(r"[A-Za-z0-9_.~-]{16,200}")  # goes into a link as it stands
 
@@ -66,6 +68,19 @@ class ServeOptions:
     def needs_tokens(self) -> bool:
         """Whether nobody is let in without a link: on the network, or where a token was chosen."""
         return not self.is_local or self.rater_token is not None or self.owner_token is not None
+
+    def with_environment(self) -> "ServeOptions":
+        """Take tokens that were not given from the environment, so that links survive a restart.
+
+        Where one person with a name judges on this machine, there are no links, and nothing is taken.
+        """
+        if self.rater is not None:
+            return self
+        return replace(
+            self,
+            rater_token=self.rater_token or os.environ.get(_RATER_TOKEN) or None,
+            owner_token=self.owner_token or os.environ.get(_OWNER_TOKEN) or None,
+        )
 
     def with_tokens(self) -> "ServeOptions":
         """Make up the tokens that are needed and were not given."""

@@ -1,7 +1,6 @@
 """The options of labelling and comparing, checked before anything is loaded."""
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +11,6 @@ from klimb.errors import ConfigError
 from klimb.feedback.serving import ServeOptions
 from klimb.reward.criterion import Criterion
 from klimb.text import redacted
-
-_RATER_TOKEN, _OWNER_TOKEN = "KLIMB_RATER_TOKEN", "KLIMB_OWNER_TOKEN"  # of the environment
 
 PEOPLE = "people"
 """The judge that is not a reward."""
@@ -88,9 +85,8 @@ class JudgeConfig:
             port=self.port,
             rater=self.rater,
             per_pair=self.per_pair,
-            rater_token=self.rater_token or os.environ.get(_RATER_TOKEN) or None,
-            owner_token=os.environ.get(_OWNER_TOKEN) or None,
-        )
+            rater_token=self.rater_token,
+        ).with_environment()
 
     def read_guidelines(self) -> str:
         """What raters are to look for, in Markdown; "" where nothing was written down.

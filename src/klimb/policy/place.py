@@ -77,9 +77,8 @@ def find(source: str | Path) -> Path | str:
             f"{source}: no such folder or file; give a model folder, a .gguf file, or a hub name (owner/model)"
         )
     owner = Path(text.split("/", maxsplit=1)[0])
-    if owner.is_dir() and _is_klimbs(
-        owner
-    ):  # a path is meant; beside downloaded models a name may be the hub's
+    # Beside rewards or runs a path is meant; beside downloaded models it may be a name on the hub.
+    if owner.is_dir() and _is_klimbs(owner):
         raise ModelNotFoundError(f"{source}: there is no such folder; {owner} has {_names_in(owner)}")
     return text
 

@@ -10,6 +10,7 @@ from klimb.feedback.comparison import Comparison
 from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import make_pairs
 from klimb.feedback.store import Store
+from klimb.progress import ignore
 from klimb.reward.criterion import Criterion
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.evidence import cross_scores
@@ -20,6 +21,7 @@ from klimb.reward.verdict import pairs_needed
 _POLL = 1.0  # seconds between looks at whether more was said
 _EVERY = 5  # judgements that make another fit worth its time
 _FIRST = 10
+_PATIENCE = 10.0  # seconds that a fit under way is given at the end
 _MOST = 500  # as many as klimb reward train learns from in this way
 
 
@@ -49,7 +51,7 @@ class AlongsideReward:
 
     def __exit__(self, *_: object) -> None:
         self._has_ended.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
 
     def _go_on(self) -> None:
         learner: _Learner | None = None
@@ -69,6 +71,9 @@ class AlongsideReward:
                 self.words = ""
                 if learner is None:
                     return  # no reward can be made from this base; klimb reward train says why
+            except Exception:
+                self.words = ""
+                return
 
 
 class _Learner:
@@ -85,7 +90,8 @@ class _Learner:
 
     def evaluate(self, said: Sequence[Comparison]) -> Evaluation:
         """Test each tenth of the prompts by what the others teach."""
-        pairs = make_pairs(Feedback(comparisons=list(said)))
+        readable, _ = self._reader.readable(Feedback(comparisons=list(said)), ignore)
+        pairs = make_pairs(readable)
         if not pairs.outcomes.any() or len(np.unique(pairs.units)) < 2:
             raise DataError("nothing can be tested yet")
         encoded = [tuple(ids) for ids in self._reader.encode_pairs(pairs)]

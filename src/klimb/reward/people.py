@@ -94,6 +94,17 @@ class PeopleReward:
         batch.log.log_metric("people_asked", len(numbers))
         return rewards
 
+    def check(self) -> None:
+        """Try the page's address, before the run loads anything.
+
+        Raises:
+            ConfigError: It cannot be listened on.
+        """
+        from klimb.feedback.live import FLAGS
+        from klimb.feedback.server import listen
+
+        listen(self._people.serve, FLAGS).close()
+
     def finish(self, ending: str) -> None:
         """Tell people on the page how the run ended, and close it."""
         if self._page is not None:

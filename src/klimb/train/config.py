@@ -283,7 +283,7 @@ class TrainConfig:
             port=self.people_port,
             rater=self.people_rater,
             per_pair=self.people_per_pair,
-        )
+        ).with_environment()
 
     def _check_people(self) -> None:
         if not self.asks_people:

@@ -310,7 +310,9 @@ class _Climb:
 
 def _people(config: TrainConfig, say: Say) -> PeopleReward:
     """People as a reward; what they say is kept in the run's folder."""
-    return PeopleReward(People(config.out / _PEOPLE_STORE, config.people_page, say))
+    reward = PeopleReward(People(config.out / _PEOPLE_STORE, config.people_page, say))
+    reward.check()
+    return reward
 
 
 @contextlib.contextmanager
