@@ -69,7 +69,7 @@ def measure(policy: Policy, setting: dict[str, int], number: int) -> list[float]
     drawn = policy.sample(prompts, setting["group"], max_new_tokens=setting["new_tokens"], draw=draw)
     marks.append(clock())
     assert policy.reference is not None  # noqa: S101  every policy of this benchmark has one
-    policy.reference.score(drawn)
+    policy.reference.log_probs(drawn, policy.micro_batch_size)
     marks.append(clock())
     advantages = torch.linspace(-1, 1, len(drawn), device=DEVICE)
     (policy.log_probs(drawn).sum(dim=1) * advantages).sum().backward()

@@ -21,7 +21,7 @@ from rich.console import Console
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.run import train
-from klimb.train.step import Judged
+from klimb.train.step import Rollout
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _UNITS = {"memory": "MB", "files": "", "threads": "", "seconds": "s"}
@@ -34,7 +34,7 @@ class Meter(Display):
         super().__init__(Console(file=io.StringIO()))
         self.found: dict[str, list[float]] = {name: [] for name in _UNITS}
 
-    def stepped(self, metrics: dict[str, Any], judged: Judged) -> None:  # noqa: ARG002  as Display has it
+    def step_finished(self, metrics: dict[str, Any], rollout: Rollout) -> None:  # noqa: ARG002  as Display has it
         """A step was taken."""
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
         self.found["memory"].append(resident / 1e6)

@@ -8,7 +8,7 @@ The rater prefers what VADER finds more positive, and turns one answer in twenty
   question   the same without such words
   live       `--reward people`: each step's completions are judged as they are drawn, until the judgements are used up
 
-Judged on the 32 held-out openers × 4, before against after with the same random numbers, by VADER without noise: the
+Rollout on the 32 held-out openers × 4, before against after with the same random numbers, by VADER without noise: the
 share in which the rater prefers the trained policy, with its 95 % interval over openers.
 """
 

@@ -70,9 +70,9 @@ def child() -> None:
     seen: list[Preflight] = []
 
     class Watching(Display):
-        def checked(self, preflight: Preflight, *, with_memory: bool = False) -> None:
+        def preflight_finished(self, preflight: Preflight, *, with_memory: bool = False) -> None:
             seen.append(preflight)
-            super().checked(preflight, with_memory=with_memory)
+            super().preflight_finished(preflight, with_memory=with_memory)
 
     options = json.loads(sys.stdin.read())
     for name in ("prompts", "out"):

@@ -269,7 +269,7 @@ def test_samples_of_a_run_on_the_terminal(run):
     summary = summarise(run.read("evaluations"), are_held_out=True)
     for example in range(len(PAYLOADS)):
         shown = [*summary.examples[example:], *summary.examples[:example]]
-        Display(screen).finished(run, type(summary)(**{**vars(summary), "examples": shown}))
+        Display(screen).run_finished(run, type(summary)(**{**vars(summary), "examples": shown}))
     assert steers(screen.file.getvalue()) == []
 
 

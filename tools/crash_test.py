@@ -107,26 +107,26 @@ class Trace:
 
 def trace_a_run(trace: Trace) -> None:
     """Let the parts of a run tell when they are at work."""
-    from klimb.train import run, step
+    from klimb.train import recorder, run, setup, step
     from klimb.train.ascent import Ascent
+    from klimb.train.evaluator import Evaluator
     from klimb.train.folder import RunFolder
-    from klimb.train.judging import Evaluator
     from klimb.train.resume import Resumption
     from klimb.train.retention import Checkpoints
 
-    trace.during("loading the model", run, "load_policy")
-    trace.during("preflight", run, "examine")
-    trace.during("sampling", step, "sample_and_judge")
+    trace.during("loading the model", setup, "load_policy")
+    trace.during("preflight", run, "run_preflight")
+    trace.during("sampling", step, "rollout")
     trace.during("update", Ascent, "ascend")
     trace.during("lines", RunFolder, "append")
     trace.during("checkpoint", RunFolder, "save_checkpoint")
     trace.during("removing a checkpoint", RunFolder, "remove_checkpoint")
     trace.during("evaluation", Evaluator, "evaluate")
-    trace.during("best.json", RunFolder, "write_choice")
+    trace.during("best.json", RunFolder, "write_best")
     trace.during("restoring", Checkpoints, "restore")
     trace.during("rewinding", Resumption, "rewind")
     trace.during("model", RunFolder, "save_model")
-    trace.during("report", run, "write_report")
+    trace.during("report", recorder, "write_report")
 
 
 @dataclass(frozen=True)

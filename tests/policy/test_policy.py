@@ -37,21 +37,21 @@ CHOICES = {
 def test_at_the_start_policy_and_reference_agree_to_the_bit(choice, model_folder):
     policy = Policy.load(model_folder, **CHOICES[choice])
     completions = sample(policy)
-    assert torch.equal(policy.reference.log_probs(completions), completions.log_probs)
+    assert torch.equal(policy.ref_log_probs(completions), completions.token_log_probs)
     # The pass through the reference, too, which later steps take.
-    scores = policy.log_probs(completions).sum(dim=1)
-    assert torch.equal(policy.reference.score(completions), scores.detach())
-    torch.testing.assert_close(scores.detach(), completions.log_probs, rtol=0, atol=1e-5)
+    scores = policy.log_probs(completions).detach()
+    assert torch.equal(policy.reference.log_probs(completions), scores)
+    torch.testing.assert_close(scores, completions.token_log_probs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_reference_stays_where_the_policy_began(choice, model_folder):
     policy = Policy.load(model_folder, **CHOICES[choice])
     completions = sample(policy)
-    before = policy.reference.score(completions)
+    before = policy.reference.log_probs(completions)
     move(policy)
-    assert torch.equal(policy.reference.log_probs(completions), before)
-    moved = policy.log_probs(completions).sum(dim=1).detach()
+    assert torch.equal(policy.ref_log_probs(completions), before)
+    moved = policy.log_probs(completions).detach()
     assert (moved - before).abs().max() > 1e-3
 
 

@@ -14,10 +14,11 @@ from klimb.reward.load import load_rewards
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.lengths import check_lengths
-from klimb.train.preflight import Setting
+from klimb.train.preflight import PreflightInputs
 from klimb.train.prompts import PromptFile
 from klimb.train.room import base_memory
-from klimb.train.run import load_policy, train
+from klimb.train.run import train
+from klimb.train.setup import load_policy
 
 _RULES = """
 def letters(completions, **_):
@@ -78,8 +79,8 @@ class Screen(Display):
         super().__init__(Console(file=self.text, width=400))
         self.cut_at = cut_at
 
-    def stepped(self, metrics, judged):
-        super().stepped(metrics, judged)
+    def step_finished(self, metrics, rollout):
+        super().step_finished(metrics, rollout)
         if metrics["step"] == self.cut_at:
             raise Cut
 
@@ -90,7 +91,7 @@ def run():
 
     def run(config, *, cut_at=None, **how):
         screen = Screen(cut_at)
-        with mock.patch("klimb.train.run.write_report", lambda folder: write_file(folder.report, "")):
+        with mock.patch("klimb.train.recorder.write_report", lambda folder: write_file(folder.report, "")):
             if cut_at is None:
                 train(config, screen, **how)
             else:
@@ -236,6 +237,6 @@ def make_setting(make_config):
         )
         policy = load_policy(config)
         longest = check_lengths(policy, rows, config.max_new_tokens)
-        return Setting(config, policy, reward, rows, len(rows), longest, base_memory(config.device))
+        return PreflightInputs(config, policy, reward, rows, len(rows), longest, base_memory(config.device))
 
     return make

@@ -12,11 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from klimb import KlimbError
 from klimb.errors import RunFolderError
+from klimb.reward.reward import WeightedSum
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.folder import RunFolder
 from klimb.train.report import write_report
-from klimb.train.run import load_policy, train
+from klimb.train.retention import Checkpoints
+from klimb.train.run import train
+from klimb.train.setup import load_policy
+from klimb.train.trainer import Trainer
 
 # The reward counts a letter; the judge likes one of them in each completion, and thinks less of any more.
 RULES = """
@@ -134,7 +138,7 @@ def turned(model_folder, tmp_path_factory):
 
 def test_the_judge_turns_over_while_the_reward_climbs_and_the_run_stops(turned):
     config, result, _ = turned
-    choice = result.folder.read_choice()
+    choice = result.folder.read_best()
     assert 0 < choice.step < choice.last.step < config.num_steps
     assert choice.was_stopped
     assert choice.num_since == 2
@@ -142,7 +146,7 @@ def test_the_judge_turns_over_while_the_reward_climbs_and_the_run_stops(turned):
     assert choice.best.mean.mean == max(candidate.mean.mean for candidate in choice.candidates)
     assert choice.last.difference.mean < 0
     assert len(result.folder.read("metrics")) == choice.last.step
-    assert result.summary.choice.step == choice.step
+    assert result.summary.best.step == choice.step
 
     def reward_at(when):
         rows = rows_of(result.folder, when)
@@ -156,11 +160,11 @@ def test_the_judge_turns_over_while_the_reward_climbs_and_the_run_stops(turned):
 def test_the_policy_is_judged_at_every_evaluation_on_all_prompts(turned):
     config, result, _ = turned
     rows = result.folder.read("evaluations")
-    last = result.summary.choice.last.step
+    last = result.summary.best.last.step
     steps = list(range(config.eval_every, last + 1, config.eval_every))
     expected = ["before", *[f"step-{step:06d}" for step in steps], "after"]
     assert list(dict.fromkeys(row["when"] for row in rows)) == expected
-    for when, step in zip(expected, [0, *steps, result.summary.choice.step], strict=True):
+    for when, step in zip(expected, [0, *steps, result.summary.best.step], strict=True):
         found = [row for row in rows if row["when"] == when]
         assert len(found) == 4 * 16
         assert {row["step"] for row in found} == {step}
@@ -168,10 +172,10 @@ def test_the_policy_is_judged_at_every_evaluation_on_all_prompts(turned):
 
 def test_the_model_is_the_best_one_bit_for_bit(turned, tmp_path):
     config, result, _ = turned
-    step = result.summary.choice.step
+    step = result.summary.best.step
     saved = weights_of(result.folder.model)
     assert_same(saved, load_file(result.folder.checkpoint(step) / "weights.safetensors"))
-    last = load_file(result.folder.checkpoint(result.summary.choice.last.step) / "weights.safetensors")
+    last = load_file(result.folder.checkpoint(result.summary.best.last.step) / "weights.safetensors")
     assert not torch.equal(saved["lm_head.weight"], last["lm_head.weight"])
 
     plain = {"eval_every": None, "keep_best": None, "patience": None, "num_steps": step}
@@ -183,14 +187,14 @@ def test_the_model_is_the_best_one_bit_for_bit(turned, tmp_path):
 def test_what_is_judged_after_is_what_was_the_best(turned):
     _, result, _ = turned
     after = rows_of(result.folder, "after")
-    assert after == rows_of(result.folder, f"step-{result.summary.choice.step:06d}")
+    assert after == rows_of(result.folder, f"step-{result.summary.best.step:06d}")
     judge = next(iter(result.summary.judges.values()))
-    assert judge.after == result.summary.choice.best.mean
+    assert judge.after == result.summary.best.best.mean
 
 
 def test_the_checkpoints_are_those_that_are_due_the_best_and_the_last(turned):
     config, result, _ = turned
-    choice = result.summary.choice
+    choice = result.summary.best
     due = set(range(config.checkpoint_every, choice.last.step + 1, config.checkpoint_every))
     found = {int(path.name.removeprefix("step-")) for path in (config.out / "checkpoints").iterdir()}
     assert found == due | {choice.step, choice.last.step}
@@ -198,7 +202,7 @@ def test_the_checkpoints_are_those_that_are_due_the_best_and_the_last(turned):
 
 def test_the_screen_has_a_line_an_evaluation_and_says_what_is_kept_and_why(turned):
     config, result, screen = turned
-    choice = result.summary.choice
+    choice = result.summary.best
     lines = [line for line in screen.splitlines() if line.startswith("judged after")]
     assert len(lines) == len(choice.candidates)
     assert f"judged after {choice.step} steps:  reward +" in screen
@@ -215,7 +219,7 @@ def test_the_screen_has_a_line_an_evaluation_and_says_what_is_kept_and_why(turne
 
 def test_the_report_draws_the_evaluations_and_says_what_is_kept_and_why(turned):
     config, result, _ = turned
-    choice = result.summary.choice
+    choice = result.summary.best
     text = result.folder.report.read_text()
     for sentence in choice.sentences(config.num_steps):
         assert sentence in text
@@ -243,8 +247,8 @@ def test_a_start_that_nothing_beats_is_kept_and_that_is_said(make_config, tmp_pa
         judges=(judge,), keep_best=judge, eval_every=4, num_steps=8, completions_per_prompt=24
     )
     result, screen = run(config)
-    assert result.summary.choice.step == 0
-    assert not result.summary.choice.was_stopped
+    assert result.summary.best.step == 0
+    assert not result.summary.best.was_stopped
     assert_same(weights_of(result.folder.model), weights_of(model_folder))
     assert result.summary.kl.mean == 0
     assert result.summary.gain.mean == 0
@@ -257,8 +261,8 @@ def test_a_start_that_nothing_beats_is_kept_and_that_is_said(make_config, tmp_pa
 def test_the_last_weights_are_not_judged_twice(make_config, scripted):
     judge = scripted([0, 1, 2])
     result, screen = run(make_config(judges=(judge,), keep_best=judge, eval_every=2, num_steps=3))
-    assert [candidate.step for candidate in result.summary.choice.candidates] == [0, 2, 3]
-    assert result.summary.choice.step == 3
+    assert [candidate.step for candidate in result.summary.best.candidates] == [0, 2, 3]
+    assert result.summary.best.step == 3
     assert "Judging the model after training" not in screen
     assert rows_of(result.folder, "after") == rows_of(result.folder, "step-000003")
 
@@ -283,7 +287,7 @@ def test_a_policy_that_was_restored_samples_as_it_did_then(changes, make_config,
         **changes,
     )
     result, _ = run(config)
-    assert result.summary.choice.step == 1
+    assert result.summary.best.step == 1
     ignored = ("when", "rewards")
     best = rows_of(result.folder, "step-000001", ignored)
     assert rows_of(result.folder, "after", ignored) == best
@@ -295,17 +299,17 @@ def test_a_policy_that_was_restored_samples_as_it_did_then(changes, make_config,
 def test_patience_at_the_last_step_is_no_stop(make_config, scripted):
     judge = scripted([1, 0, 0, 0])
     result, screen = run(make_config(judges=(judge,), keep_best=judge, eval_every=1, patience=2, num_steps=2))
-    assert result.summary.choice.step == 0
-    assert not result.summary.choice.was_stopped
+    assert result.summary.best.step == 0
+    assert not result.summary.best.was_stopped
     assert "The run stopped" not in screen
 
 
 def test_a_new_best_restores_patience(make_config, scripted):
     judge = scripted([1, 0, 2, 0, 0, 0])
     result, _ = run(make_config(judges=(judge,), keep_best=judge, eval_every=1, patience=2, num_steps=9))
-    assert result.summary.choice.step == 2
-    assert result.summary.choice.last.step == 4
-    assert result.summary.choice.was_stopped
+    assert result.summary.best.step == 2
+    assert result.summary.best.last.step == 4
+    assert result.summary.best.was_stopped
 
 
 def test_evaluations_along_a_run_do_not_change_it(make_config, tmp_path):
@@ -331,10 +335,10 @@ def test_the_best_so_far_outlives_a_run_that_fails(make_config, scripted):
         f"3 updates were made; what was written stays in {config.out}",
         f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {config.out}",
     ]
-    assert folder.read_choice().step == 1
+    assert folder.read_best().step == 1
     assert not folder.model.exists()
     policy = load_policy(config)
-    folder.load_weights(policy, 1)
+    Checkpoints(folder, Trainer.start(config, [], policy, WeightedSum([])), config).restore_weights(1)
     assert policy.num_updates == 1
 
 
@@ -371,7 +375,7 @@ def test_a_judge_without_an_opinion_cannot_choose(make_config, scripted):
 def test_an_evaluation_without_an_opinion_is_never_the_best(make_config, scripted):
     judge = scripted([0, None, 1])
     result, screen = run(make_config(judges=(judge,), keep_best=judge, eval_every=1, num_steps=2))
-    assert result.summary.choice.step == 2
+    assert result.summary.best.step == 2
     assert "judge no opinion" in screen
     saved = json.loads((result.folder.path / "best.json").read_text())
     assert [evaluation["mean"] for evaluation in saved["evaluations"]] == [0, None, 1]

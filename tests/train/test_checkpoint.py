@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 from klimb import KlimbError
 from klimb.errors import RunFolderError
 from klimb.policy.policy import Policy
-from klimb.train.ascent import Ascent
-from klimb.train.checkpoint import open_part
+from klimb.reward.reward import WeightedSum
+from klimb.train.checkpoint import open_weights
 from klimb.train.config import TrainConfig
 from klimb.train.folder import RunFolder
+from klimb.train.retention import Checkpoints
+from klimb.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -26,25 +28,31 @@ def policy(make_model, bare_tokenizer):
 
 
 @pytest.fixture
-def folder(config, policy):
-    """A run's folder with a checkpoint after three updates, which the policy has moved away from."""
-    folder = RunFolder.create(config.out, config.to_dict())
-    policy.num_updates = 3
-    folder.save_checkpoint(policy, Ascent(policy, config))
+def folder(config):
+    return RunFolder.create(config.out, config.to_dict())
+
+
+@pytest.fixture
+def checkpoints(config, policy, folder):
+    """A checkpoint after three updates, which the policy has moved away from."""
+    trainer = Trainer.start(config, [], policy, WeightedSum([]))
+    checkpoints = Checkpoints(folder, trainer, config)
+    trainer.step = trainer.num_updates = policy.num_updates = 3
+    checkpoints.save()
     with torch.no_grad():
         for weight in policy.trainable().values():
             weight.add_(1)
     policy.num_updates = 7
-    return folder
+    return checkpoints
 
 
 def copies(policy):
     return {name: weight.detach().clone() for name, weight in policy.trainable().items()}
 
 
-def test_a_policy_gets_the_weights_of_its_checkpoint_back_in_place(folder, policy):
+def test_a_policy_gets_the_weights_of_its_checkpoint_back_in_place(checkpoints, folder, policy):
     places = {name: weight.data_ptr() for name, weight in policy.trainable().items()}
-    folder.load_weights(policy, 3)
+    checkpoints.restore_weights(3)
     stored = load_file(folder.checkpoint(3) / "weights.safetensors")
     assert policy.num_updates == 3
     assert set(stored) == set(policy.trainable())
@@ -54,8 +62,10 @@ def test_a_policy_gets_the_weights_of_its_checkpoint_back_in_place(folder, polic
         assert weight.requires_grad
 
 
+@pytest.mark.usefixtures("checkpoints")
 def test_the_tensors_of_a_checkpoint_are_read_by_name(folder):
-    tensors = open_part(folder.checkpoint(3), "weights", 3)
+    tensors, num_updates = open_weights(folder.checkpoint(3), 3)
+    assert num_updates == 3
     stored = load_file(folder.checkpoint(3) / "weights.safetensors")
     assert len(tensors) == len(stored)
     assert all(torch.equal(tensors[name], stored[name]) for name in tensors)
@@ -93,33 +103,37 @@ def cut_short(file):
         ("weights.safetensors", lambda file: file.unlink(), r"weights\.safetensors: missing"),
         ("state.json", lambda file: file.unlink(), r"state\.json: missing"),
         ("state.json", cut_short, r"state\.json: cut short or altered"),
-        ("state.json", lambda file: file.write_text("{}"), r"state\.json: altered: expected num_updates"),
+        (
+            "state.json",
+            lambda file: file.write_text("{}"),
+            r"state\.json: altered: expected step, num_updates",
+        ),
         ("state.json", another_beta, r"state\.json: altered since it was written"),
         ("state.json", lambda file: file.write_bytes(b"\xff"), r"state\.json: cut short or altered"),
     ],
 )
 def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_changes_nothing(
-    name, damage, message, folder, policy
+    name, damage, message, checkpoints, folder, policy
 ):
     damage(folder.checkpoint(3) / name)
     present = copies(policy)
     with pytest.raises(RunFolderError, match=message):
-        folder.load_weights(policy, 3)
+        checkpoints.restore_weights(3)
     assert policy.num_updates == 7
     assert all(torch.equal(weight, present[name]) for name, weight in policy.trainable().items())
 
 
-def test_a_checkpoint_that_is_not_there_is_named(folder, policy):
+def test_a_checkpoint_that_is_not_there_is_named(checkpoints):
     with pytest.raises(
         KlimbError, match=r"step-000004: no such checkpoint; choose one that is in .*checkpoints"
     ):
-        folder.load_weights(policy, 4)
+        checkpoints.restore_weights(4)
 
 
-def test_a_checkpoint_under_the_name_of_another_is_refused(folder, policy):
+def test_a_checkpoint_under_the_name_of_another_is_refused(checkpoints, folder):
     folder.checkpoint(3).rename(folder.checkpoint(5))
-    with pytest.raises(KlimbError, match=r"state\.json: the checkpoint is of 3 updates, not of 5"):
-        folder.load_weights(policy, 5)
+    with pytest.raises(KlimbError, match=r"state\.json: the checkpoint is of 3 steps, not of 5"):
+        checkpoints.restore_weights(5)
 
 
 def rewritten(change, file):
@@ -154,16 +168,19 @@ NORM = "model.norm.weight"
         ),
     ],
 )
-def test_weights_of_another_policy_are_refused_and_change_nothing(change, message, folder, policy):
+def test_weights_of_another_policy_are_refused_and_change_nothing(
+    change, message, checkpoints, folder, policy
+):
     rewritten(change, folder.checkpoint(3) / "weights.safetensors")
     present = copies(policy)
     with pytest.raises(
         RunFolderError, match=rf"weights\.safetensors: not weights of this policy: .*{message}"
     ):
-        folder.load_weights(policy, 3)
+        checkpoints.restore_weights(3)
     assert all(torch.equal(weight, present[name]) for name, weight in policy.trainable().items())
 
 
+@pytest.mark.usefixtures("checkpoints")
 def test_a_checkpoint_that_is_removed_leaves_nothing_behind(folder):
     folder.remove_checkpoint(3)
     assert not list(folder.checkpoint(3).parent.iterdir())

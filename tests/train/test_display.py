@@ -14,7 +14,7 @@ def test_a_completion_cannot_steer_the_terminal(tmp_path):
     example = Example("a\x1b[2J\nprompt", "x\x1b]0;title\x07", "[bold]y[/]\u202e", 0.0, 1.0)
     estimate = Estimate(0.0, 0.1)
     summary = Summary(True, 1, 1, estimate, estimate, estimate, estimate, 1.0, 1.0, [example], {})
-    Display(Console(file=screen, width=100)).finished(RunFolder(tmp_path), summary)
+    Display(Console(file=screen, width=100)).run_finished(RunFolder(tmp_path), summary)
     shown = screen.getvalue()
     assert "\x1b" not in shown
     assert "\x07" not in shown

@@ -14,6 +14,7 @@ from klimb.errors import RewardHangsError
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.estimates import compare, count_failed, mean, point
+from klimb.train.objective import declare
 from klimb.train.report import write_report
 from klimb.train.run import train
 from klimb.train.summary import summarise
@@ -221,8 +222,9 @@ def test_the_summary_counts_what_failed_and_shows_it_as_nothing():
     assert [example.reward_after for example in summary.examples] == [3.0, 7.0, None]
 
 
-def test_the_screen_tells_how_many_failed_at_an_evaluation():
-    screen = io.StringIO()
+def test_the_screen_tells_how_many_failed_at_an_evaluation(make_config):
+    screen, config = io.StringIO(), make_config(SOME, eval_every=1)
     display = Display(Console(file=screen, width=250))
-    display.judged(point(BEFORE))
+    display.run_started(config, declare(config), {})
+    display.policy_evaluated(BEFORE)
     assert "reward +2.000  KL 0.50  failed 3" in screen.getvalue()

@@ -16,7 +16,6 @@ from klimb.train.guards import (
     GUARDS,
     MOST_SLOWINGS,
     Guards,
-    share_of_one_text,
     watch_gap,
     watch_high_entropy,
     watch_kl,
@@ -24,6 +23,7 @@ from klimb.train.guards import (
     watch_one_text,
     watch_spike,
 )
+from klimb.train.metrics import duplicate_share
 from klimb.train.run import train
 
 HEALTHY = {
@@ -146,8 +146,8 @@ def test_a_gap_that_creeps_up_is_told_before_it_stops_the_run(changes, gap, is_f
 
 
 def test_one_text_is_counted_over_the_whole_batch():
-    assert share_of_one_text(["a", "b", "a", "a"]) == 0.75
-    assert share_of_one_text(["a", "b"]) == 0.5
+    assert duplicate_share(["a", "b", "a", "a"]) == 0.75
+    assert duplicate_share(["a", "b"]) == 0.5
 
 
 def make_guards(**changes):

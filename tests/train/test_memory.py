@@ -24,8 +24,8 @@ from klimb.train.memory import (
     show_bytes,
     size_of,
 )
-from klimb.train.room import base_memory, device_of, free_disk, held_memory, resident_memory
-from klimb.train.run import load_policy
+from klimb.train.room import base_memory, device_of, free_disk, resident_memory, used_memory
+from klimb.train.setup import load_policy
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 SIZE = ModelSize(
@@ -196,12 +196,12 @@ def test_memory_that_is_taken_is_held_by_the_process_and_not_available():
     cpu, size = device_of("cpu"), 256 << 20
     if not Path("/proc/self/status").exists():
         pytest.skip("this system does not say what memory a process has now")
-    before = held_memory(cpu)
+    before = used_memory(cpu)
     taken = bytearray(b"x") * size
-    assert held_memory(cpu) - before == pytest.approx(size, rel=0.05)
+    assert used_memory(cpu) - before == pytest.approx(size, rel=0.05)
     assert base_memory("cpu") > before + size
     del taken
-    assert held_memory(cpu) - before < size / 2
+    assert used_memory(cpu) - before < size / 2
 
 
 def test_what_the_system_says_of_its_memory_is_read_in_bytes(tmp_path):

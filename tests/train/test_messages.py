@@ -9,7 +9,7 @@ from klimb.errors import DataError
 from klimb.judge.compare import compare
 from klimb.judge.config import CompareConfig
 from klimb.reward.scorer import Scorer
-from klimb.train.preflight import examine
+from klimb.train.preflight import run_preflight
 from templates import GEMMA, QWEN_3, byte_tokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -161,10 +161,10 @@ def test_the_preflight_says_what_templates_make_of_tools_and_why_a_reward_sees_n
 ):
     from klimb.reward.load import load_rewards
     from klimb.train.lengths import check_lengths
-    from klimb.train.preflight import Setting
+    from klimb.train.preflight import PreflightInputs
     from klimb.train.prompts import PromptFile
     from klimb.train.room import base_memory
-    from klimb.train.run import load_policy
+    from klimb.train.setup import load_policy
 
     opens = (
         "{{ '<|im_start|>' + messages[0].content }}{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
@@ -187,8 +187,10 @@ def test_the_preflight_says_what_templates_make_of_tools_and_why_a_reward_sees_n
         )
         rows, policy = PromptFile(config.prompts), load_policy(config)
         longest = check_lengths(policy, rows, 5)
-        checks = examine(
-            Setting(config, policy, load_rewards(config.reward), rows, 4, longest, base_memory(config.device))
+        checks = run_preflight(
+            PreflightInputs(
+                config, policy, load_rewards(config.reward), rows, 4, longest, base_memory(config.device)
+            )
         )
         assert outcome(checks, "tools")[0] == tools
         assert outcome(checks, "rewards")[0] == "warned"

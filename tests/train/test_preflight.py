@@ -16,7 +16,7 @@ from klimb.cli import main
 from klimb.errors import PreflightError
 from klimb.policy.clock import clock_at
 from klimb.train.display import Display
-from klimb.train.preflight import examine
+from klimb.train.preflight import run_preflight
 from klimb.train.probe import check_reward_room, check_sampler, check_start, draw_probe
 from klimb.train.run import train
 
@@ -38,7 +38,7 @@ def quiet():
     [{}, {"lora_rank": 2}, {"num_trainable_layers": 1}, {"precision": "bfloat16"}, {"micro_batch_size": 1}],
 )
 def test_a_sound_setting_passes_every_check(changes, make_setting):
-    found = examine(make_setting(**changes))
+    found = run_preflight(make_setting(**changes))
     assert outcomes(found) == dict.fromkeys(
         ("batch", "lengths", "ends", "memory", "disk", "start", "sampler", "rewards"), "passed"
     )
@@ -50,7 +50,7 @@ def test_a_reference_that_is_another_model_fails_the_start(make_setting):
     setting = make_setting()
     with torch.no_grad():
         next(iter(setting.policy.reference._model.parameters())).mul_(1.5)
-    found = examine(setting)
+    found = run_preflight(setting)
     assert result_of(found, "start").outcome == "failed"
     assert "policy and reference must be one model at first" in result_of(found, "start").remedy
     with pytest.raises(PreflightError, match=r"preflight: start: KL .*--no-preflight begins all the same"):
@@ -88,7 +88,7 @@ def test_weights_that_are_not_numbers_fail_before_any_training(make_setting):
     setting = make_setting()
     with torch.no_grad():
         next(iter(setting.policy.trainable().values())).fill_(float("nan"))
-    assert result_of(examine(setting), "start").remedy.startswith("the weights are damaged")
+    assert result_of(run_preflight(setting), "start").remedy.startswith("the weights are damaged")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_weights_that_are_not_numbers_fail_before_any_training(make_setting):
     ],
 )
 def test_rewards_are_tried(judge, outcome, words, make_setting):
-    result = result_of(examine(make_setting(judge=judge)), "rewards")
+    result = result_of(run_preflight(make_setting(judge=judge)), "rewards")
     assert result.outcome == outcome
     assert words in result.words
 
@@ -148,7 +148,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_remedy_before_anything_is_wri
     make_config, monkeypatch
 ):
     monkeypatch.setattr("klimb.train.preflight.available_memory", lambda _: 1000)
-    monkeypatch.setattr("klimb.train.preflight.held_memory", lambda _: 0)
+    monkeypatch.setattr("klimb.train.preflight.used_memory", lambda _: 0)
     with pytest.raises(
         PreflightError, match=r"memory: .* at most.*take less: --micro-batch-size 3, .*--lora-rank 16"
     ):
@@ -158,8 +158,8 @@ def test_a_run_that_cannot_fit_is_refused_with_the_remedy_before_anything_is_wri
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(make_config, monkeypatch):
     monkeypatch.setattr("klimb.train.preflight.available_memory", lambda _: 1000)
-    monkeypatch.setattr("klimb.train.preflight.held_memory", lambda _: 0)
-    monkeypatch.setattr("klimb.train.run.load_policy", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr("klimb.train.preflight.used_memory", lambda _: 0)
+    monkeypatch.setattr("klimb.train.setup.load_policy", lambda _: pytest.fail("it was loaded"))
     with pytest.raises(PreflightError, match="memory"):
         train(make_config(), quiet())
 
@@ -208,7 +208,7 @@ def test_the_checks_leave_the_policy_as_it_was(make_setting):
     setting = make_setting()
     before = {name: weight.clone() for name, weight in setting.policy.model.state_dict().items()}
     state = torch.random.get_rng_state()
-    examine(setting)
+    run_preflight(setting)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert setting.policy.num_updates == 0
     assert all(p.grad is None for p in setting.policy.model.parameters())
@@ -228,8 +228,8 @@ def test_the_probe_is_of_the_shortest_prompts_and_of_numbers_of_its_own(make_set
 
 def test_the_screen_shows_every_check_and_remedy(make_setting):
     screen = io.StringIO()
-    found = examine(make_setting(judge="same"))
-    Display(Console(file=screen, width=300)).checked(found, with_memory=True)
+    found = run_preflight(make_setting(judge="same"))
+    Display(Console(file=screen, width=300)).preflight_finished(found, with_memory=True)
     shown = screen.getvalue()
     for result in found.results:
         assert result.name in shown

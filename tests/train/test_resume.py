@@ -168,7 +168,7 @@ def test_a_run_that_ran_out_of_patience_takes_no_more_steps(make_by_steps, run, 
     assert "after 3 of 5 updates: 2 evaluations in a row brought nothing better" in screen
     folder = RunFolder.open(config.out)
     assert len(folder.read("metrics")) == 3
-    assert (folder.read_choice().step, folder.read_choice().was_stopped) == (1, True)
+    assert (folder.read_best().step, folder.read_best().was_stopped) == (1, True)
     assert "the run is finished, after 3 updates; nothing is changed" in run(config, resume=True)
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_best_checkpoint_is_passed_over_and_made_again(make_by_steps, 
     config = make_by_steps([0, 1, 5, 2, 3, 3, 3], num_steps=6, checkpoint_every=1, keep_checkpoints=None)
     run(config)
     expected = essence(config.out)
-    assert RunFolder.open(config.out).read_choice().step == 2
+    assert RunFolder.open(config.out).read_best().step == 2
     shutil.rmtree(config.out)
     run(config, cut_at=4)
     file = config.out / "checkpoints" / "step-000002" / "weights.safetensors"

@@ -14,7 +14,8 @@ from klimb import KlimbError
 from klimb.errors import DivergedError
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
-from klimb.train.run import load_policy, train
+from klimb.train.run import train
+from klimb.train.setup import load_policy
 
 
 def run(config):

@@ -14,7 +14,7 @@ from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent
 from klimb.train.config import TrainConfig
 from klimb.train.prompts import PromptRow
-from klimb.train.step import find_advantages, sample_and_judge, take_step
+from klimb.train.step import find_advantages, rollout, take_step
 
 ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]  # unequal lengths: padding
 BETA, LR, TEMPERATURE = 0.3, 0.05, 0.9
@@ -93,7 +93,7 @@ def require_moved_by_definition(policy, before, weights, completions, rewards):
         weights=weights,
         rewards=rewards,
         policy_log_probs=completions.log_probs.numpy(),
-        ref_log_probs=policy.reference.score(completions).numpy(),
+        ref_log_probs=policy.reference.log_probs(completions).sum(dim=1).numpy(),
         log_prob_grads=log_prob_gradients(before, completions),
         beta=BETA,
         lr=LR,
@@ -161,7 +161,7 @@ def test_at_step_0_the_divergence_is_exactly_zero(make_policy):
     )
     assert judged.kl == [0.0] * 9
     # The reference's own pass, which later steps take, agrees as far as float64 goes.
-    own_pass = make_policy().reference.score(judged.completions)
+    own_pass = make_policy().reference.log_probs(judged.completions).sum(dim=1)
     torch.testing.assert_close(own_pass, judged.completions.log_probs, rtol=0, atol=1e-12)
     assert metrics.sampler_gap_max < 1e-12  # float64
 
@@ -219,7 +219,7 @@ def test_columns_reach_the_reward_once_for_each_completion(make_policy):
 
 def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_move(make_policy):
     policy = make_policy()
-    judged = sample_and_judge(
+    judged = rollout(
         policy, REWARD, ROWS, completions_per_prompt=3, max_new_tokens=8, draw=Draw(0, 0, [0, 1, 2])
     )
     with torch.no_grad():

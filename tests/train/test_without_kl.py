@@ -11,7 +11,7 @@ from klimb.train.folder import RunFolder
 from klimb.train.memory import predict_memory, size_of
 from klimb.train.objective import declare
 from klimb.train.report import write_report
-from klimb.train.run import load_policy
+from klimb.train.setup import load_policy
 
 
 def lines_of(file):

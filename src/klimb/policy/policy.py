@@ -5,7 +5,6 @@ Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import WRITER, load, without_progress_bars
 from klimb.policy.precision import Precision, WorkingCopy
 from klimb.policy.prefix import Engine
+from klimb.policy.reference import Reference
 from klimb.policy.saving import save_whole
 from klimb.policy.tokens import readable, require_known
-from klimb.policy.trainable import Lora, add_lora, frozen_copy, train_last_layers
+from klimb.policy.trainable import Lora, add_lora, train_last_layers
 from klimb.policy.trunk import find_trunk
 from klimb.policy.way import choose_way
 from klimb.text import Text
@@ -89,7 +89,13 @@ class Policy:
         self.way = choose_way(self.model)
         self._working = WorkingCopy(self.model, precision)
         self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
-        self.reference = Reference(self) if has_reference else None
+        self.reference = (
+            Reference(
+                self._working.model, self._engine, self.distribution, shares_prompts=self.way.shares_prompts
+            )
+            if has_reference
+            else None
+        )
         self.notes: list[str] = []
         self.companions: dict[str, Path] = {}
 
@@ -257,6 +263,21 @@ class Policy:
             return sampling.score(self._engine, completions, self.distribution)
         return plain.score(self._working.model, completions, self.distribution)
 
+    def ref_log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
+        """Find log π_ref of each token of completions that the policy drew, in nats; 0 beyond a completion's length.
+
+        Until the policy has moved it is the reference, and the log-probs recorded while sampling are the answer:
+        nothing is computed twice.
+
+        Raises:
+            ArgumentError: The policy has no reference.
+        """
+        if self.reference is None:
+            raise ArgumentError("the policy has no reference: it was loaded with has_reference=False")
+        if self.num_updates == 0:
+            return completions.token_log_probs
+        return self.reference.log_probs(completions, self.micro_batch_size)
+
     def save(self, folder: Path) -> None:
         """Write the whole model, adapters merged, and its tokenizer as a Hugging Face folder."""
         model = self.model
@@ -264,42 +285,6 @@ class Policy:
             model = copy.deepcopy(model).merge_and_unload()
         with without_progress_bars():
             save_whole(model, self.tokenizer, folder, self.companions)
-
-
-class Reference:
-    """The frozen policy that the KL divergence is measured from."""
-
-    def __init__(self, policy: Policy) -> None:
-        working = policy._working.model
-        self._policy = policy
-        self._has_adapter = hasattr(working, "disable_adapter")
-        self._model = working if self._has_adapter else frozen_copy(working)
-        self._engine = policy._engine if self._has_adapter else policy._engine.twin(self._model)
-
-    def log_probs(self, completions: Completions) -> Float[Tensor, " N"]:
-        """Find log π_ref of whole completions that the policy drew, in nats.
-
-        Until the policy has moved it is the reference, and the log-probs recorded when the
-        completions were drawn are the answer: nothing is computed twice.
-        """
-        if self._policy.num_updates == 0:
-            return completions.log_probs
-        return self.score(completions)
-
-    @torch.no_grad()
-    def score(self, completions: Completions) -> Float[Tensor, " N"]:
-        """Find log π_ref of any completions by a pass through the reference, in nats."""
-        distribution = self._policy.distribution
-        total = torch.zeros_like(completions.log_probs)
-        with self._model.disable_adapter() if self._has_adapter else nullcontext():
-            for rows in completions.micro_batches(self._policy.micro_batch_size):
-                part = completions.rows(rows)
-                if self._policy.way.shares_prompts:
-                    scores = sampling.score(self._engine, part, distribution)
-                else:
-                    scores = plain.score(self._model, part, distribution)
-                total[rows] = scores.sum(dim=1).to(total.dtype)
-        return total
 
 
 def _check_like(weights: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:

@@ -48,13 +48,15 @@ class Checkpoint:
 
     Attributes:
         path: Its folder.
-        num_updates: How often the weights had been moved.
+        step: Steps taken until then.
+        num_updates: Updates of the weights until then.
         state: What else the run must remember, as JSON types.
         weights: The weights that move.
         moments: What the optimiser remembered.
     """
 
     path: Path
+    step: int
     num_updates: int
     state: dict[str, Any]
     weights: StoredTensors
@@ -63,7 +65,8 @@ class Checkpoint:
 
 def write_checkpoint(
     path: Path,
-    parts: Mapping[str, dict[str, Tensor]],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    step: int,
     num_updates: int,
     remembered: Mapping[str, Any] | None = None,
 ) -> None:
@@ -72,7 +75,8 @@ def write_checkpoint(
     Args:
         path: The folder; it must not exist.
         parts: Tensors by name, for each file's name without its suffix: `weights`, `optimiser`.
-        num_updates: How often the weights have been moved.
+        step: Steps taken.
+        num_updates: Updates of the weights.
         remembered: What else the run must remember, as JSON types.
 
     Raises:
@@ -81,40 +85,46 @@ def write_checkpoint(
     with whole_folder(path) as unfinished:
         for part, tensors in parts.items():
             try:
-                save_file(tensors, unfinished / f"{part}.safetensors")
+                save_file(dict(tensors), unfinished / f"{part}.safetensors")
             except SafetensorError as error:  # which says in its own words that a disk is full
                 raise OSError(f"{path}: cannot be written: {error}") from error
         checksums = {file.name: sha256(file) for file in sorted(unfinished.glob("*.safetensors"))}
-        state = {"num_updates": num_updates, "remembered": dict(remembered or {}), "sha256": checksums}
+        state = {
+            "step": step,
+            "num_updates": num_updates,
+            "remembered": dict(remembered or {}),
+            "sha256": checksums,
+        }
         state["seal"] = seal(state)
         (unfinished / _STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 
-def open_checkpoint(path: Path, num_updates: int) -> Checkpoint:
+def open_checkpoint(path: Path, step: int) -> Checkpoint:
     """Open a checkpoint, once all of it is certain to be what was written.
 
     Raises:
-        RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of
-            another number of updates.
+        RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of another step.
     """
-    state = _checked_state(path, num_updates)
+    state = _checked_state(path, step)
     weights, moments = (_open_file(path, part, state) for part in ("weights", "optimiser"))
-    return Checkpoint(path, num_updates, state["remembered"], weights, moments)
+    return Checkpoint(path, step, state["num_updates"], state["remembered"], weights, moments)
 
 
-def open_part(path: Path, part: str, num_updates: int) -> StoredTensors:
-    """Open one file of a checkpoint, once it is certain to be what was written.
+def open_weights(path: Path, step: int) -> tuple[StoredTensors, int]:
+    """Open the weights of a checkpoint alone, once they are certain to be what was written.
 
     Args:
         path: The checkpoint's folder.
-        part: The file's name without its suffix: `weights` or `optimiser`.
-        num_updates: How often the weights had been moved, as the checkpoint must say too.
+        step: Steps taken, as the checkpoint must say too.
+
+    Returns:
+        The weights, and how many updates they had.
 
     Raises:
-        RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of
-            another number of updates.
+        RunFolderError: The checkpoint or its file of weights is missing, cut short, altered, or of another step.
     """
-    return _open_file(path, part, _checked_state(path, num_updates))
+    state = _checked_state(path, step)
+    return _open_file(path, "weights", state), state["num_updates"]
 
 
 def seal(state: Mapping[str, Any]) -> str:
@@ -135,13 +145,13 @@ def _open_file(path: Path, part: str, state: dict[str, Any]) -> StoredTensors:
     return StoredTensors(file)
 
 
-def _checked_state(path: Path, num_updates: int) -> dict[str, Any]:
+def _checked_state(path: Path, step: int) -> dict[str, Any]:
     if not path.is_dir():
         raise RunFolderError(f"{path}: no such checkpoint; choose one that is in {path.parent}")
     state = _read_state(path / _STATE)
-    if state["num_updates"] != num_updates:
+    if state["step"] != step:
         raise RunFolderError(
-            f"{path / _STATE}: the checkpoint is of {state['num_updates']} updates, not of {num_updates}; "
+            f"{path / _STATE}: the checkpoint is of {state['step']} steps, not of {step}; "
             "give the folder its own name back, or choose another checkpoint"
         )
     return state
@@ -156,12 +166,13 @@ def _read_state(file: Path) -> dict[str, Any]:
         raise RunFolderError(f"{file}: cut short or altered: {error}; choose another checkpoint") from error
     if not (
         isinstance(state, dict)
+        and isinstance(state.get("step"), int)
         and isinstance(state.get("num_updates"), int)
         and isinstance(state.get("remembered"), dict)
         and isinstance(state.get("sha256"), dict)
     ):
         raise RunFolderError(
-            f"{file}: altered: expected num_updates, remembered and sha256; choose another checkpoint"
+            f"{file}: altered: expected step, num_updates, remembered and sha256; choose another checkpoint"
         )
     if state.get("seal") != seal(state):
         raise RunFolderError(f"{file}: altered since it was written; choose another checkpoint")

@@ -23,7 +23,7 @@ _BYTES_A_ROW = 400  # of a line's numbers and names
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """What a check found.
 
     Attributes:
@@ -39,7 +39,7 @@ class Result:
     remedy: str = ""
 
 
-def check_batch(config: TrainConfig, num_prompts: int, longest_prompt: int) -> Result:
+def check_batch(config: TrainConfig, num_prompts: int, longest_prompt: int) -> CheckResult:
     """Spell out the arithmetic of a step and of the run."""
     num_samples = config.prompts_per_step * config.completions_per_prompt
     steps = num_prompts // config.prompts_per_step
@@ -50,53 +50,55 @@ def check_batch(config: TrainConfig, num_prompts: int, longest_prompt: int) -> R
         f"a step, at most {num_tokens:,} tokens, in {_count(num_micro, 'micro-batch', 'es')}; {num_prompts} prompts = "
         f"{_count(steps, 'step')} an epoch; {_count(config.num_steps, 'step')} = {config.num_steps / steps:.3g} epochs"
     )
-    return Result("batch", "passed", words)
+    return CheckResult("batch", "passed", words)
 
 
-def check_lengths(context_length: int | None, longest_prompt: int, max_new_tokens: int) -> Result:
+def check_lengths(context_length: int | None, longest_prompt: int, max_new_tokens: int) -> CheckResult:
     """Say how much of the model's context the longest prompt and its completion take."""
     most = longest_prompt + max_new_tokens
     words = f"the longest prompt has {longest_prompt} tokens, {most} with its completion"
     if context_length is None:
-        return Result("lengths", "passed", f"{words}; the model sets no limit")
+        return CheckResult("lengths", "passed", f"{words}; the model sets no limit")
     if most <= context_length:
-        return Result("lengths", "passed", f"{words}, of {context_length}")
+        return CheckResult("lengths", "passed", f"{words}, of {context_length}")
     remedy = "shorten the prompts, or lower --max-new-tokens"
-    return Result("lengths", "failed", f"{words}, more than the model's {context_length}", remedy)
+    return CheckResult("lengths", "failed", f"{words}, more than the model's {context_length}", remedy)
 
 
-def check_end_tokens(policy: Policy, rows: Sequence[PromptRow]) -> Result:
+def check_end_tokens(policy: Policy, rows: Sequence[PromptRow]) -> CheckResult:
     """Whether the token that ends a turn in the chat template is one that ends a completion."""
     prompts = [row.prompt for row in rows[:LOOKED_THROUGH]]
     tokenizer, end_ids = policy.tokenizer, policy.end_ids
     named = ", ".join(_names(tokenizer, end_ids))
     if not end_ids:
         words = "the model names no end token: every completion runs to --max-new-tokens"
-        return Result("ends", "warned", words, "name one as eos_token_id in its generation_config.json")
+        return CheckResult("ends", "warned", words, "name one as eos_token_id in its generation_config.json")
     plain = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
     if plain is not None and policy.encode(plain)[-1:] in [[end] for end in end_ids]:
         words = "the tokenizer puts an end token after a prompt, so the model is asked to go on after its end"
-        return Result("ends", "warned", words, "set add_eos_token to false in its tokenizer_config.json")
+        return CheckResult("ends", "warned", words, "set add_eos_token to false in its tokenizer_config.json")
     if all(isinstance(prompt, str) for prompt in prompts):
-        return Result("ends", "passed", f"{named}; prompts are plain text, no chat template is used")
+        return CheckResult("ends", "passed", f"{named}; prompts are plain text, no chat template is used")
     return _check_template(tokenizer, end_ids)
 
 
-def check_tools(policy: Policy, rows: Sequence[PromptRow]) -> list[Result]:
+def check_tools(policy: Policy, rows: Sequence[PromptRow]) -> list[CheckResult]:
     """Whether the chat template makes anything of the tools that prompts come with; nothing where none do."""
     first = rows[:LOOKED_THROUGH]
     with_tools = [row for row in first if row.columns.get("tools") and not isinstance(row.prompt, str)]
     if not with_tools:
         return []
     if chat.supports_tools(policy.tokenizer):
-        return [Result("tools", "passed", "the chat template is given the column tools")]
+        return [CheckResult("tools", "passed", "the chat template is given the column tools")]
     words = (
         "prompts come with tools, and the chat template makes nothing of them: the model does not see them"
     )
-    return [Result("tools", "warned", words, "use a model tuned for tools, or describe them in the prompts")]
+    return [
+        CheckResult("tools", "warned", words, "use a model tuned for tools, or describe them in the prompts")
+    ]
 
 
-def _check_template(tokenizer: Any, end_ids: list[int]) -> Result:
+def _check_template(tokenizer: Any, end_ids: list[int]) -> CheckResult:
     named, look = (
         ", ".join(_names(tokenizer, end_ids)),
         "look whether completions end: `ended` in metrics.jsonl",
@@ -105,16 +107,16 @@ def _check_template(tokenizer: Any, end_ids: list[int]) -> Result:
         turn_end = find_turn_end(tokenizer)
     except Exception as error:  # a template is a program of the model's maker and raises its own errors
         words = f"the chat template takes no turn of the assistant's: {error}"
-        return Result("ends", "warned", words, look)
+        return CheckResult("ends", "warned", words, look)
     if turn_end is None:
         words = f"the chat template ends a turn with no special token; completions end at {named} alone"
-        return Result("ends", "warned", words, look)
+        return CheckResult("ends", "warned", words, look)
     (name,) = _names(tokenizer, [turn_end])
     if turn_end in end_ids:
-        return Result("ends", "passed", f"{named}; the chat template ends a turn with {name}")
+        return CheckResult("ends", "passed", f"{named}; the chat template ends a turn with {name}")
     words = f"the chat template ends a turn with {name}, which ends no completion; {named} would"
     remedy = f"add {turn_end} to eos_token_id in the model's generation_config.json"
-    return Result("ends", "failed", words, remedy)
+    return CheckResult("ends", "failed", words, remedy)
 
 
 def find_turn_end(tokenizer: Any) -> int | None:
@@ -129,7 +131,9 @@ def find_turn_end(tokenizer: Any) -> int | None:
     return next((token for token in ids if token in special), None)
 
 
-def check_memory(memory: MemoryPrediction, config: TrainConfig, available: int | None, held: int) -> Result:
+def check_memory(
+    memory: MemoryPrediction, config: TrainConfig, available: int | None, held: int
+) -> CheckResult:
     """Whether the run fits into memory.
 
     Args:
@@ -140,14 +144,14 @@ def check_memory(memory: MemoryPrediction, config: TrainConfig, available: int |
     """
     words = f"{show_bytes(memory.peak)} at most, {'in the ' + memory.phase if memory.phase else 'to begin'}"
     if available is None:
-        return Result("memory", "passed", f"{words}; how much there is, is not known")
+        return CheckResult("memory", "passed", f"{words}; how much there is, is not known")
     room = held + available
     words += f"; {show_bytes(room)} for this process"
     if memory.peak > room:
-        return Result("memory", "failed", words, memory_remedy(config))
+        return CheckResult("memory", "failed", words, memory_remedy(config))
     if _TIGHT * memory.peak > room:
-        return Result("memory", "warned", words, f"that is little to spare: {memory_remedy(config)}")
-    return Result("memory", "passed", words)
+        return CheckResult("memory", "warned", words, f"that is little to spare: {memory_remedy(config)}")
+    return CheckResult("memory", "passed", words)
 
 
 def memory_remedy(config: TrainConfig) -> str:
@@ -166,20 +170,20 @@ def memory_remedy(config: TrainConfig) -> str:
     return "take less: " + ", ".join(filter(None, ways))
 
 
-def check_disk(parts: dict[str, int], free: int | None) -> Result:
+def check_disk(parts: dict[str, int], free: int | None) -> CheckResult:
     """Whether what is to be written, by name, fits on the disk; `free` is None where nobody knows."""
     needed = sum(parts.values())
     shares = ", ".join(f"{name} {show_bytes(size)}" for name, size in parts.items())
     words = f"about {show_bytes(needed)} to be written ({shares})"
     if free is None:
-        return Result("disk", "passed", f"{words}; how much is free is not known")
+        return CheckResult("disk", "passed", f"{words}; how much is free is not known")
     words += f", {show_bytes(free)} free"
     if needed > free:
         remedy = "lower --keep-checkpoints, or choose an --out on another disk"
-        return Result("disk", "failed", words, remedy)
+        return CheckResult("disk", "failed", words, remedy)
     if _TIGHT * needed > free:
-        return Result("disk", "warned", words, "that is little to spare: lower --keep-checkpoints")
-    return Result("disk", "passed", words)
+        return CheckResult("disk", "warned", words, "that is little to spare: lower --keep-checkpoints")
+    return CheckResult("disk", "passed", words)
 
 
 def predict_disk(

@@ -14,15 +14,16 @@ from rich.text import Text
 
 from klimb.progress import show_seconds
 from klimb.text import safe
-from klimb.train.choice import Choice
+from klimb.train.best import BestSoFar
 from klimb.train.config import TrainConfig
-from klimb.train.estimates import REWARD, Point, short_name
+from klimb.train.estimates import REWARD, Rows, point, short_name
 from klimb.train.folder import RunFolder
 from klimb.train.guards import Finding
 from klimb.train.memory import show_bytes
 from klimb.train.objective import Declaration
+from klimb.train.observer import Observer
 from klimb.train.preflight import Preflight
-from klimb.train.step import Judged
+from klimb.train.step import Rollout
 from klimb.train.summary import Summary, show_prompt
 
 _SAMPLE_EVERY = 5  # steps between samples shown
@@ -32,21 +33,22 @@ _STEPS_OF_AN_ESTIMATE = 20  # of the time that is left
 _MARKS = {"passed": ("✓", ""), "warned": ("!", "yellow"), "failed": ("✗", "bold red")}
 
 
-class Display:
-    """Shows a run on a console."""
+class Display(Observer):
+    """Shows a run on a console: a live line in a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
+        self._config: TrainConfig | None = None
         self._num_steps = 0
         self._seconds: deque[float] = deque(maxlen=_STEPS_OF_AN_ESTIMATE)
         self._told = ""
 
-    def tell(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """Something takes long, and is so far."""
         self.console.print(Text(safe(line)))
 
-    def loading(self, model: str) -> None:
+    def model_loading(self, model: str) -> None:
         """The model is about to be loaded."""
         hint = (
             " (a GGUF file is converted the first time, which takes a moment)"
@@ -55,7 +57,7 @@ class Display:
         )
         self.console.print(f"Loading {escape(safe(model))}{hint} …")
 
-    def started(self, config: TrainConfig, declaration: Declaration, facts: dict[str, str]) -> None:
+    def run_started(self, config: TrainConfig, declaration: Declaration, facts: dict[str, str]) -> None:
         """The run is about to begin."""
         print_ = self.console.print
         print_("\n[bold]What is optimised[/]")
@@ -68,9 +70,9 @@ class Display:
         for name, fact in facts.items():
             print_(f"  {name:<7} {escape(safe(fact))}")
         print_(f"  {'folder':<7} {escape(str(config.out))}\n")
-        self._num_steps = config.num_steps
+        self._config, self._num_steps = config, config.num_steps
 
-    def checked(self, preflight: Preflight, *, with_memory: bool = False) -> None:
+    def preflight_finished(self, preflight: Preflight, *, with_memory: bool = False) -> None:
         """The checks before the first step were made."""
         self.console.print(f"[bold]Checked[/] in {preflight.seconds:.1f} s")
         for result in preflight.results:
@@ -84,40 +86,43 @@ class Display:
             self.console.print(Text(f"    {show_bytes(preflight.memory.peak):>9}  in all, at most"))
         self.console.print()
 
-    def alarmed(self, findings: Sequence[Finding], measure: str | None) -> None:
+    def guards_alarmed(self, findings: Sequence[Finding], measure: str | None) -> None:
         """Guards found something new, or something was done about what they found."""
         for finding in findings:
             self.console.print(Text(safe(f"    ! {finding}"), style="yellow"))
         if measure is not None:
             self.console.print(Text(f"    ! {measure}", style="bold yellow"))
 
-    def resuming(self, sentences: Sequence[str]) -> None:
+    def run_resumed(self, sentences: Sequence[str]) -> None:
         """An interrupted run goes on."""
         for sentence in sentences:
             self.console.print(Text(safe(sentence)))
 
-    def evaluating(self, when: str, num_prompts: int) -> None:
-        """The policy is about to be judged."""
+    def evaluation_started(self, when: str, num_prompts: int) -> None:
+        """The policy is about to be rollout."""
         self.console.print(f"Judging the model {when} training, on {num_prompts} prompts …")
 
-    def judged(self, point: Point, *, is_best: bool = False) -> None:
-        """The policy was judged along the run."""
+    def policy_evaluated(self, rows: Rows, *, is_best: bool = False) -> None:
+        """The policy was evaluated along the run."""
+        if self._config is None or self._config.eval_every is None or rows[0]["when"] == "after":
+            return
+        found = point(rows, self._config.judges)
         opinions = [
             f"{name if name == REWARD else short_name(name)} "
-            + ("no opinion" if math.isnan(found.mean) else f"{found.mean:+.3f}")
-            for name, found in point.means.items()
+            + ("no opinion" if math.isnan(mean.mean) else f"{mean.mean:+.3f}")
+            for name, mean in found.means.items()
         ]
-        failed = [f"failed {point.num_failed}"] if point.num_failed else []
-        kl = [] if point.kl is None else [f"KL {point.kl.mean:.2f}"]
-        line = "  ".join([f"judged after {point.step} steps:", *opinions, *kl, *failed])
+        failed = [f"failed {found.num_failed}"] if found.num_failed else []
+        kl = [] if found.kl is None else [f"KL {found.kl.mean:.2f}"]
+        line = "  ".join([f"judged after {found.step} steps:", *opinions, *kl, *failed])
         self.console.print(Text(line + ("  ★ the best so far" if is_best else ""), style="bold"))
 
-    def chosen(self, choice: Choice, num_steps: int) -> None:
+    def best_chosen(self, best: BestSoFar, num_steps: int) -> None:
         """It was decided which weights are kept."""
-        for sentence in choice.sentences(num_steps):
+        for sentence in best.sentences(num_steps):
             self.console.print(Text(sentence))
 
-    def stepped(self, metrics: dict[str, Any], judged: Judged) -> None:
+    def step_finished(self, metrics: dict[str, Any], rollout: Rollout) -> None:
         """A step was taken."""
         failed = f"  failed {metrics['failed']}" if metrics["failed"] else ""
         kl = f"  KL {metrics['kl']:.2f}" if "kl" in metrics else ""
@@ -136,17 +141,17 @@ class Display:
             self._seconds.append(sum(metrics["seconds"].values()))
             left = show_seconds(statistics.fmean(self._seconds) * (self._num_steps - done))
             self.console.print(f"step {done}/{self._num_steps}  {line}  about {left} left")
-        self._tell_of_failures(judged)
+        self._tell_of_failures(rollout)
         if metrics["step"] % _SAMPLE_EVERY == 0:
-            self._sample(judged)
+            self._sample(rollout)
 
-    def stopped(self) -> None:
+    def steps_stopped(self) -> None:
         """No more steps are coming."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
-    def finished(self, folder: RunFolder, summary: Summary) -> None:
+    def run_finished(self, folder: RunFolder, summary: Summary) -> None:
         """Everything is written."""
         self.console.print()
         self.console.print(_table(summary))
@@ -165,10 +170,10 @@ class Display:
         self.console.print(f"\n[bold]Model[/]   {escape(str(folder.model))}")
         self.console.print(f"[bold]Report[/]  {escape(str(folder.report))}  (open it in a browser)")
 
-    def _tell_of_failures(self, judged: Judged) -> None:
+    def _tell_of_failures(self, rollout: Rollout) -> None:
         """Say what went wrong with rewards, unless the same was said last."""
-        failures = judged.rewards.failures
-        if not judged.valid:
+        failures = rollout.rewards.failures
+        if not rollout.valid:
             self.console.print(
                 Text("    ! no completion has a reward: nothing was learned", style="bold yellow")
             )
@@ -176,11 +181,11 @@ class Display:
             self._told = failures[0].reason
             self.console.print(Text(f"    ! {failures[0]}", style="yellow"))
 
-    def _sample(self, judged: Judged) -> None:
-        prompt = show_prompt(judged.rows[0].prompt)
+    def _sample(self, rollout: Rollout) -> None:
+        prompt = show_prompt(rollout.rows[0].prompt)
         sample = Text("    e.g. ", style="dim")
-        sample.append(f"{_one_line(prompt)} → {_one_line(judged.texts[0])}", style="italic")
-        sample.append(f"  ({_signed(judged.rewards.total[0])})")
+        sample.append(f"{_one_line(prompt)} → {_one_line(rollout.texts[0])}", style="italic")
+        sample.append(f"  ({_signed(rollout.rewards.total[0])})")
         self.console.print(sample)
 
 
@@ -202,7 +207,7 @@ def _table(summary: Summary) -> Table:
         "mean ± 95 % interval over prompts",
         title_justify="left",
     )
-    after = "after" if summary.choice is None else f"after {summary.choice.step} steps"
+    after = "after" if summary.best is None else f"after {summary.best.step} steps"
     for column in ("", "before", after, "change"):
         table.add_column(column, justify="left" if not column else "right")
     if summary.has_reward:

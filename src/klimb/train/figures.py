@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.colors import LinearSegmentedColormap
 
 from klimb.page import ACCENT, LINE, Figure, draw_figure
-from klimb.train.choice import Choice
+from klimb.train.best import BestSoFar
 from klimb.train.estimates import REWARD, Estimate, Point, short_name
 from klimb.train.summary import Summary
 
@@ -37,9 +37,9 @@ def draw_figures(
     if summary or points:
         when = "at each evaluation" if points else "before and after"
         judged = f" Diamonds: the prompts judged {when}, with 95 % intervals."
-    choice = None if summary is None else summary.choice
+    best = None if summary is None else summary.best
     measured = [row for row in metrics if "kl" in row]
-    along = _judges_along(points, judges, choice) if points else _judges_in_training(measured, judges)
+    along = _judges_along(points, judges, best) if points else _judges_in_training(measured, judges)
     return [
         draw_figure(
             "Reward",
@@ -153,15 +153,15 @@ def _judges_in_training(metrics: Sequence[dict[str, Any]], judges: Sequence[str]
     ]
 
 
-def _judges_along(points: Sequence[Point], judges: Sequence[str], choice: Choice | None) -> list[Figure]:
+def _judges_along(points: Sequence[Point], judges: Sequence[str], best: BestSoFar | None) -> list[Figure]:
     """The reward and each judge on the prompts that are judged by; the reward alone where there is no judge."""
-    kept = "" if choice is None else f" Dotted: the weights that are kept, {_named(choice.step)}."
+    kept = "" if best is None else f" Dotted: the weights that are kept, {_named(best.step)}."
     if not judges:
         return [
             draw_figure(
                 "The reward along the run",
                 f"On the prompts that are judged by, with 95 % intervals, at each evaluation.{kept}",
-                lambda axes: _draw_along(axes, points, None, choice),
+                lambda axes: _draw_along(axes, points, None, best),
             )
         ]
     return [
@@ -169,13 +169,13 @@ def _judges_along(points: Sequence[Point], judges: Sequence[str], choice: Choice
             f"Reward and the judge {short_name(judge)} along the run",
             "On the prompts that are judged by, with 95 % intervals, at each evaluation: the reward (blue, left) and a "
             f"judge that is never trained on (orange, right). {_OVER_OPTIMISED}{kept}",
-            lambda axes, judge=judge: _draw_along(axes, points, judge, choice),
+            lambda axes, judge=judge: _draw_along(axes, points, judge, best),
         )
         for judge in judges
     ]
 
 
-def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, choice: Choice | None) -> None:
+def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, best: BestSoFar | None) -> None:
     _draw_points(axes, points, REWARD, {"color": LINE, "fmt": "o-"})
     axes.set_xlabel(_KL_LABEL if _are_measured(points) else "updates")
     if judge is not None:
@@ -184,7 +184,7 @@ def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, choice: C
         right.spines["right"].set_visible(True)
         _draw_points(right, points, judge, {"color": ACCENT, "fmt": "D--"})
     for place, point in zip(_places(points), points, strict=True):
-        if choice is not None and point.step == choice.step:
+        if best is not None and point.step == best.step:
             axes.axvline(place, color="gray", linestyle=":", linewidth=1.5, zorder=0)
             axes.annotate(
                 _named(point.step),

@@ -5,13 +5,14 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
-from klimb.errors import ArgumentError, RunFolderError
+from klimb.errors import RunFolderError
 from klimb.files import (
     append_text,
     make_folder,
@@ -21,11 +22,9 @@ from klimb.files import (
     whole_folder,
     write_file,
 )
-from klimb.policy.policy import Policy
 from klimb.text import redacted
-from klimb.train.ascent import Ascent
-from klimb.train.checkpoint import Checkpoint, open_checkpoint, open_part, write_checkpoint
-from klimb.train.choice import Choice
+from klimb.train.best import BestSoFar
+from klimb.train.checkpoint import Checkpoint, StoredTensors, open_checkpoint, open_weights, write_checkpoint
 
 _OF_A_START = re.compile(r"fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}")
 _WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|step-\d{6,}")
@@ -177,15 +176,18 @@ class RunFolder:
         """Read how the run was resumed: each time the `step`, the `time`, and the `changes` of options."""
         return json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("resumed", [])
 
-    def save_model(self, policy: Policy) -> None:
+    def save_model(self, write: Callable[[Path], None]) -> None:
         """Write the fine-tuned model as a folder that transformers opens, in the place of an earlier one.
+
+        Args:
+            write: Writes the model's files into the folder that it is given.
 
         Raises:
             OSError: It cannot be written; an earlier one is as it was.
         """
         with whole_folder(self.model, replaces=True) as unfinished:
             try:
-                policy.save(unfinished)
+                write(unfinished)
             except SafetensorError as error:  # which says in its own words that a disk is full
                 raise OSError(f"{self.model}: cannot be written: {error}") from error
 
@@ -200,20 +202,28 @@ class RunFolder:
         return sorted(int(name[1]) for name in found if name)
 
     def save_checkpoint(
-        self, policy: Policy, ascent: Ascent, remembered: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        num_updates: int,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        remembered: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write the weights that move, the optimiser's state and what else is remembered, with their checksums.
+        """Write named tensors and what else is remembered as a checkpoint, with their checksums.
 
-        The step and the seed decide all else, since random numbers are counted. A checkpoint
-        of this number of updates that exists already is left as it is.
+        The step and the seed decide all else, since the RNG is counter-based. A checkpoint of this step that exists
+        already is left as it is.
+
+        Args:
+            step: Steps taken so far.
+            num_updates: Updates of the weights so far.
+            parts: Tensors by name, for each file: `weights`, those that are trained, and `optimiser`, its state.
+            remembered: The state of the run's other parts, as JSON types.
         """
-        path = self.checkpoint(policy.num_updates)
+        path = self.checkpoint(step)
         if path.exists():
             sync(path)  # a run that was killed may have named it without
             return path
-        weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
-        parts = {"weights": weights, "optimiser": ascent.moments()}
-        write_checkpoint(path, parts, policy.num_updates, remembered)
+        write_checkpoint(path, parts, step, num_updates, remembered)
         return path
 
     def open_checkpoint(self, step: int) -> Checkpoint:
@@ -224,25 +234,16 @@ class RunFolder:
         """
         return open_checkpoint(self.checkpoint(step), step)
 
-    def load_weights(self, policy: Policy, step: int) -> None:
-        """Give a policy the weights that it had after so many updates, in place.
+    def open_weights(self, step: int) -> tuple[StoredTensors, int]:
+        """Open the weights after so many steps, once they are certain to be what was written.
 
-        Nothing is changed unless the checkpoint is what was written and fits the policy; one tensor at a
-        time is read.
+        Returns:
+            The weights, and how many updates they had.
 
         Raises:
-            RunFolderError: The checkpoint or a file of it is missing, cut short, altered, or of other weights
-                than those that the policy moves.
+            RunFolderError: The checkpoint or its file of weights is missing, cut short or altered.
         """
-        path = self.checkpoint(step)
-        weights = open_part(path, "weights", step)
-        try:
-            policy.restore(weights, step)
-        except ArgumentError as error:
-            raise RunFolderError(
-                f"{path / 'weights.safetensors'}: not weights of this policy: {error}; "
-                "use the model and the options of its run"
-            ) from error
+        return open_weights(self.checkpoint(step), step)
 
     def remove_checkpoint(self, step: int) -> None:
         """Remove a checkpoint if it is there, so that it is whole or gone whatever the moment of a crash."""
@@ -255,21 +256,21 @@ class RunFolder:
             if folder.is_dir():
                 remove_leftovers(folder, _WRITTEN_ASIDE)
 
-    def write_choice(self, choice: Choice) -> None:
+    def write_best(self, best: BestSoFar) -> None:
         """Write `best.json`: which weights are the best so far, and why."""
-        write_file(self.path / "best.json", _json(choice.to_dict()))
+        write_file(self.path / "best.json", _json(best.to_dict()))
 
-    def read_choice(self) -> Choice | None:
+    def read_best(self) -> BestSoFar | None:
         """Read `best.json`; None where the run keeps its last weights.
 
         Raises:
-            RunFolderError: The file is not what `write_choice` wrote.
+            RunFolderError: The file is not what `write_best` wrote.
         """
         file = self.path / "best.json"
         if not file.is_file():
             return None
         try:
-            return Choice.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            return BestSoFar.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"{file}: not as a run writes it: {type(error).__name__}: {error}"

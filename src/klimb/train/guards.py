@@ -5,16 +5,13 @@ policy before its update. A bound that is stated in the options is acted upon; w
 """
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from klimb.errors import DivergedError, GuardError, KlimbError, RunFolderError
+from klimb.errors import GuardError
 from klimb.train.ascent import USUAL_GAPS, Ascent
-from klimb.train.checkpoint import open_part
 from klimb.train.config import TrainConfig
-from klimb.train.folder import RunFolder
 
 Step = dict[str, Any]
 """A line of `metrics.jsonl`."""
@@ -171,11 +168,6 @@ GUARDS: tuple[Guard, ...] = (
 """All of them."""
 
 
-def share_of_one_text(texts: Sequence[str]) -> float:
-    """How much of a batch is the text that it has most often."""
-    return Counter(texts).most_common(1)[0][1] / len(texts)
-
-
 class Guards:
     """Looks at every step, and stops the run or slows it down where a stated bound is passed.
 
@@ -239,42 +231,6 @@ class Guards:
 
     def _slow(self) -> None:
         self._ascent.rate_scale = 0.5 ** len(self._slowed_at)
-
-
-def note_last_good(error: KlimbError, folder: RunFolder, num_updates: int) -> None:
-    """Add to an error that is about the weights which checkpoint is the newest that it does not concern.
-
-    Args:
-        error: What stopped the run.
-        folder: The run's.
-        num_updates: How often the weights had been moved.
-    """
-    if not isinstance(error, (DivergedError, GuardError)):
-        return
-    # A guard has seen completions of the weights before the last update, and does not trust these either.
-    most = num_updates if isinstance(error, DivergedError) else num_updates - 2
-    step = last_good_checkpoint(folder, most)
-    if not step:
-        error.add_note(
-            "no checkpoint of an update is from before that: the last good weights are those that the run began with"
-        )
-    else:
-        error.add_note(
-            f"the last good weights are those after {step} updates; go back to them, with a smaller learning rate, by: "
-            f"klimb train --resume {folder.path} --from-step {step} --lr …"
-        )
-
-
-def last_good_checkpoint(folder: RunFolder, most: int) -> int | None:
-    """Find the newest checkpoint of at most so many updates that is whole and whose weights are all finite."""
-    for step in reversed([step for step in folder.checkpoint_steps() if step <= most]):
-        try:
-            weights = open_part(folder.checkpoint(step), "weights", step)
-        except RunFolderError:
-            continue
-        if all(bool(weights[name].isfinite().all()) for name in weights):
-            return step
-    return None
 
 
 def _show(bound: float, stated: float | None, option: str) -> str:

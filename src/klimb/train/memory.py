@@ -21,10 +21,8 @@ from klimb.policy.policy import Policy
 from klimb.policy.trainable import train_last_layers
 from klimb.policy.trunk import find_trunk
 from klimb.train.config import TrainConfig
+from klimb.train.evaluator import EVALUATED_AT_ONCE
 from klimb.train.room import USUAL_BASE
-
-EVALUATED_AT_ONCE = 64
-"""Completions that are drawn at once for judging, or fewer by the micro-batch size."""
 
 _ROOM = 1.25  # of what comes and goes: freed memory does not always fit what is asked for next
 # Bytes of a score on the way back: it, its share, their gradients, what is in between.

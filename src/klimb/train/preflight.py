@@ -14,7 +14,7 @@ from klimb.policy.policy import Policy
 from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import USUAL_GAPS
 from klimb.train.checks import (
-    Result,
+    CheckResult,
     check_batch,
     check_disk,
     check_end_tokens,
@@ -27,13 +27,13 @@ from klimb.train.config import TrainConfig
 from klimb.train.memory import MemoryPrediction, outline, predict_memory, size_of
 from klimb.train.probe import check_reward_room, check_rewards, check_sampler, check_start, draw_probe
 from klimb.train.prompts import PromptRow
-from klimb.train.room import available_memory, base_memory, device_of, free_disk, held_memory
+from klimb.train.room import available_memory, base_memory, device_of, free_disk, used_memory
 
 _START_BOUNDS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats a token; the same computation twice: 0 is seen
 
 
 @dataclass(frozen=True)
-class Setting:
+class PreflightInputs:
     """A run that is about to begin.
 
     Attributes:
@@ -65,7 +65,7 @@ class Preflight:
         seconds: How long it took.
     """
 
-    results: list[Result]
+    results: list[CheckResult]
     memory: MemoryPrediction
     seconds: float
 
@@ -81,42 +81,42 @@ class Preflight:
             raise PreflightError(f"preflight: {reasons}. --no-preflight begins all the same")
 
 
-def examine(setting: Setting) -> Preflight:
+def run_preflight(inputs: PreflightInputs) -> Preflight:
     """Make all checks; nothing of the policy changes, and no random number of the run is taken."""
     start = time.perf_counter()
-    config, policy = setting.config, setting.policy
-    longest, num_judged = setting.longest_prompt, setting.num_judged
+    config, policy = inputs.config, inputs.policy
+    longest, num_judged = inputs.longest_prompt, inputs.num_judged
     memory = predict_memory(
-        size_of(policy), config, longest_prompt=longest, num_judged=num_judged, base=setting.base
+        size_of(policy), config, longest_prompt=longest, num_judged=num_judged, base=inputs.base
     )
     files = predict_disk(policy, config, longest_prompt=longest, num_judged=num_judged)
     device = policy.model.device
     results = [
-        check_batch(config, len(setting.rows), longest),
+        check_batch(config, len(inputs.rows), longest),
         check_lengths(policy.context_length, longest, config.max_new_tokens),
-        check_end_tokens(policy, setting.rows),
-        *check_tools(policy, setting.rows),
-        check_memory(memory, config, available_memory(device), held_memory(device)),
+        check_end_tokens(policy, inputs.rows),
+        *check_tools(policy, inputs.rows),
+        check_memory(memory, config, available_memory(device), used_memory(device)),
         check_disk(files, free_disk(config.out)),
     ]
-    results += _probe_checks(setting)
+    results += _probe_checks(inputs)
     return Preflight(results, memory, time.perf_counter() - start)
 
 
-def _probe_checks(setting: Setting) -> list[Result]:
-    config, policy, unattended = setting.config, setting.policy, setting.reward.unattended()
+def _probe_checks(inputs: PreflightInputs) -> list[CheckResult]:
+    config, policy, unattended = inputs.config, inputs.policy, inputs.reward.unattended()
     try:
-        probe = draw_probe(policy, setting.rows, config)
+        probe = draw_probe(policy, inputs.rows, config)
     except DivergedError as error:
         remedy = "the weights are damaged: fetch or save the model again"
-        return [Result("start", "failed", f"before any training {error}", remedy)]
+        return [CheckResult("start", "failed", f"before any training {error}", remedy)]
     return [
         check_start(policy, probe, _START_BOUNDS[config.precision]),
         check_sampler(policy, probe, config.max_sampler_gap or USUAL_GAPS[config.precision]),
         check_rewards(unattended, probe, config)
         if unattended.rewards
-        else Result("rewards", "passed", "people are asked at each step, and not beforehand"),
-        *check_reward_room(setting.reward, setting.rows, config.max_new_tokens),
+        else CheckResult("rewards", "passed", "people are asked at each step, and not beforehand"),
+        *check_reward_room(inputs.reward, inputs.rows, config.max_new_tokens),
     ]
 
 
@@ -136,7 +136,7 @@ def require_room(config: TrainConfig) -> int:
         whole = predict_memory(size, config, longest_prompt=1, base=base)
         device = device_of(config.device)
         result = check_memory(
-            MemoryPrediction(whole.held), config, available_memory(device), held_memory(device)
+            MemoryPrediction(whole.held), config, available_memory(device), used_memory(device)
         )
         if result.outcome == "failed":
             raise PreflightError(

@@ -16,10 +16,10 @@ from klimb.policy.completions import Completions
 from klimb.policy.counted import Stream
 from klimb.policy.policy import Draw, Policy
 from klimb.reward.reward import Batch, Rewards, WeightedSum
-from klimb.train.checks import LOOKED_THROUGH, Result
+from klimb.train.checks import LOOKED_THROUGH, CheckResult
 from klimb.train.config import TrainConfig
 from klimb.train.prompts import PromptRow
-from klimb.train.step import to_be_judged, trainer_state
+from klimb.train.step import reward_inputs, trainer_state
 
 _NUM_PROMPTS, _GROUP, _MOST_TOKENS = 2, 2, 16
 
@@ -57,12 +57,12 @@ def draw_probe(policy: Policy, rows: Sequence[PromptRow], config: TrainConfig) -
     )
     texts = policy.decode(completions, [row.prompt for row in chosen])
     state = trainer_state(config, len(rows), policy.num_updates)
-    batch = to_be_judged(policy, chosen, completions, texts, state)
+    batch = reward_inputs(policy, chosen, completions, texts, state)
     return Probe(completions, batch, _missing_tags(policy, batch))
 
 
 @torch.no_grad()
-def check_start(policy: Policy, probe: Probe, bound: float) -> Result:
+def check_start(policy: Policy, probe: Probe, bound: float) -> CheckResult:
     """Whether the KL is 0 and the ratio 1 at the start: policy and reference, each by its own pass, agree.
 
     Args:
@@ -72,26 +72,26 @@ def check_start(policy: Policy, probe: Probe, bound: float) -> Result:
     """
     if policy.num_updates:
         words = f"the policy goes on after {policy.num_updates} updates, away from its reference"
-        return Result("start", "passed", words)
+        return CheckResult("start", "passed", words)
     if policy.reference is None:
-        return Result("start", "passed", "beta is 0: there is no reference to compare with")
+        return CheckResult("start", "passed", "beta is 0: there is no reference to compare with")
     completions = probe.completions
     own = torch.zeros_like(completions.log_probs)
     for rows in completions.micro_batches(policy.micro_batch_size):
         own[rows] = policy.log_probs(completions.rows(rows)).sum(dim=1).to(own.dtype)
-    gaps = (own - policy.reference.score(completions)).abs()
+    gaps = (own - policy.reference.log_probs(completions, policy.micro_batch_size).sum(dim=1)).abs()
     gap, worst = float((gaps / completions.lengths).max()), float(gaps.max())
     words = f"KL {worst:.2g} nats a completion, ratio within {math.expm1(min(worst, 700.0)):.2g} of 1"
     if gap <= bound:
-        return Result("start", "passed", words)
+        return CheckResult("start", "passed", words)
     remedy = (
         f"policy and reference must be one model at first, to {bound:g} nats a token: train without dropout "
         "or code of the model's own that draws random numbers, or use --precision float32"
     )
-    return Result("start", "failed", words, remedy)
+    return CheckResult("start", "failed", words, remedy)
 
 
-def check_sampler(policy: Policy, probe: Probe, bound: float) -> Result:
+def check_sampler(policy: Policy, probe: Probe, bound: float) -> CheckResult:
     """Whether a pass as the update makes it gives the tokens the log-probs that were recorded in sampling.
 
     Args:
@@ -107,50 +107,52 @@ def check_sampler(policy: Policy, probe: Probe, bound: float) -> Result:
     gap = torch.cat(gaps)
     words = f"{float(gap.mean()):.2g} nats a token apart, at most {float(gap.max()):.2g} (bound {bound:g})"
     if float(gap.mean()) <= bound:  # not so either where it is not a number
-        return Result("sampler", "passed", words)
+        return CheckResult("sampler", "passed", words)
     remedy = "use --precision float32, or raise --max-sampler-gap if you accept another policy's gradient"
-    return Result("sampler", "failed", words, remedy)
+    return CheckResult("sampler", "failed", words, remedy)
 
 
-def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: TrainConfig) -> Result:
+def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: TrainConfig) -> CheckResult:
     """Whether the rewards are finite numbers that differ by more than a nat costs, and how long they take."""
     start, mend = time.perf_counter(), "mend the reward, or choose another"
     try:
         rewards = reward(probe.batch)
     except KlimbError as error:
-        return Result("rewards", "failed", str(error), mend)
+        return CheckResult("rewards", "failed", str(error), mend)
     count, values = len(rewards.total), rewards.given
     seconds = (time.perf_counter() - start) / count
     if not values:
-        return Result("rewards", "failed", "; ".join(map(str, rewards.failures[:1])), mend)
+        return CheckResult("rewards", "failed", "; ".join(map(str, rewards.failures[:1])), mend)
     words = (
         f"{min(values):.3g} to {max(values):.3g} for {len(values)} of {count} completions; {_duration(seconds)} each, "
         f"{_duration(seconds * config.prompts_per_step * config.completions_per_prompt)} a step"
     )
     if rewards.failures:
-        return Result("rewards", "warned", f"{words}; {rewards.failures[0]}", mend)
+        return CheckResult("rewards", "warned", f"{words}; {rewards.failures[0]}", mend)
     if max(values) == min(values) and count > 1:
         remedy = (
             "where all rewards of a prompt are equal there is nothing to learn: look at a few completions"
             + (f"; {probe.missing}" if probe.missing else "")
         )
-        return Result("rewards", "warned", f"{words}, all the same", remedy)
+        return CheckResult("rewards", "warned", f"{words}, all the same", remedy)
     if count > 1 and max(values) - min(values) < config.beta:
         words += f"; they differ by {max(values) - min(values):.3g}"
         remedy = (
             f"a nat away from the start costs {config.beta:g}, more than that: the KL would decide where it goes; "
             "lower --beta, or weigh the reward by --reward-weights"
         )
-        return Result("rewards", "warned", words, remedy)
-    return Result("rewards", "passed", words)
+        return CheckResult("rewards", "warned", words, remedy)
+    return CheckResult("rewards", "passed", words)
 
 
-def check_reward_room(reward: WeightedSum, rows: Sequence[PromptRow], max_new_tokens: int) -> list[Result]:
+def check_reward_room(
+    reward: WeightedSum, rows: Sequence[PromptRow], max_new_tokens: int
+) -> list[CheckResult]:
     """Whether each reward model reads the longest prompts with a completion of any length; nothing without any."""
     from klimb.reward.classifier import ClassifierReward
 
     prompts = [row.prompt for row in sorted(rows, key=lambda row: -len(str(row.prompt)))[:LOOKED_THROUGH]]
-    results: list[Result] = []
+    results: list[CheckResult] = []
     for model in [*reward.rewards, *reward.judges]:
         if not isinstance(model, ClassifierReward) or model.longest is None:
             continue
@@ -160,13 +162,13 @@ def check_reward_room(reward: WeightedSum, rows: Sequence[PromptRow], max_new_to
             f"{model.name} reads {model.longest:,} tokens; prompts and completions have up to {max(needed):,}"
         )
         if not num_short:
-            results.append(Result("reward room", "passed", words))
+            results.append(CheckResult("reward room", "passed", words))
             continue
         words += (
             f", too many for {num_short} of the {len(prompts)} longest prompts: such completions get no score"
         )
         remedy = "shorten the prompts, lower --max-new-tokens, or learn the reward with --truncate left"
-        results.append(Result("reward room", "warned", words, remedy))
+        results.append(CheckResult("reward room", "warned", words, remedy))
     return results
 
 

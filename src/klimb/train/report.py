@@ -70,5 +70,5 @@ def _summary(folder: RunFolder, config: TrainConfig, evaluations: list[dict[str,
         evaluations,
         are_held_out=config.eval_prompts is not None,
         judges=config.judges,
-        choice=folder.read_choice(),
+        best=folder.read_best(),
     )

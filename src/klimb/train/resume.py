@@ -7,8 +7,8 @@ from typing import Any
 
 from klimb.errors import ConfigError, RunFolderError
 from klimb.reward.address import is_address
-from klimb.train.checkpoint import Checkpoint, open_part
-from klimb.train.choice import recall
+from klimb.train.best import rebuild_best
+from klimb.train.checkpoint import Checkpoint
 from klimb.train.config import TrainConfig
 from klimb.train.environment import ENVIRONMENT, compare_environments
 from klimb.train.fingerprint import CLOCK, Fingerprint, check_fingerprints, read_fingerprints
@@ -261,8 +261,8 @@ def _is_finished(
 ) -> bool:
     is_out_of_patience = False
     if config.keep_best is not None and config.patience is not None and evaluations.along:
-        choice, _ = recall([evaluation.rows for evaluation in evaluations.along], config.keep_best)
-        is_out_of_patience = choice.num_since >= config.patience
+        best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.along], config.keep_best)
+        is_out_of_patience = best.num_since >= config.patience
     has_all = evaluations.after is not None and folder.model.is_dir() and folder.report.is_file()
     return has_all and (num_steps == config.num_steps or is_out_of_patience)
 
@@ -299,14 +299,14 @@ def _check_best(
     """
     if config.keep_best is None:
         return
-    choice, _ = recall([evaluation.rows for evaluation in evaluations.until(step)], config.keep_best)
-    if choice.step == step:
+    best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.until(step)], config.keep_best)
+    if best.step == step:
         return
-    if folder.checkpoint(choice.step).is_dir():
-        open_part(folder.checkpoint(choice.step), "weights", choice.step)
+    if folder.checkpoint(best.step).is_dir():
+        folder.open_weights(best.step)
     elif has_changes:
         raise RunFolderError(
-            f"{folder.checkpoint(step)}: the best weights until then, of {choice.step} updates, are gone, and with "
+            f"{folder.checkpoint(step)}: the best weights until then, of {best.step} updates, are gone, and with "
             "changed options better ones may not be found again"
         )
 

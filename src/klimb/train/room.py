@@ -19,11 +19,11 @@ def base_memory(device: str | None) -> int:
     """Bytes that this process takes besides a model: those that it has, and those of libraries that come later."""
     place = device_of(device)
     if place.type == "cuda":
-        return held_memory(place)
+        return used_memory(place)
     return resident_memory() + _LATER
 
 
-def held_memory(device: torch.device) -> int:
+def used_memory(device: torch.device) -> int:
     """Bytes that this process has already, of which a run's need is met first."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device) if torch.cuda.is_available() else 0

@@ -1,51 +1,33 @@
-"""A run from configuration to fine-tuned model and report."""
+"""A run from configuration to fine-tuned model and report: steps, evaluations, checkpoints, signals."""
 
 import contextlib
-import itertools
-import resource
-import statistics
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
-
-import torch
+from dataclasses import dataclass
+from typing import NoReturn
 
 from klimb.errors import ConfigError, KlimbError
-from klimb.policy.clock import clock_at, current_moment, reads_clock
-from klimb.policy.decoding import TextDecoder
-from klimb.policy.distribution import Distribution
-from klimb.policy.policy import Draw, Policy
-from klimb.policy.trainable import Lora
-from klimb.progress import Say
-from klimb.reward.load import PEOPLE, load_rewards, require_proven
-from klimb.reward.people import People, PeopleReward, WaitStoppedError
+from klimb.policy.clock import clock_at, current_moment
+from klimb.reward.people import WaitStoppedError
 from klimb.reward.reward import AsksPeople, WeightedSum
-from klimb.train.ascent import Ascent, AscentMetrics
-from klimb.train.choice import Choice
+from klimb.train.best import BestSoFar
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
-from klimb.train.environment import ENVIRONMENT, describe_environment, describe_slowness, require_paths
-from klimb.train.estimates import Rows, short_name
+from klimb.train.environment import ENVIRONMENT, describe_environment
+from klimb.train.estimates import Rows
+from klimb.train.evaluation import EvaluationLoop
+from klimb.train.evaluator import Evaluator
 from klimb.train.fingerprint import CLOCK, read_moment, take_fingerprints
 from klimb.train.folder import RunFolder
-from klimb.train.guards import Guards, note_last_good, share_of_one_text
-from klimb.train.judging import Evaluator, Watch, completion_rows
-from klimb.train.lengths import check_lengths
 from klimb.train.objective import declare
-from klimb.train.preflight import Preflight, Setting, examine, require_room, same_random_numbers
-from klimb.train.prompts import PromptFile, PromptRow, indices_of_step, read_prompts, require_held_out
-from klimb.train.report import write_report
+from klimb.train.observer import Observer, Observers
+from klimb.train.preflight import Preflight, PreflightInputs, run_preflight, same_random_numbers
+from klimb.train.recorder import Recorder
 from klimb.train.resume import Resumption, plan_resumption
-from klimb.train.retention import Checkpoints
-from klimb.train.room import device_of
-from klimb.train.schedule import KLCoefficient
+from klimb.train.retention import Checkpoints, note_last_good
+from klimb.train.setup import describe, prepare
 from klimb.train.signals import Interruption, listening
-from klimb.train.step import Judged, take_step
 from klimb.train.summary import Summary, summarise
-
-_PEOPLE_STORE = "people.db"  # in the run's folder
-_MOST_TRAINING_PROMPTS_JUDGED = 32  # where no held-out prompts are given
+from klimb.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -58,7 +40,7 @@ class RunResult:
 
 def train(
     config: TrainConfig,
-    display: Display | None = None,
+    observer: Observer | None = None,
     *,
     resume: bool = False,
     accept: Sequence[str] = (),
@@ -71,8 +53,8 @@ def train(
 
     Args:
         config: The options.
-        display: What shows the run; a terminal display where None.
-        resume: Go on with the run in `config.out`, to the same bits as if it had not been interrupted.
+        observer: Is told of each event; shows the run in a terminal where None.
+        resume: Resume the run in `config.out`, to the same bits as if it had not been interrupted.
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
         from_step: Updates of the checkpoint that the resumed run goes back to, and what came after is removed; the
             newest good one where None.
@@ -86,233 +68,167 @@ def train(
             the last one is left in the run's folder, unless the weights have diverged.
         RunInterrupted: Ctrl-C or SIGTERM came; the step was finished and a checkpoint was written.
     """
-    display = display or Display()
+    observer = observer or Display()
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
         RunFolder.require_free(config.out)
         with clock_at(current_moment()):
-            return _train(config, display)
+            return _train(config, observer)
     folder = RunFolder.find(config.out)
     with folder.claimed(), clock_at(read_moment(folder.fingerprints) or current_moment()):
         resumption = plan_resumption(config, from_step)
-        display.resuming(resumption.sentences())
+        observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
-            return RunResult(folder, _summary(config, folder, folder.read_choice()))
-        return _train(config, display, resumption, accept)
+            return RunResult(folder, _summary(config, folder, folder.read_best()))
+        return _train(config, observer, resumption, accept)
 
 
-def check(config: TrainConfig, display: Display | None = None) -> Preflight:
+def check(config: TrainConfig, observer: Observer | None = None) -> Preflight:
     """Make the checks that a run makes before its first step, and nothing else.
 
     Raises:
         KlimbError: Something would keep the run from beginning; the message says what, where, and what to do.
     """
-    display = display or Display()
+    observer = observer or Display()
     RunFolder.require_free(config.out)
-    setting, _, _ = _prepare(config, display)
-    return _look_first(setting, display, with_memory=True)
+    inputs, _, _ = prepare(config, observer)
+    return _preflight(inputs, observer, with_memory=True)
 
 
 def _train(
     config: TrainConfig,
-    display: Display,
+    observer: Observer,
     resumption: Resumption | None = None,
     accept: Sequence[str] = (),
 ) -> RunResult:
-    setting, rows, judged_rows = _prepare(config, display)
-    policy, reward = setting.policy, setting.reward
+    inputs, rows, eval_rows = prepare(config, observer)
+    policy, reward = inputs.policy, inputs.reward
     content = take_fingerprints(config) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
     if resumption is not None:
-        display.resuming(resumption.compare(content, accept))
-    display.started(config, declare(config), _facts(config, policy, rows))
+        observer.run_resumed(resumption.compare(content, accept))
+    observer.run_started(config, declare(config), describe(config, policy, rows))
     if config.preflight:
-        _look_first(setting, display)
+        _preflight(inputs, observer)
 
-    # Judged before anything is written: a reward that fails at once leaves no folder behind.
-    evaluator = Evaluator(policy, reward.unattended(), judged_rows, config, len(rows), display.tell)
+    # Evaluated before anything is written: a reward that fails at once leaves no folder behind.
+    evaluator = Evaluator(policy, reward.unattended(), eval_rows, config, len(rows), observer.message)
     evaluations = [] if resumption is None else resumption.evaluations
     before = None
     if not evaluations:
-        display.evaluating("before", len(judged_rows))
+        observer.evaluation_started("before", len(eval_rows))
         before = evaluator.evaluate_start()
     folder = resumption.folder if resumption else RunFolder.create(config.out, config.to_dict(), content)
-    climb = _Climb.begin(config, rows, policy, reward, folder, display)
-    watch = Watch(evaluator, folder, climb.checkpoints, display)
+    run = _Run(Trainer.start(config, rows, policy, reward), evaluator, folder, observer)
     with contextlib.nullcontext() if resumption else folder.claimed():
         if resumption is not None:
-            climb.go_on_from(resumption)
+            run.restore(resumption)
             resumption.rewind(content, accept)
-        summary = climb.complete(watch, before, evaluations)
-    display.finished(folder, summary)
+        summary = run.finish(before, evaluations)
     return RunResult(folder, summary)
 
 
-def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile, list[PromptRow]]:
-    """Read and load all that a run is made of; returns it with the prompts to train on, and those to judge by."""
-    require_paths(device_of(config.device), config.precision)
-    if not config.accept_unproven_reward:
-        require_proven(config.reward)
-    rows = PromptFile(config.prompts, config.prompt_column)
-    judged_rows = _rows_to_judge(config, rows)
-    indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
-    reward = load_rewards(
-        [_people(config, display.tell) if name == PEOPLE else name for name in config.reward],
-        config.reward_weights,
-        judges=config.judges,
-        caution=config.caution,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        timeout=config.reward_timeout,
-    )
-    base = require_room(config)
-    display.loading(config.model)
-    policy = load_policy(config)
-    longest = check_lengths(
-        policy, itertools.chain(rows, judged_rows), config.max_new_tokens, reward.check_prompt
-    )
-    return Setting(config, policy, reward, rows, len(judged_rows), longest, base), rows, judged_rows
-
-
-def _look_first(setting: Setting, display: Display, *, with_memory: bool = False) -> Preflight:
+def _preflight(inputs: PreflightInputs, observer: Observer, *, with_memory: bool = False) -> Preflight:
     with same_random_numbers():
-        found = examine(setting)
-        display.checked(found, with_memory=with_memory)
+        found = run_preflight(inputs)
+        observer.preflight_finished(found, with_memory=with_memory)
     found.require_passed()
     return found
 
 
-@dataclass
-class _Climb:
-    """What a step works on, and how many were taken and written down."""
+class _Run:
+    """A trainer with its folder, its evaluations, its checkpoints and its observers.
 
-    config: TrainConfig
-    rows: PromptFile
-    policy: Policy
-    reward: WeightedSum
-    ascent: Ascent
-    folder: RunFolder
-    display: Display
-    coefficient: KLCoefficient
-    guards: Guards
-    checkpoints: Checkpoints
-    num_updates: int = 0
+    Args:
+        trainer: Takes the steps.
+        evaluator: Evaluates the policy.
+        folder: Where the run's files are.
+        observer: Is told of each event, after the run's own recorder.
+    """
 
-    @classmethod
-    def begin(
-        cls,
-        config: TrainConfig,
-        rows: PromptFile,
-        policy: Policy,
-        reward: WeightedSum,
-        folder: RunFolder,
-        display: Display,
-    ) -> "_Climb":
-        """Begin where the policy is what it is compared with."""
-        ascent, coefficient = Ascent(policy, config), KLCoefficient(config)
-        guards = Guards(config, ascent)
-        remembering = {"kl_coefficient": coefficient, "guards": guards}
-        checkpoints = Checkpoints(folder, policy, ascent, config, remembering)
-        return cls(config, rows, policy, reward, ascent, folder, display, coefficient, guards, checkpoints)
+    def __init__(self, trainer: Trainer, evaluator: Evaluator, folder: RunFolder, observer: Observer) -> None:
+        self._trainer, self._folder, self._config = trainer, folder, trainer.config
+        self._observer = Observers(Recorder(folder, observer.message), observer)
+        self._checkpoints = Checkpoints(folder, trainer, trainer.config)
+        self._evaluations = EvaluationLoop(evaluator, self._checkpoints, folder, self._observer)
+        self._num_recorded = 0  # steps whose lines are written
 
-    def go_on_from(self, resumption: Resumption) -> None:
+    def restore(self, resumption: Resumption) -> None:
         """Take up the state of an interrupted run."""
         if resumption.checkpoint is not None:
-            self.checkpoints.restore(resumption.checkpoint)
-            self.num_updates = self.policy.num_updates
+            self._checkpoints.restore(resumption.checkpoint)
+            self._num_recorded = self._trainer.step
 
-    def complete(self, watch: Watch, before: Rows | None, evaluations: Sequence[Rows]) -> Summary:
-        """Go to the end of the run, or leave a folder from where it can go on, and say so in what is raised.
+    def finish(self, before: Rows | None, evaluations: Sequence[Rows]) -> Summary:
+        """Run to the end, or leave a folder from which the run can be resumed, and say so in what is raised.
 
         Args:
-            watch: What judges the policy.
-            before: How the policy was judged before its run; None where an interrupted one goes on.
-            evaluations: What that one had found, the start first.
+            before: The evaluation of the policy before its run; None where the run is resumed.
+            evaluations: The evaluations of an interrupted run, the start first.
         """
-        folder, config = self.folder, self.config
+        folder, trainer = self._folder, self._trainer
         try:
             with (
-                listening(f"go on with: klimb train --resume {config.out}") as interruption,
-                _asking(self.reward, interruption),
+                listening(f"go on with: klimb train --resume {self._config.out}") as interruption,
+                _asking(trainer.reward, interruption),
             ):
                 if before is None:
-                    watch.recall(evaluations)
+                    self._evaluations.rebuild(evaluations)
                 else:
-                    watch.start(before)
-                self._to_the_end(watch, interruption)
-            summary = _summary(config, folder, watch.choice)
-            write_report(folder)
+                    self._evaluations.start(before)
+                self._take_steps(interruption)
+            summary = _summary(self._config, folder, self._evaluations.best)
+            self._observer.run_finished(folder, summary)
         except KlimbError as error:
-            self.checkpoints.explain(error, self.num_updates)
-            note_last_good(error, folder, self.policy.num_updates)
+            self._checkpoints.save_and_annotate(error, self._num_recorded)
+            note_last_good(error, folder, trainer.step)
             raise
         except OSError as error:
-            raise self.checkpoints.translate(error, self.num_updates) from error
+            raise self._checkpoints.translate(error, self._num_recorded) from error
         finally:
-            self.display.stopped()
+            self._observer.steps_stopped()
         return summary
 
-    def _to_the_end(self, watch: Watch, interruption: Interruption) -> None:
-        """Take the steps that are left, and write the model and how it is judged.
+    def _take_steps(self, interruption: Interruption) -> None:
+        """Take the steps that are left, write the model, and evaluate it.
 
         Raises:
             RunInterrupted: A signal came; the step was finished and a checkpoint was written.
         """
-        goes_on = watch.look()
-        while goes_on and self.num_updates < self.config.num_steps:
+        trainer, evaluations = self._trainer, self._evaluations
+        continues = evaluations.evaluate_if_due(trainer.step)
+        while continues and trainer.step < self._config.num_steps:
             with contextlib.suppress(WaitStoppedError):
-                self.take(self.num_updates)
+                self._train_step()
             self._leave_if_asked(interruption)
-            goes_on = watch.look()
+            continues = evaluations.evaluate_if_due(trainer.step)
             self._leave_if_asked(interruption)
-        self.display.stopped()
-        self.checkpoints.save()
-        watch.settle()
-        self.folder.save_model(self.policy)
+        self._observer.steps_stopped()
+        self._checkpoints.save()
+        kept = evaluations.restore_best(trainer.step)
+        self._folder.save_model(trainer.policy.save)
         if interruption.was_asked_for:
             self._leave(interruption)
-        watch.finish()
+        evaluations.final_evaluation(kept)
 
-    def take(self, step: int) -> None:
-        """Take a step, write down what it did, and write a checkpoint when one is due."""
-        config = replace(self.config, beta=self.coefficient.beta)
-        indices = indices_of_step(step, len(self.rows), config.prompts_per_step, config.seed)
-        rows, draw = [self.rows[index] for index in indices], Draw(config.seed, step, indices)
-        num_prompts = len(self.rows)
-        judged, ascended = take_step(
-            self.policy, self.reward, self.ascent, rows, draw, config, num_prompts=num_prompts
-        )
-        metrics = {**_metrics(step, judged, ascended, self.policy.model.device), "beta": config.beta}
-        findings = self.guards.look(metrics)
-        metrics["guards"] = [finding.guard for finding in findings]
-        self.folder.append("metrics", [metrics])
-        self.folder.append("completions", completion_rows(judged, step=step))
-        self.num_updates = self.policy.num_updates
-        if judged.kl is not None:
-            self.coefficient.adapt(statistics.fmean(judged.kl), len(judged.completions))
-        self.display.stepped(metrics, judged)
-        self.display.alarmed(self.guards.new(findings), self.guards.act(findings))
-        self.checkpoints.save_if_due()
+    def _train_step(self) -> None:
+        """Take a step, record it, act on what guards found, and write a checkpoint when one is due."""
+        result, guards = self._trainer.train_step(), self._trainer.guards
+        self._observer.step_finished(result.metrics, result.rollout)
+        self._num_recorded = self._trainer.step
+        self._observer.guards_alarmed(guards.new(result.findings), guards.act(result.findings))
+        self._checkpoints.save_if_due()
 
     def _leave_if_asked(self, interruption: Interruption) -> None:
         if interruption.was_asked_for:
-            self.display.stopped()
-            self.checkpoints.save()
+            self._observer.steps_stopped()
+            self._checkpoints.save()
             self._leave(interruption)
 
     def _leave(self, interruption: Interruption) -> NoReturn:
-        """Write the report of what was done so far, and leave."""
-        if self.num_updates:
-            self.display.tell(f"The run so far: {write_report(self.folder)}")
-        interruption.leave(self.num_updates)
-
-
-def _people(config: TrainConfig, say: Say) -> PeopleReward:
-    """People as a reward; what they say is kept in the run's folder."""
-    reward = PeopleReward(People(config.out / _PEOPLE_STORE, config.people_page, say))
-    reward.check()
-    return reward
+        self._observer.run_interrupted(self._trainer.step)
+        interruption.leave(self._trainer.step)
 
 
 @contextlib.contextmanager
@@ -332,113 +248,10 @@ def _asking(reward: WeightedSum, interruption: Interruption) -> Iterator[None]:
             each.finish(ending)
 
 
-def _summary(config: TrainConfig, folder: RunFolder, choice: Choice | None) -> Summary:
+def _summary(config: TrainConfig, folder: RunFolder, best: BestSoFar | None) -> Summary:
     return summarise(
         folder.read("evaluations"),
         are_held_out=config.eval_prompts is not None,
         judges=config.judges,
-        choice=choice,
+        best=best,
     )
-
-
-def load_policy(config: TrainConfig) -> Policy:
-    """Load the policy that a configuration asks for."""
-    lora = None
-    if config.lora_rank is not None:
-        lora = Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
-    policy = Policy.load(
-        config.model,
-        distribution=Distribution(config.temperature),
-        num_trainable_layers=config.num_trainable_layers,
-        lora=lora,
-        lora_seed=config.seed,
-        micro_batch_size=config.micro_batch_size,
-        precision=config.precision,
-        has_reference=config.measures_kl,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-    )
-    policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
-    return policy
-
-
-def _rows_to_judge(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
-    if config.eval_prompts is None:
-        return rows[:_MOST_TRAINING_PROMPTS_JUDGED]
-    held_out = read_prompts(config.eval_prompts, config.prompt_column)
-    require_held_out(held_out, rows)
-    return held_out
-
-
-def _facts(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, str]:
-    num_moved = sum(p.numel() for p in policy.trainable().values())
-    num_parameters = sum(p.numel() for p in policy.model.parameters())
-    batch = config.prompts_per_step * config.completions_per_prompt
-    facts = {
-        "model": f"{config.model}, {num_parameters:,} parameters, {num_moved:,} of them trained",
-        "batch": f"{config.prompts_per_step} of {len(rows)} prompts × {config.completions_per_prompt} "
-        f"completions = {batch} a step, up to {config.max_new_tokens} tokens each",
-        "device": f"{policy.model.device}, {config.precision}",
-    }
-    if policy.notes:
-        facts["loading"] = "; ".join(policy.notes)
-    if not config.measures_kl:
-        facts["KL"] = "not measured, as beta is 0: no reference is kept, and no pass is made through one"
-    slowness = describe_slowness(policy.model.device, config.precision)
-    if slowness:
-        facts["slow"] = slowness
-    if not policy.way.shares_prompts:
-        facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
-    if reads_clock(policy.tokenizer):
-        facts["clock"] = (
-            f"the chat template writes the time: {current_moment()} in this run, also when resumed"
-        )
-    if rows.repeats is not None:
-        facts["repeats"] = str(rows.repeats)
-    if config.eval_every is not None:
-        facts["judging"] = _judging_words(config)
-    return facts
-
-
-def _judging_words(config: TrainConfig) -> str:
-    words = f"every {config.eval_every} steps"
-    if config.keep_best is not None:
-        words += f"; the weights are kept that {short_name(config.keep_best)} finds best"
-    if config.patience is not None:
-        words += f"; {config.patience} evaluations in a row with nothing better end the run"
-    return words
-
-
-def _metrics(step: int, judged: Judged, ascended: AscentMetrics, device: torch.device) -> dict[str, Any]:
-    """What a step shows of itself; all but the last three describe the policy before its update."""
-    rewards, completions = judged.rewards, judged.completions
-    opinions = {
-        name: [value for value in values if value is not None] for name, values in rewards.parts.items()
-    }
-    logged = {"logged": rewards.metrics} if rewards.metrics else {}
-    return logged | {
-        "step": step,
-        "reward": statistics.fmean(rewards.given) if rewards.given else None,
-        "reward_std": statistics.pstdev(rewards.given) if rewards.given else None,
-        "failed": len(rewards.total) - len(rewards.given),
-        "rewards": {name: statistics.fmean(values) if values else None for name, values in opinions.items()},
-        **({} if judged.kl is None else {"kl": statistics.fmean(judged.kl)}),
-        "entropy": completions.mean_entropy,
-        "length": float(completions.lengths.double().mean()),
-        "ended": completions.finish_reasons.count("end") / len(completions),
-        "same": share_of_one_text(judged.texts),
-        "grad_norm": ascended.grad_norm,
-        "lr": ascended.lr,
-        "sampler_gap_mean": ascended.sampler_gap_mean,
-        "sampler_gap_max": ascended.sampler_gap_max,
-        "seconds": judged.seconds,
-        "completions_per_second": len(completions) / sum(judged.seconds.values()),
-        "peak_memory_bytes": _peak_memory(device),
-    }
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -31,8 +31,8 @@ OBJECTIVES = {"reinforce": reinforce}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Completions with what was thought of them.
+class Rollout:
+    """Completions with their rewards and their KL.
 
     Attributes:
         rows: The rows that the B prompts came from.
@@ -59,15 +59,15 @@ class Judged:
 
 
 class Stopwatch:
-    """Seconds from mark to mark, by name; work queued on the device counts where it was queued."""
+    """Seconds from lap to lap, by name; work queued on the device counts where it was queued."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def mark(self, name: str) -> None:
-        """Book the time since the last mark under a name."""
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under a name."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
@@ -75,7 +75,7 @@ class Stopwatch:
         self._last = now
 
 
-def sample_and_judge(
+def rollout(
     policy: Policy,
     reward: WeightedSum,
     rows: list[PromptRow],
@@ -84,24 +84,24 @@ def sample_and_judge(
     max_new_tokens: int,
     draw: Draw,
     state: TrainerState | None = None,
-) -> Judged:
+) -> Rollout:
     """Draw completions, score them, and measure how far they are from the reference, if there is one."""
-    watch = Stopwatch(policy.model.device)
+    timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
     completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
     texts = policy.decode(completions, [row.prompt for row in rows])
-    watch.mark("sampling")
-    batch = to_be_judged(policy, rows, completions, texts, state)
+    timer.lap("sampling")
+    batch = reward_inputs(policy, rows, completions, texts, state)
     rewards = reward(batch)
-    watch.mark("reward")
+    timer.lap("reward")
     kl: list[float] | None = None
     if policy.reference is not None:
-        kl = k1(completions.log_probs, policy.reference.log_probs(completions)).tolist()
-        watch.mark("reference")
-    return Judged(rows, completions, texts, rewards, kl, watch.seconds, batch.openings)
+        kl = k1(completions.log_probs, policy.ref_log_probs(completions).sum(dim=1)).tolist()
+        timer.lap("reference")
+    return Rollout(rows, completions, texts, rewards, kl, timer.seconds, batch.openings)
 
 
-def to_be_judged(
+def reward_inputs(
     policy: Policy,
     rows: Sequence[PromptRow],
     completions: Completions,
@@ -154,7 +154,7 @@ def take_step(
     config: TrainConfig,
     *,
     num_prompts: int | None = None,
-) -> tuple[Judged, AscentMetrics]:
+) -> tuple[Rollout, AscentMetrics]:
     """Move the policy's weights once.
 
     With the objective `reinforce`, no baseline, plain SGD, no clipping and no decay this computes
@@ -169,7 +169,7 @@ def take_step(
         config: The options.
         num_prompts: How many prompts the run has; those of this step where None.
     """
-    judged = sample_and_judge(
+    drawn = rollout(
         policy,
         reward,
         rows,
@@ -178,37 +178,37 @@ def take_step(
         draw=draw,
         state=trainer_state(config, num_prompts or len(rows), draw.step),
     )
-    Tolerance(config.max_failed, len(judged.completions)).take(judged.rewards.failures)
-    watch = Stopwatch(policy.model.device)
-    advantages = find_advantages(judged, config)
-    metrics = _ascend(ascent, judged, advantages, config)
-    watch.mark("update")
-    judged.seconds.update(watch.seconds)
-    return judged, metrics
+    Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
+    timer = Stopwatch(policy.model.device)
+    advantages = find_advantages(drawn, config)
+    metrics = _ascend(ascent, drawn, advantages, config)
+    timer.lap("update")
+    drawn.seconds.update(timer.seconds)
+    return drawn, metrics
 
 
-def find_advantages(judged: Judged, config: TrainConfig) -> Float[Tensor, " N"]:
+def find_advantages(rollout: Rollout, config: TrainConfig) -> Float[Tensor, " N"]:
     """Find the advantages of completions; where a reward failed a completion counts for nothing, and its own is 0."""
-    log_probs, total = judged.completions.log_probs, judged.rewards.total
+    log_probs, total = rollout.completions.log_probs, rollout.rewards.total
     rewards = log_probs.new_tensor([0.0 if reward is None else reward for reward in total])
     adjusted = rewards
-    if judged.kl is not None:
-        adjusted = adjusted_rewards(rewards, log_probs.new_tensor(judged.kl), config.beta)
+    if rollout.kl is not None:
+        adjusted = adjusted_rewards(rewards, log_probs.new_tensor(rollout.kl), config.beta)
     is_valid = None
-    if len(judged.valid) < len(total):
+    if len(rollout.valid) < len(total):
         is_valid = torch.tensor([reward is not None for reward in total], device=log_probs.device)
-        is_valid = is_valid.reshape(len(judged.rows), -1)
-    return BASELINES[config.baseline](adjusted.reshape(len(judged.rows), -1), is_valid=is_valid).reshape(-1)
+        is_valid = is_valid.reshape(len(rollout.rows), -1)
+    return BASELINES[config.baseline](adjusted.reshape(len(rollout.rows), -1), is_valid=is_valid).reshape(-1)
 
 
 def _ascend(
-    ascent: Ascent, judged: Judged, advantages: Float[Tensor, " N"], config: TrainConfig
+    ascent: Ascent, rollout: Rollout, advantages: Float[Tensor, " N"], config: TrainConfig
 ) -> AscentMetrics:
     """Move the weights by the completions that have a reward, and divide by their number; by none, not at all."""
-    completions = judged.completions
-    if not judged.valid:
+    completions = rollout.completions
+    if not rollout.valid:
         return ascent.skip()
-    if len(judged.valid) < len(completions):
-        valid = torch.tensor(judged.valid, device=advantages.device)
+    if len(rollout.valid) < len(completions):
+        valid = torch.tensor(rollout.valid, device=advantages.device)
         completions, advantages = completions.rows(valid), advantages[valid]
     return ascent.ascend(OBJECTIVES[config.objective], completions, advantages)

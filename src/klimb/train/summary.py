@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from klimb.text import content_of
-from klimb.train.choice import Choice
+from klimb.train.best import BestSoFar
 from klimb.train.estimates import (
     REWARD,
     Change,
@@ -47,7 +47,7 @@ class Summary:
         length_after: Mean tokens of a completion at the end.
         examples: The first completion of every prompt, before and after.
         judges: What each judge that was never trained on makes of them, by its name.
-        choice: Which weights are kept, and why; None where they are the last.
+        best: Which weights are kept, and why; None where they are the last.
         num_failed: Completions, of both evaluations, that got no reward and are left out of all means of it.
     """
 
@@ -62,7 +62,7 @@ class Summary:
     length_after: float
     examples: list[Example]
     judges: dict[str, Change]
-    choice: Choice | None = None
+    best: BestSoFar | None = None
     num_failed: int = 0
 
     @property
@@ -83,7 +83,7 @@ def summarise(
     evaluations: Sequence[dict[str, Any]],
     are_held_out: bool,
     judges: Sequence[str] = (),
-    choice: Choice | None = None,
+    best: BestSoFar | None = None,
 ) -> Summary:
     """Compare the completions judged before and after.
 
@@ -94,7 +94,7 @@ def summarise(
         evaluations: The rows of `evaluations.jsonl`.
         are_held_out: Whether their prompts were kept out of training.
         judges: Names of the rewards that were asked and never trained on.
-        choice: Which weights are kept, and why; None where they are the last.
+        best: Which weights are kept, and why; None where they are the last.
     """
     rows_before, rows_after = (
         [row for row in evaluations if row["when"] == when] for when in ("before", "after")
@@ -122,7 +122,7 @@ def summarise(
             for a, b in zip(before, after, strict=True)
         ],
         judges={judge: compare(rows_before, rows_after, judge) for judge in judges},
-        choice=choice,
+        best=best,
         num_failed=count_failed([*rows_before, *rows_after]),
     )
 

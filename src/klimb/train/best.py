@@ -9,7 +9,7 @@ from klimb.train.estimates import REWARD, Estimate, Rows, compare, mean, short_n
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Evaluated:
     """Weights that were judged.
 
     Attributes:
@@ -28,14 +28,14 @@ class Candidate:
         return {"step": self.step, **_to_dict(self.mean), "difference": difference}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Candidate":
-        """Rebuild a candidate from what `to_dict` gave."""
+    def from_dict(cls, fields: dict[str, Any]) -> "Evaluated":
+        """Rebuild it from what `to_dict` gave."""
         difference = fields["difference"]
         return cls(fields["step"], _from_dict(fields), None if difference is None else _from_dict(difference))
 
 
 @dataclass(frozen=True)
-class Choice:
+class BestSoFar:
     """The weights that are kept, among those that were judged.
 
     They are those with the highest mean, the earliest of equals. The mean alone decides, so the difference from the
@@ -50,16 +50,16 @@ class Choice:
 
     judge: str
     step: int
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Evaluated, ...]
     was_stopped: bool = False
 
     @property
-    def best(self) -> Candidate:
+    def best(self) -> Evaluated:
         """What is kept."""
         return next(candidate for candidate in self.candidates if candidate.step == self.step)
 
     @property
-    def last(self) -> Candidate:
+    def last(self) -> Evaluated:
         """What was judged last."""
         return self.candidates[-1]
 
@@ -97,7 +97,7 @@ class Choice:
         return said
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as JSON types: first what is kept, then all that was judged."""
+        """The same as JSON types: first what is kept, then all that was judged."""
         return {
             "step": self.step,
             "judge": self.judge,
@@ -108,36 +108,40 @@ class Choice:
         }
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Choice":
-        """Rebuild a choice from what `to_dict` gave."""
-        candidates = tuple(Candidate.from_dict(candidate) for candidate in fields["evaluations"])
+    def from_dict(cls, fields: dict[str, Any]) -> "BestSoFar":
+        """Rebuild it from what `to_dict` gave."""
+        candidates = tuple(Evaluated.from_dict(candidate) for candidate in fields["evaluations"])
         return cls(fields["judge"], fields["step"], candidates, fields["was_stopped"])
 
 
-def weigh(choice: Choice | None, best: Rows, rows: Rows, judge: str) -> Choice:
-    """Add an evaluation to a choice.
+def update_best(best_so_far: BestSoFar | None, best: Rows, rows: Rows, judge: str) -> BestSoFar:
+    """Add an evaluation, and find which weights are the best then.
 
     Args:
-        choice: What was chosen until then; None where this evaluation is of the start.
-        best: The evaluation of what was chosen.
+        best_so_far: The best until then; None where this evaluation is of the start.
+        best: The evaluation of those weights.
         rows: The evaluation to add.
         judge: The judge that chooses, or `REWARD`.
     """
     step, found = rows[0]["step"], mean(rows, judge)
-    if choice is None:
-        return Choice(judge, step, (Candidate(step, found),))
-    candidate = Candidate(step, found, compare(best, rows, judge).gain)
-    is_best = found.mean > choice.best.mean.mean
-    return replace(choice, candidates=(*choice.candidates, candidate), step=step if is_best else choice.step)
+    if best_so_far is None:
+        return BestSoFar(judge, step, (Evaluated(step, found),))
+    candidate = Evaluated(step, found, compare(best, rows, judge).gain)
+    is_best = found.mean > best_so_far.best.mean.mean
+    return replace(
+        best_so_far,
+        candidates=(*best_so_far.candidates, candidate),
+        step=step if is_best else best_so_far.step,
+    )
 
 
-def recall(evaluations: Sequence[Rows], judge: str) -> tuple[Choice, Rows]:
+def rebuild_best(evaluations: Sequence[Rows], judge: str) -> tuple[BestSoFar, Rows]:
     """Choose among evaluations of a run once more, the start first, and return the evaluation of what is chosen too."""
-    choice, best = weigh(None, [], evaluations[0], judge), evaluations[0]
+    best_so_far, best = update_best(None, [], evaluations[0], judge), evaluations[0]
     for rows in evaluations[1:]:
-        choice = weigh(choice, best, rows, judge)
-        best = rows if choice.step == choice.last.step else best
-    return choice, best
+        best_so_far = update_best(best_so_far, best, rows, judge)
+        best = rows if best_so_far.step == best_so_far.last.step else best
+    return best_so_far, best
 
 
 def _to_dict(estimate: Estimate) -> dict[str, Any]:

@@ -5,18 +5,18 @@ import math
 import pytest
 
 from klimb import KlimbError
-from klimb.train.choice import Candidate, Choice
+from klimb.train.best import BestSoFar, Evaluated
 from klimb.train.estimates import Estimate, compare, mean, points_along
 from klimb.train.folder import RunFolder
 
-START = Candidate(0, Estimate(1.0, 0.25))
-HIGHEST = Candidate(10, Estimate(2.0, 0.25), Estimate(1.0, 0.5))
-LAST = Candidate(20, Estimate(1.5, 0.25), Estimate(-0.5, 0.125))
+START = Evaluated(0, Estimate(1.0, 0.25))
+HIGHEST = Evaluated(10, Estimate(2.0, 0.25), Estimate(1.0, 0.5))
+LAST = Evaluated(20, Estimate(1.5, 0.25), Estimate(-0.5, 0.125))
 
 
 def test_the_highest_is_named_with_what_came_after_it():
-    choice = Choice("judges/careful.py:f", 10, (START, HIGHEST, LAST), was_stopped=True)
-    assert choice.sentences(100) == [
+    best = BestSoFar("judges/careful.py:f", 10, (START, HIGHEST, LAST), was_stopped=True)
+    assert best.sentences(100) == [
         "The weights after 10 of 20 updates are kept: there the judge careful.py:f was highest, 2.000 ± 0.250.",
         "The last weights differ from those by -0.500 ± 0.125, each prompt with itself.",
         "The run stopped after 20 of 100 updates: 1 evaluation in a row brought nothing better.",
@@ -24,8 +24,8 @@ def test_the_highest_is_named_with_what_came_after_it():
 
 
 def test_a_start_that_nothing_beat_is_said_plainly():
-    choice = Choice("reward", 0, (START, Candidate(10, Estimate(0.5, 0.1), Estimate(-0.5, 0.2))))
-    assert choice.sentences(10)[0] == (
+    best = BestSoFar("reward", 0, (START, Evaluated(10, Estimate(0.5, 0.1), Estimate(-0.5, 0.2))))
+    assert best.sentences(10)[0] == (
         "Nothing was better than the start by the reward, 1.000 ± 0.250: "
         "the weights are kept as they were before training."
     )
@@ -36,24 +36,24 @@ def test_a_start_that_nothing_beat_is_said_plainly():
     [(0, 2), (10, 1), (20, 0)],
 )
 def test_what_was_no_better_since_is_counted(step, num_since):
-    assert Choice("reward", step, (START, HIGHEST, LAST)).num_since == num_since
+    assert BestSoFar("reward", step, (START, HIGHEST, LAST)).num_since == num_since
 
 
 def test_a_choice_survives_json(tmp_path):
-    without_interval = Candidate(20, Estimate(0.5, math.nan), Estimate(math.nan, math.nan))
-    choice = Choice("reward", 10, (START, HIGHEST, without_interval), was_stopped=True)
+    without_interval = Evaluated(20, Estimate(0.5, math.nan), Estimate(math.nan, math.nan))
+    best = BestSoFar("reward", 10, (START, HIGHEST, without_interval), was_stopped=True)
     folder = RunFolder(tmp_path)
-    assert folder.read_choice() is None
-    folder.write_choice(choice)
-    found = folder.read_choice()
+    assert folder.read_best() is None
+    folder.write_best(best)
+    found = folder.read_best()
     assert found is not None
-    assert str(found) == str(choice)  # NaN is not equal to itself
+    assert str(found) == str(best)  # NaN is not equal to itself
 
 
 def test_a_file_that_is_no_choice_is_named(tmp_path):
     (tmp_path / "best.json").write_text('{"step": 1}')
     with pytest.raises(KlimbError, match=r"best\.json: not as a run writes it: KeyError"):
-        RunFolder(tmp_path).read_choice()
+        RunFolder(tmp_path).read_best()
 
 
 def row(when, prompt_index, reward, judge, step=0):
