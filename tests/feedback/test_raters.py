@@ -168,6 +168,20 @@ def test_who_answers_by_place_is_found_from_the_answers_alone(lean):
     assert line.startswith("eve prefers answer 1 in 60 of 60 pairs")
 
 
+def test_who_answers_by_place_is_no_measure_for_others():
+    rng = np.random.default_rng(11)
+    said = [
+        *judge(rng, "ann", fair(rng)),
+        *judge(rng, "eve", lambda _: True),
+        *judge(rng, "bob", lambda _: False),
+    ]
+    report = account_for(said)
+    shares = {one.rater: one.agreement.total for one in report.accounts}
+    assert shares == {"ann": 0, "bob": 60, "eve": 60}
+    assert [one.rater for one in report.suspects] == ["bob", "eve"]
+    assert report.conflicts == []
+
+
 def test_the_other_side_is_named_where_it_is_preferred():
     rng = np.random.default_rng(4)
     assert (

@@ -82,7 +82,7 @@ class Account:
         repeats: The same answer as before, of pairs of texts that were judged again.
         circles: Triples a, b, c of a prompt of which a was preferred to b, b to c and c to a, of all that were judged.
         agreement: The same preference as others, of pairs that others have a preference about too; several others of
-            a pair are averaged.
+            a pair are averaged, and those who answer by place, against themselves or in circles are left out.
         median_seconds: Of a judgement, where that was measured.
         flags: What looks wrong.
     """

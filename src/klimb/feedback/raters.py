@@ -8,17 +8,20 @@ import itertools
 import json
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from klimb.core.shares import chance_log_odds, wilson_interval
+from klimb.errors import DataError
 from klimb.feedback.comparison import Comparison
+from klimb.feedback.formats import Feedback
 from klimb.feedback.rater_report import Account, Conflict, Flag, Opinion, RaterReport, Share
 from klimb.feedback.records import Judgement, Side
 
 _COIN = 0.5  # of two answers
 _STRAIGHT_BY_CHANCE = 0.75  # of eight ways to answer three pairs of three texts two run in a circle
+_NOISY: frozenset[Flag] = frozenset(("place", "repeats", "circles"))  # who is no measure for others
 _MOST_NAMED = 20  # pairs of raters that are named one by one
 Key = tuple[str, str, str]
 """A pair whichever way round: prompt, and its two texts in order."""
@@ -106,6 +109,33 @@ def opinions_in(comparisons: Iterable[Comparison]) -> list[Opinion]:
     ]
 
 
+def leave_out(feedback: Feedback, raters: Sequence[str]) -> tuple[Feedback, int]:
+    """Leave out what some raters said.
+
+    Returns:
+        What others said, and how many judgements were left out.
+
+    Raises:
+        DataError: Nobody of such a name judged there, or nobody else did.
+    """
+    said = [*feedback.comparisons, *feedback.ratings]
+    counts = Counter(one.rater for one in said)
+    known = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(_MOST_NAMED) if name)
+    for rater in raters:
+        if rater not in counts:
+            who = f"the raters are {known}" if known else "no judgement there names its rater"
+            raise DataError(f"without_raters: nobody called {rater!r} judged there; {who}")
+    left = replace(
+        feedback,
+        comparisons=[one for one in feedback.comparisons if one.rater not in raters],
+        ratings=[one for one in feedback.ratings if one.rater not in raters],
+    )
+    num_left = len(left.comparisons) + len(left.ratings)
+    if num_left == 0:
+        raise DataError(f"without_raters: nobody else judged there; the raters are {known}")
+    return left, len(said) - num_left
+
+
 def account_for(opinions: Iterable[Opinion], limits: Limits = LIMITS) -> RaterReport:
     """Count what each rater said, and flag what a fair rater would hardly say.
 
@@ -116,15 +146,17 @@ def account_for(opinions: Iterable[Opinion], limits: Limits = LIMITS) -> RaterRe
     by_rater: dict[str, list[Opinion]] = defaultdict(list)
     for opinion in opinions:
         by_rater[opinion.rater].append(opinion)
+    alone = {rater: _count(rater, said) for rater, said in by_rater.items()}
+    alone = {rater: replace(one, flags=_flags(one, limits)) for rater, one in alone.items()}
     latest = {rater: _latest(said) for rater, said in by_rater.items() if rater}
-    shared = _shared(latest)
-    overall = _overall(latest)
+    noisy = {rater for rater, one in alone.items() if _NOISY & set(one.flags)}
+    shared = _shared({rater: preferences for rater, preferences in latest.items() if rater not in noisy})
+    overall = _overall(latest, noisy)
     accounts: list[Account] = []
-    for rater, said in by_rater.items():
-        account = _count(rater, said, overall.get(rater, Share()))
-        flags = _flags(account, limits) if rater else ()
-        others = {other: share for pair, share in shared.items() if rater in pair for other in pair - {rater}}
-        accounts.append(replace(account, flags=(*flags, *_flags_beside(account, others, limits))))
+    for rater, one in alone.items():
+        account = replace(one, agreement=overall.get(rater, Share()))
+        others = [share for pair, share in shared.items() if rater in pair]
+        accounts.append(replace(account, flags=(*one.flags, *_flags_beside(account, others, limits))))
     odd = {one.rater for one in accounts if "agreement" in one.flags or "opposite" in one.flags}
     conflicts = [
         conflict
@@ -137,7 +169,7 @@ def account_for(opinions: Iterable[Opinion], limits: Limits = LIMITS) -> RaterRe
     )
 
 
-def _count(rater: str, said: Sequence[Opinion], agreement: Share) -> Account:
+def _count(rater: str, said: Sequence[Opinion]) -> Account:
     placed = [one.preferred == one.shown_left for one in said if one.shown_left and _is_clear(one)]
     seconds = [one.seconds for one in said if one.seconds is not None]
     return Account(
@@ -148,13 +180,15 @@ def _count(rater: str, said: Sequence[Opinion], agreement: Share) -> Account:
         Share(sum(placed), len(placed)),
         _repeats(said) if rater else Share(),
         _circles(_latest(said)) if rater else Share(),
-        agreement,
+        Share(),
         statistics.median(seconds) if seconds else None,
     )
 
 
 def _flags(account: Account, limits: Limits) -> tuple[Flag, ...]:
     """What a rater's answers show without the others'."""
+    if not account.rater:
+        return ()
     found: list[Flag] = []
     num_clear = account.num_judgements - account.num_ties - account.num_skipped
     left = account.left
@@ -175,9 +209,9 @@ def _flags(account: Account, limits: Limits) -> tuple[Flag, ...]:
     return tuple(found)
 
 
-def _flags_beside(account: Account, others: dict[str, Share], limits: Limits) -> tuple[Flag, ...]:
+def _flags_beside(account: Account, others: Sequence[Share], limits: Limits) -> tuple[Flag, ...]:
     """What shows beside others. Of two raters neither is the odd one out, and who is like one other is not it."""
-    compared = [share for share in others.values() if share.total >= limits.least_shared]
+    compared = [share for share in others if share.total >= limits.least_shared]
     if len(compared) < 2 or any(share.interval[0] > _COIN for share in compared):
         return ()
     agreement = account.agreement
@@ -277,12 +311,13 @@ def _shared(latest: dict[str, dict[Key, str]]) -> dict[frozenset[str], Share]:
     return {pair: Share(*count) for pair, count in counts.items()}
 
 
-def _overall(latest: dict[str, dict[Key, str]]) -> dict[str, Share]:
-    """How often each rater agrees with the others of a pair, who are averaged."""
+def _overall(latest: dict[str, dict[Key, str]], noisy: set[str]) -> dict[str, Share]:
+    """How often each rater agrees with the others of a pair, who are averaged; with the noisy nobody is compared."""
     counts: dict[str, tuple[float, int]] = {}
     for texts in _by_pair(latest):
-        said = list(texts.values())
         for rater, text in texts.items():
-            count, total = counts.get(rater, (0.0, 0))
-            counts[rater] = count + (said.count(text) - 1) / (len(said) - 1), total + 1
+            others = [said for other, said in texts.items() if other != rater and other not in noisy]
+            if others:
+                count, total = counts.get(rater, (0.0, 0))
+                counts[rater] = count + others.count(text) / len(others), total + 1
     return {rater: Share(*count) for rater, count in counts.items()}
