@@ -28,8 +28,27 @@ def test_a_store_and_a_file_are_read_alike(store, tmp_path, write_jsonl):
 
 @pytest.mark.usefixtures("store")
 def test_an_empty_store_is_said(tmp_path):
-    with pytest.raises(DataError, match="nothing has been judged there yet"):
+    with pytest.raises(
+        DataError, match="nothing has been judged there yet; a reward is learned from pairs of which"
+    ):
         read_sources([tmp_path / "feedback.db"])
+
+
+def test_a_store_of_skips_alone_is_said_with_what_it_holds(store, tmp_path):
+    store.add_pairs([(f"p{number}", Candidate("a"), Candidate("b")) for number in range(3)])
+    for number, said in enumerate(("skip", "skip", "both_bad")):
+        store.judge(Answer(store.next_question("ann").pair_id, "ann", said, f"k{number}"))
+    with pytest.raises(
+        DataError, match=r"feedback\.db: 3 judgements, none of which prefers .*\(1 both bad, 2 skipped\); a"
+    ):
+        read_sources([tmp_path / "feedback.db"])
+
+
+def test_where_and_how_fast_something_was_said_comes_along(store, tmp_path):
+    store.add_pairs([("p", Candidate("a"), Candidate("b"))])
+    store.judge(Answer(store.next_question("ann").pair_id, "ann", "second", "k", "second", 2.5))
+    (found,) = read_sources([tmp_path / "feedback.db"]).comparisons
+    assert (found.preferred, found.shown_left, found.seconds) == ("right", "right", 2.5)
 
 
 @pytest.mark.usefixtures("store")
