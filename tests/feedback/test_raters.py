@@ -268,6 +268,15 @@ def test_a_coin_beside_one_other_rater_is_a_matter_of_both():
     assert "no better than two coins" in told[0].conflicts[0].sentence
 
 
+def test_who_agrees_better_than_a_coin_is_not_flagged_however_little_better():
+    said = [
+        opinion(f"p{number}", "a", "b", side, rater)
+        for number in range(1000)
+        for rater, side in (("x", "first"), ("y", "first" if number < 590 else "second"))
+    ]
+    assert account_for(said).warnings == []
+
+
 def test_too_fast_and_too_undecided_raters_are_flagged_from_twenty_answers_on():
     def said(count):
         return [opinion(f"p{n}", "a", "b", "tie" if n % 2 else "skip", seconds=0.4) for n in range(count)]
