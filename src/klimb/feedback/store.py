@@ -356,10 +356,12 @@ class Store:
 
 def _imported(item: Comparison, pair_id: int, is_swapped: bool, times: dict[str, int]) -> Answer:
     """A comparison made elsewhere as an answer; its key is the same whenever it is imported."""
-    sides: tuple[Choice, Choice] = ("second", "first") if is_swapped else ("first", "second")
+    sides: tuple[Literal["first", "second"], ...] = ("second", "first") if is_swapped else ("first", "second")
     choices: dict[Preferred, Choice] = {"left": sides[0], "right": sides[1], "tie": "tie"}
+    shown: dict[str, Side] = {"left": sides[0], "right": sides[1], "": ""}
     preferred = choices[item.preferred]
     said = f"{pair_id} {preferred} {item.rater}"
     times[said] = times.get(said, 0) + 1  # several unknown raters may say the same
     number = times[said] if not item.rater else 1
-    return Answer(pair_id, item.rater, preferred, f"import:{digest_of(said, number)[:48]}")
+    key = f"import:{digest_of(said, number)[:48]}"
+    return Answer(pair_id, item.rater, preferred, key, shown[item.shown_left], item.seconds)
