@@ -47,6 +47,20 @@ def test_results_count_wins_by_model_and_by_side(store, visit, said):
     assert f'{100 * num_left / 4:.0f} %</div><div class="label">of 4 preferences' in page
 
 
+def test_results_name_who_answers_by_place(store, visit, said):
+    store.add_pairs([(f"more {number}", Candidate("a"), Candidate("b")) for number in range(20)])
+    client = visit(store, name="<i>eve</i>")
+    assert "see above" not in client.get("/results").text
+    for number in range(26):
+        question = client.get("/api/next").json()["question"]
+        client.post("/api/judgements", json=said(question, "left", f"key-{number:08}"))
+    page = client.get("/results").text
+    assert "&lt;i&gt;eve&lt;/i&gt; prefers answer 1 in 26 of 26 pairs" in page
+    assert "--without-raters" in page
+    assert '<span class="chip bad">see above</span>' in page
+    assert "<i>" not in page
+
+
 def test_exports_are_attachments_in_each_form(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]

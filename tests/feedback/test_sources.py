@@ -6,6 +6,7 @@ import pytest
 
 from klimb.errors import DataError, StoreError
 from klimb.feedback.comparison import Comparison
+from klimb.feedback.export import export_file
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.sources import import_files, is_store, read_sources
 from klimb.feedback.store import Store
@@ -28,8 +29,27 @@ def test_a_store_and_a_file_are_read_alike(store, tmp_path, write_jsonl):
 
 @pytest.mark.usefixtures("store")
 def test_an_empty_store_is_said(tmp_path):
-    with pytest.raises(DataError, match="nothing has been judged there yet"):
+    with pytest.raises(
+        DataError, match="nothing has been judged there yet; a reward is learned from pairs of which"
+    ):
         read_sources([tmp_path / "feedback.db"])
+
+
+def test_a_store_of_skips_alone_is_said_with_what_it_holds(store, tmp_path):
+    store.add_pairs([(f"p{number}", Candidate("a"), Candidate("b")) for number in range(3)])
+    for number, said in enumerate(("skip", "skip", "both_bad")):
+        store.judge(Answer(store.next_question("ann").pair_id, "ann", said, f"k{number}"))
+    with pytest.raises(
+        DataError, match=r"feedback\.db: 3 judgements, none of which prefers .*\(1 both bad, 2 skipped\); a"
+    ):
+        read_sources([tmp_path / "feedback.db"])
+
+
+def test_where_and_how_fast_something_was_said_comes_along(store, tmp_path):
+    store.add_pairs([("p", Candidate("a"), Candidate("b"))])
+    store.judge(Answer(store.next_question("ann").pair_id, "ann", "second", "k", "second", 2.5))
+    (found,) = read_sources([tmp_path / "feedback.db"]).comparisons
+    assert (found.preferred, found.shown_left, found.seconds) == ("right", "right", 2.5)
 
 
 @pytest.mark.usefixtures("store")
@@ -101,3 +121,36 @@ def test_many_refused_rows_are_cut_short(store, write_jsonl):
     lines = import_files(store, [write_jsonl(rows, "in.jsonl")]).lines()
     assert lines[-1] == "  … and 10 more"
     assert json.dumps(lines).count("refused ") == 20
+
+
+def test_the_place_and_the_time_survive_an_export_and_an_import(store, tmp_path):
+    store.add_pairs([(f"p{number}", Candidate("a"), Candidate("b")) for number in range(4)])
+    sides = [("first", "first"), ("first", "second"), ("second", "first"), ("tie", "")]
+    for number, (said, left) in enumerate(sides):
+        question = store.next_question("ann")
+        store.judge(Answer(question.pair_id, "ann", said, f"k{number}", left, 2.5 + number))
+    export_file(store.judgements(), "comparisons", tmp_path / "said.jsonl")
+    expected = [(c.left, c.preferred, c.shown_left, c.seconds) for c in store.feedback().comparisons]
+    read = read_sources([tmp_path / "said.jsonl"]).comparisons
+    assert [(c.left, c.preferred, c.shown_left, c.seconds) for c in read] == expected
+    with Store.open(tmp_path / "other.db") as other:
+        import_files(other, [tmp_path / "said.jsonl"])
+        again = [
+            (j.first.text, j.second.text, j.preferred, j.shown_left, j.seconds) for j in other.judgements()
+        ]
+    before = [(j.first.text, j.second.text, j.preferred, j.shown_left, j.seconds) for j in store.judgements()]
+    assert again == before
+
+
+@pytest.mark.parametrize(("shown", "seconds"), [("top", "soon"), (3, -1), (None, True), ("", float("inf"))])
+def test_a_place_or_time_that_means_nothing_is_not_known(write_jsonl, shown, seconds):
+    row = {
+        "prompt": "p",
+        "left": "a",
+        "right": "b",
+        "preferred": "left",
+        "shown_left": shown,
+        "seconds": seconds,
+    }
+    (found,) = read_sources([write_jsonl([row], "said.jsonl")]).comparisons
+    assert (found.shown_left, found.seconds) == ("", None)

@@ -136,6 +136,8 @@ def test_the_verdict_says_what_to_do():
     said = verdict(evaluate(scores, noise), is_crossed=True)
     assert said.startswith("It does not beat chance: ")
     assert "Do not train on it." in said
+    assert "Or raters answer at random" in said
+    assert "at random" not in verdict(evaluate(scores, tested), is_crossed=True)
     assert "--criterion" in said
     assert "--criterion" not in verdict(evaluate(scores, noise), is_crossed=True, has_criterion=True)
 

@@ -114,6 +114,33 @@ def test_a_stop_while_people_are_waited_for_loses_nothing(tmp_path, monkeypatch)
         assert {store.open_questions()[0].first, store.open_questions()[0].second} == {"one", "two"}
 
 
+def test_who_answers_by_place_is_warned_of_once_and_the_run_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr("klimb.feedback.live._FAREWELL", 0.0)
+    told, file = [], tmp_path / "people.db"
+    reward = PeopleReward(People(file, ServeOptions(port=free_port(), rater="eve"), told.append))
+    reward.is_stopping = lambda: answer_left(file)
+    try:
+        for step in range(3):
+            texts = [f"{step} {number}" for number in range(32)]
+            rewards = reward(Batch([f"p{number // 2}" for number in range(32)], texts))
+            assert sorted(set(rewards)) == [0.0, 1.0]
+    finally:
+        reward.finish("over")
+    warnings = [line for line in told if "warning" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: eve prefers answer ")
+    assert warnings[0].endswith("; the run continues")
+
+
+def answer_left(file):
+    """Answer all that is open, always by place, each side as often first; and do not stop."""
+    with Store.open(file) as store:
+        while (question := store.next_question("eve")) is not None:
+            side = ("first", "second")[question.pair_id % 2]
+            store.judge(Answer(question.pair_id, "eve", side, f"key-{question.pair_id:06}", side))
+    return False
+
+
 def test_choices_are_told_for_the_order_in_which_they_are_asked(tmp_path):
     with Store.open(tmp_path / "store.db") as store:
         there = store.ask([("p", Candidate("a"), Candidate("b"))])

@@ -23,6 +23,8 @@ class Comparison:
         preferred: Which of the two, or neither.
         rater: Who said so, where that is known.
         place: File and line that it was read from, for messages.
+        shown_left: Which of them the rater saw on the left, where that is known.
+        seconds: How long it took, where that is known.
     """
 
     prompt: Text
@@ -31,6 +33,8 @@ class Comparison:
     preferred: Preferred
     rater: str = ""
     place: str = field(default="", compare=False)
+    shown_left: Literal["left", "right", ""] = field(default="", compare=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

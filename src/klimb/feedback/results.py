@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from klimb.feedback.console import wins_by_model
 from klimb.feedback.export import EXPORTS
 from klimb.feedback.pages import fill_page
+from klimb.feedback.raters import account_for, opinions_of
 from klimb.feedback.records import Choice, Judgement
 from klimb.feedback.store import Store
 from klimb.text import Text
@@ -80,7 +81,7 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
         where=store.where,
         progress=store.progress("", per_pair=per_pair),
         num_judgements=len(judgements),
-        raters=store.raters(),
+        raters=account_for(opinions_of(judgements)),
         agreement=store.agreement(),
         scores=[
             Score(model, counts["won"], counts["lost"], counts["tied"])

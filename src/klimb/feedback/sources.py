@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from klimb.feedback.store import Store
 
 _SQLITE = b"SQLite format 3\0"
+NEEDED = (
+    "a reward is learned from pairs of which one answer is preferred, of two prompts or more: judge some (klimb label; "
+    "about sixty are a start)"
+)
+"""What a reward needs, for messages."""
+
 _SHOWN = 20  # refused rows that are told of one by one
 
 
@@ -71,7 +77,7 @@ def read_sources(sources: Sequence[str | Path]) -> Feedback:
             part = read_feedback(Path(source))
         found.add(part)
     if not found.comparisons and not found.ratings:
-        raise DataError(f"{redact(', '.join(map(str, sources)))}: nothing has been judged there yet")
+        raise DataError(f"{redact(', '.join(map(str, sources)))}: {_why_nothing(found)}; {NEEDED}")
     return found
 
 
@@ -97,6 +103,16 @@ def import_files(
     refused = [*feedback.refused, *contradictions]
     return ImportReport(
         feedback.num_rows, feedback.num_skipped, len(comparisons), num_new, refused, feedback.notes
+    )
+
+
+def _why_nothing(found: Feedback) -> str:
+    """What was read, where nothing can be learned from it."""
+    if not found.num_rows:
+        return "nothing has been judged there yet"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.uncounted.items()) if count)
+    return f"{found.num_rows:,} judgements, none of which prefers an answer" + (
+        f" ({kinds})" if kinds else ""
     )
 
 

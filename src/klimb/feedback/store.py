@@ -6,6 +6,7 @@ A judgement is on the disk before it is acknowledged. Nothing is deleted: one th
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sqlalchemy import delete, func, insert, select, update
@@ -43,11 +44,13 @@ from klimb.feedback.records import (
     Progress,
     Question,
     RaterSummary,
+    Side,
 )
 from klimb.feedback.schema import assignments, judgements, pairs
 
 _ASSIGNED_FOR = 900.0  # seconds for which nobody else is asked what one rater is being asked
 _LAST = 50  # judgements of a rater that its pace is taken from
+_SHOWN: dict[Side, Literal["left", "right", ""]] = {"first": "left", "second": "right", "": ""}
 _OPINIONS: tuple[Choice, ...] = ("first", "second", "tie", "both_bad")
 
 
@@ -251,6 +254,11 @@ class Store:
                 median_seconds=median_of(last),
             )
 
+    def count_judgements(self) -> int:
+        """Count the judgements that stand, skips included."""
+        with self._database.reading() as connection:
+            return count_rows(connection, select(judgements.c.id).where(STANDS))
+
     def judgements(self) -> list[Judgement]:
         """Return the judgements that stand, oldest first."""
         query = (
@@ -304,9 +312,18 @@ class Store:
             found.num_rows += 1
             if said.preferred not in sides:
                 found.num_skipped += 1
+                found.uncounted["skipped" if said.preferred == "skip" else "both bad"] += 1
                 continue
             found.comparisons.append(
-                Comparison(said.prompt, said.first.text, said.second.text, sides[said.preferred], said.rater)
+                Comparison(
+                    said.prompt,
+                    said.first.text,
+                    said.second.text,
+                    sides[said.preferred],
+                    said.rater,
+                    shown_left=_SHOWN[said.shown_left],
+                    seconds=said.seconds,
+                )
             )
         return found
 
@@ -339,10 +356,12 @@ class Store:
 
 def _imported(item: Comparison, pair_id: int, is_swapped: bool, times: dict[str, int]) -> Answer:
     """A comparison made elsewhere as an answer; its key is the same whenever it is imported."""
-    sides: tuple[Choice, Choice] = ("second", "first") if is_swapped else ("first", "second")
+    sides: tuple[Literal["first", "second"], ...] = ("second", "first") if is_swapped else ("first", "second")
     choices: dict[Preferred, Choice] = {"left": sides[0], "right": sides[1], "tie": "tie"}
+    shown: dict[str, Side] = {"left": sides[0], "right": sides[1], "": ""}
     preferred = choices[item.preferred]
     said = f"{pair_id} {preferred} {item.rater}"
     times[said] = times.get(said, 0) + 1  # several unknown raters may say the same
     number = times[said] if not item.rater else 1
-    return Answer(pair_id, item.rater, preferred, f"import:{digest_of(said, number)[:48]}")
+    key = f"import:{digest_of(said, number)[:48]}"
+    return Answer(pair_id, item.rater, preferred, key, shown[item.shown_left], item.seconds)

@@ -26,6 +26,9 @@ class RewardConfig:
     out: Path
     """The folder to write: a model that AutoModelForSequenceClassification opens, and a report."""
 
+    without_raters: tuple[str, ...] = ()
+    """Raters whose judgements are left out, by name: those who answer by place or at random, for example."""
+
     method: Literal["head", "lora", "whole"] = "head"
     """What is learned: a linear head on frozen features, read once; or, by passes over the pairs with a gradient, a
     low-rank adapter on every linear layer and the head, or all weights."""

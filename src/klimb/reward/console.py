@@ -37,6 +37,10 @@ def show_reward(result: RewardResult, console: Console | None = None) -> None:
     say(table)
     colour = "green" if held_out.beats_chance else "bold red"
     say(f"[{colour}]{escape(result.verdict)}[/]")
+    for line in result.raters.warnings:
+        say(f"[bold red]{escape(line)}[/]")
+    if result.raters.advice:
+        say(result.raters.advice, markup=False)
     say(
         f"[bold]Reward[/]  {escape(str(result.folder))}  (klimb train --reward {escape(str(result.folder))} …)"
     )

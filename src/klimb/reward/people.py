@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klimb.feedback.rater_report import sentence
+from klimb.feedback.raters import account_for, opinions_of
 from klimb.feedback.records import Candidate, Choice
 from klimb.feedback.serving import ServeOptions
 from klimb.progress import Say, ignore
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _POLL = 0.3  # seconds between looks at what was said
 _SHARES: dict[Choice, float] = {"first": 1.0, "second": 0.0, "tie": 0.5, "both_bad": 0.5}
 _EVEN = 0.5
+_LOOK_EVERY = 5  # answers after which raters are looked at again
 
 
 class WaitStoppedError(Exception):
@@ -44,6 +47,36 @@ class People:
     serve: ServeOptions = field(default_factory=ServeOptions)
     say: Say = ignore
     open_browser: bool = False
+
+
+class RaterWatch:
+    """Warns, once for each, of what looks wrong with a rater's answers.
+
+    Args:
+        say: Takes the line.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._told: set[tuple[str, str]] = set()
+        self._num_seen = 0
+
+    def look(self, store: "Store") -> None:
+        """Look at the raters of a store, where more was said since the last time."""
+        num_said = store.count_judgements()
+        if num_said < self._num_seen + _LOOK_EVERY:
+            return
+        self._num_seen = num_said
+        report = account_for(opinions_of(store.judgements()))
+        for account in report.suspects:
+            for flag in account.flags:
+                if (account.rater, flag) not in self._told:
+                    self._told.add((account.rater, flag))
+                    self._say(f"warning: {sentence(account, flag)}; the run continues")
+        for conflict in report.conflicts:
+            if conflict.raters not in self._told:
+                self._told.add(conflict.raters)
+                self._say(f"warning: {conflict.sentence}; the run continues")
 
 
 class PeopleReward:
@@ -68,6 +101,7 @@ class PeopleReward:
         self._people = people
         self._page: LivePage | None = None
         self._store: Store | None = None
+        self._watch = RaterWatch(people.say)
         self.is_stopping: Callable[[], bool] = lambda: False
 
     def __call__(self, batch: Batch) -> list[float]:
@@ -130,6 +164,7 @@ class PeopleReward:
         has_said = False
         while True:
             said = store.choices(numbers)
+            self._watch.look(store)
             num_open = sum(not self._is_answered(choices) for choices in said)
             if num_open == 0:
                 return said

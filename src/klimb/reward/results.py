@@ -1,8 +1,9 @@
 """What comes of learning a reward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from klimb.feedback.rater_report import RaterReport
 from klimb.reward.evaluation import Evaluation
 from klimb.reward.tuning import Tuning
 from klimb.reward.verdict import verdict
@@ -27,6 +28,7 @@ class RewardResult:
         unit: What scores were divided by, so that they count standard deviations; 1 where they were not.
         is_crossed: Whether all pairs were learned from, and each part tested on what the others teach.
         has_criterion: Whether learning started from words for what people look for.
+        raters: What each rater's answers say about the rater.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class RewardResult:
     unit: float = 1.0
     is_crossed: bool = False
     has_criterion: bool = False
+    raters: RaterReport = field(default_factory=RaterReport)
 
     @property
     def verdict(self) -> str:

@@ -12,7 +12,9 @@ import numpy as np
 from klimb.errors import DataError, RunFolderError
 from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs, make_pairs, split_by_prompt
-from klimb.feedback.sources import read_sources
+from klimb.feedback.rater_report import RaterReport
+from klimb.feedback.raters import account_for, leave_out, opinions_in
+from klimb.feedback.sources import NEEDED, read_sources
 from klimb.files import whole_folder
 from klimb.reward.config import RewardConfig
 from klimb.reward.features import read_features
@@ -49,10 +51,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     """
     if config.out.exists():
         raise RunFolderError(f"{config.out}: exists already; choose another folder, or remove it")
-    feedback = read_sources(config.feedback)
-    say(feedback.summary)
-    for place, reason in feedback.refused[:5]:
-        say(printable(f"  refused {place}: {reason}"))
+    feedback, raters = _read(config, say)
     sides, facts = _prepare(feedback, config)
     for fact in facts.values():
         say(fact)
@@ -100,11 +99,24 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
         unit,
         is_crossed,
         config.criterion is not None,
+        raters,
     )
     _write(
         result, config, scorer, lambda folder: check_deployed(scorer, folder, sides[1], learned.scores / unit)
     )
     return result
+
+
+def _read(config: RewardConfig, say: Callable[[str], None]) -> tuple[Feedback, RaterReport]:
+    """Read what was said, leave out what is not wanted, and look at each rater's answers."""
+    feedback = read_sources(config.feedback)
+    say(feedback.summary)
+    for place, reason in feedback.refused[:5]:
+        say(printable(f"  refused {place}: {reason}"))
+    if config.without_raters:
+        feedback, num_left_out = leave_out(feedback, config.without_raters)
+        say(printable(f"{num_left_out:,} judgements left out, of {', '.join(config.without_raters)}"))
+    return feedback, account_for(opinions_in(feedback.comparisons))
 
 
 def _encode(
@@ -159,7 +171,7 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
         if not sides[-1].outcomes.any():
             raise DataError(
                 f"{redact(', '.join(config.feedback))}: too little was said: {name}, every pair is a tie; held_out is "
-                f"{share:g}"
+                f"{share:g}; {NEEDED}"
             )
     facts = {
         "learn": f"{len(sides[0]):,} pairs of {len(sides[0].completions):,} texts to learn from",
@@ -180,7 +192,7 @@ def _prepare_few(pairs: Pairs, config: RewardConfig) -> tuple[list[Pairs], dict[
             else "all is about one prompt (or text), none is left to test"
         )
         raise DataError(
-            f"{redact(', '.join(config.feedback))}: too little was said: {len(pairs):,} pairs: {reason}"
+            f"{redact(', '.join(config.feedback))}: too little was said: {len(pairs):,} pairs: {reason}; {NEEDED}"
         )
     fact = (
         f"{len(pairs):,} pairs of {len(pairs.completions):,} texts: few, so that all are learned from, and each tenth "
@@ -211,7 +223,7 @@ def _write(result: RewardResult, config: RewardConfig, scorer: Scorer, check: Ca
             "ridge": result.ridge,
             "tie": result.tie,
             "unit": result.unit,
-        }
+        } | result.raters.as_dict()
         if result.tuning is not None and result.before is not None:
             said |= {"tuning": result.tuning.as_dict(), "before": result.before.as_dict()}
         (unfinished / "reward.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

@@ -42,4 +42,8 @@ def verdict(held_out: Evaluation, *, is_crossed: bool, has_criterion: bool = Fal
         advice = f"At this accuracy about {total:,} judgements in all would show that it does."
     if is_crossed and not has_criterion:
         advice += " --criterion says in words what you look for, which saves many of them."
+    advice += (
+        " Or raters answer at random: one alone cannot be told by the answers, two who judge the same pairs can "
+        "(klimb label --per-pair 2)."
+    )
     return f"It does not beat chance: {found}. Do not train on it. {advice}"

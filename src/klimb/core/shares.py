@@ -1,0 +1,82 @@
+"""Shares: how far one that was observed may be from the true one, and whether chance explains it better than skill."""
+
+import math
+
+from klimb.core.checks import nonnegative_number
+from klimb.errors import ArgumentError
+
+
+def wilson_interval(num_hits: float, num_trials: float, quantile: float = 1.96) -> tuple[float, float]:
+    """Find the interval in which the true share lies that h hits in n trials came from.
+
+    m ± w,  m = (h + z²/2) / (n + z²),  w = z √(h (n − h) / n + z²/4) / (n + z²)
+
+    It excludes p exactly where the score test rejects p: |h − n p| > z √(n p (1 − p)). With no trials nothing is
+    known: it is 0 to 1.
+
+    Args:
+        num_hits: h, from 0 to n; may be a fraction, where each trial is an average.
+        num_trials: n ≥ 0, independent.
+        quantile: z > 0, of the normal distribution: 1.96 for 95 %, 2.58 for 99 %, 3.29 for 99.9 %.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ArgumentError: A number is negative or not finite, h > n, or z = 0.
+
+    Reference:
+        Wilson (1927), "Probable Inference, the Law of Succession, and Statistical Inference".
+
+    Example:
+        >>> [round(end, 3) for end in wilson_interval(15, 20)]
+        [0.531, 0.888]
+    """
+    hits, trials = _checked(num_hits, num_trials)
+    z = nonnegative_number("quantile", quantile)
+    if z == 0:
+        raise ArgumentError("quantile: expected a number above 0, got 0")
+    middle = (hits + z**2 / 2) / (trials + z**2)
+    variance = hits * (trials - hits) / trials if trials else 0.0
+    width = z * math.sqrt(variance + z**2 / 4) / (trials + z**2)
+    return max(middle - width, 0.0), min(middle + width, 1.0)
+
+
+def chance_log_odds(num_hits: float, num_trials: float, skill: float, chance: float = 0.5) -> float:
+    """Find how much likelier chance makes h hits in n trials than skill does, as a logarithm.
+
+    log Λ = h log(c / q) + (n − h) log((1 − c) / (1 − q))
+
+    Whoever hits with a probability of q or more reaches Λ ≥ K with a probability of at most 1/K, however often one
+    looks while n grows (Ville's inequality): under q Λ is a martingale that starts at 1. With no trials log Λ = 0.
+
+    Args:
+        num_hits: h, from 0 to n; may be a fraction, where each trial is an average.
+        num_trials: n ≥ 0, independent.
+        skill: q, above c and below 1.
+        chance: c, above 0.
+
+    Returns:
+        log Λ in nats: above 0 where chance explains the hits better.
+
+    Raises:
+        ArgumentError: A number is negative or not finite, h > n, or not 0 < c < q < 1.
+
+    Reference:
+        Wald (1945), "Sequential Tests of Statistical Hypotheses", for the ratio.
+
+    Example:
+        >>> round(chance_log_odds(5, 10, skill=0.7), 3)
+        0.872
+    """
+    hits, trials = _checked(num_hits, num_trials)
+    if not 0 < chance < skill < 1:
+        raise ArgumentError(f"skill, chance: expected 0 < chance < skill < 1, got {skill:g} and {chance:g}")
+    return hits * math.log(chance / skill) + (trials - hits) * math.log((1 - chance) / (1 - skill))
+
+
+def _checked(num_hits: float, num_trials: float) -> tuple[float, float]:
+    hits, trials = nonnegative_number("num_hits", num_hits), nonnegative_number("num_trials", num_trials)
+    if hits > trials:
+        raise ArgumentError(f"num_hits: expected at most num_trials, {trials:g}, got {hits:g}")
+    return hits, trials
