@@ -33,12 +33,13 @@ from klimb.judge.candidates import draw_completions, find_models
 from klimb.judge.config import LabelConfig
 from klimb.policy.counted import Stream
 from klimb.policy.policy import Draw
-from klimb.reward.criterion import QUESTION, Criterion
+from klimb.reward.criterion import criterion_direction
 from klimb.reward.evidence import fit_by_evidence
 from klimb.reward.head import fit_head
 from klimb.reward.scorer import Scorer
 from klimb.reward.training import train_reward
 from klimb.reward.vader import vader
+from klimb.reward.words import QUESTION, Criterion
 from klimb.text import Text
 from klimb.train.prompts import read_prompts
 
@@ -79,7 +80,7 @@ def features(
     scorer.settle_padding(texts)
     direction = None
     if criterion is not None:
-        direction = Criterion.parse(criterion).direction(model, scorer.model, scorer.tokenizer)
+        direction = criterion_direction(Criterion.parse(criterion), model, scorer.model, scorer.tokenizer)
     return scorer.features(texts), direction
 
 
@@ -136,7 +137,7 @@ def main() -> None:
         scores = rater_scores(name, model, prompts, completions)
         direction = Criterion.parse(CRITERIA[name])
         scorer = Scorer.from_base(model, question=QUESTION)
-        prior = direction.direction(model, scorer.model, scorer.tokenizer)
+        prior = criterion_direction(direction, model, scorer.model, scorer.tokenizer)
         candidates, tested = pairs_within(prompts, train, scores), pairs_within(prompts, test, scores)
         truth = np.sign(scores[tested[:, 0]] - scores[tested[:, 1]])
         ways: dict[str, Callable[[Pairs], np.ndarray]] = {

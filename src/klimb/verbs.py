@@ -151,6 +151,12 @@ class Compare(CompareConfig):
     Writes a page with the win rate and its 95 % interval, and examples side by side.
     """
 
+    model_a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
+    """One model: a Hugging Face folder, a .gguf file, a hub name, or the folder of a run."""
+
+    model_b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
+    """The model that it is compared with."""
+
     def __post_init__(self) -> None:
         """Leave the checks to the CompareConfig that is made from this: tyro would reword what they say."""
 

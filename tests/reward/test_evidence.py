@@ -13,12 +13,13 @@ from klimb.core.preferences import preference_nll
 from klimb.errors import ConfigError, DataError, RewardError
 from klimb.feedback.pairs import Pairs
 from klimb.reward import evidence
-from klimb.reward.criterion import QUESTION, Criterion
+from klimb.reward.criterion import criterion_direction
 from klimb.reward.evaluation import evaluate
 from klimb.reward.evidence import cross_scores, fit_by_evidence
 from klimb.reward.load import require_proven
 from klimb.reward.scorer import Scorer
 from klimb.reward.verdict import pairs_needed, verdict
+from klimb.reward.words import QUESTION, Criterion
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +175,7 @@ def test_the_criterions_direction_is_the_difference_of_the_models_own_logits(
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     scorer = Scorer.from_base(tmp_path, question=QUESTION)
-    direction = Criterion(("yes",), ("No",)).direction(tmp_path, scorer.model, scorer.tokenizer)
+    direction = criterion_direction(Criterion(("yes",), ("No",)), tmp_path, scorer.model, scorer.tokenizer)
     text = scorer.encode("a prompt", " and more")
     found = scorer.features([text])[0] @ direction
     logits = model(torch.tensor([text])).logits[0, -1].detach()

@@ -12,8 +12,8 @@ from klimb.demo.ratings import RATINGS, fetch_ratings, write_ratings
 from klimb.files import make_folder
 from klimb.reward.config import RewardConfig
 from klimb.reward.console import show_reward
-from klimb.reward.criterion import QUESTION
 from klimb.reward.training import train_reward
+from klimb.reward.words import QUESTION
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
 from klimb.train.run import RunResult, train

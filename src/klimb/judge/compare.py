@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from klimb.files import make_folder, write_file
 from klimb.judge.candidates import Drawn, NamedModel, draw_to_compare, find_models, moment_of
 from klimb.judge.config import PEOPLE, CompareConfig
 from klimb.judge.console import watched
-from klimb.judge.report import Example, draw_report
+from klimb.judge.report import draw_report
+from klimb.judge.results import ComparisonResult, Example, Side
 from klimb.judge.serving import Serve
-from klimb.judge.tally import Opinions, Tally, opinions_of_scores, tally
+from klimb.judge.tally import Opinions, opinions_of_scores, tally
 from klimb.policy import chat
 from klimb.policy.clock import clock_at
 from klimb.progress import Progress, Say, tell
@@ -31,55 +32,6 @@ from klimb.train.summary import show_prompt
 
 _AT_ONCE = 64  # completions that a reward is given together
 _MOST_EXAMPLES = 64
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two models, and what its completions are like.
-
-    Attributes:
-        name: What a reader knows it by.
-        model: As it was named.
-        mean_tokens: Tokens of a completion.
-        mean_characters: Characters of one.
-        num_empty: Completions without any text.
-    """
-
-    name: str
-    model: str
-    mean_tokens: float
-    mean_characters: float
-    num_empty: int
-
-
-@dataclass(frozen=True)
-class ComparisonResult:
-    """Which of two models is better, as far as the judges can tell.
-
-    Attributes:
-        a: One model.
-        b: The other.
-        num_prompts: B.
-        num_same: Comparisons in which both said the same.
-        tallies: What each judge said, in the order in which the judges were named.
-        examples: The first comparison of each prompt, some prompts alone where they are many.
-        page: The report.
-        data: The numbers.
-    """
-
-    a: Side
-    b: Side
-    num_prompts: int
-    num_same: int
-    tallies: list[Tally]
-    examples: list[Example]
-    page: Path
-    data: Path
-
-    @property
-    def verdicts(self) -> list[str]:
-        """What each judge's opinions mean, in words."""
-        return [judged.verdict(self.a.name, self.b.name) for judged in self.tallies]
 
 
 def compare(config: CompareConfig, say: Say = tell, serve: Serve | None = None) -> ComparisonResult:

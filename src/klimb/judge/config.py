@@ -3,13 +3,11 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from tyro.conf import Positional, arg
+from typing import Any, Literal
 
 from klimb.errors import ConfigError
 from klimb.feedback.serving import ServeOptions
-from klimb.reward.criterion import Criterion
+from klimb.reward.words import Criterion
 from klimb.text import redacted
 
 PEOPLE = "people"
@@ -158,10 +156,10 @@ class LabelConfig(JudgeConfig):
 class CompareConfig(JudgeConfig):
     """Which models are compared, on what, and by whom."""
 
-    model_a: Annotated[Positional[str], arg(metavar="A")]
+    model_a: str
     """One model: a Hugging Face folder, a .gguf file, a hub name, or the folder of a run."""
 
-    model_b: Annotated[Positional[str], arg(metavar="B")]
+    model_b: str
     """The model that it is compared with."""
 
     prompts: Path

@@ -1,19 +1,16 @@
 """What a person sees on the terminal of a comparison, and while completions are sampled."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from klimb.judge.results import ComparisonResult
 from klimb.judge.words import in_rows, lengths
 from klimb.progress import Progress
 from klimb.train.estimates import short_name
-
-if TYPE_CHECKING:
-    from klimb.judge.compare import ComparisonResult
 
 
 def watched(places: range) -> Iterator[int]:
@@ -32,7 +29,7 @@ def watched(places: range) -> Iterator[int]:
         progress.advance(min(places.step, places.stop - place))
 
 
-def show_comparison(result: "ComparisonResult", console: Console | None = None) -> None:
+def show_comparison(result: ComparisonResult, console: Console | None = None) -> None:
     """Print what the judges said, and where it is written."""
     say = (console or Console(highlight=False, soft_wrap=True)).print
     table = Table(

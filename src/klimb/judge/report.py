@@ -1,36 +1,16 @@
 """The page of a comparison."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from klimb.judge.config import PEOPLE, CompareConfig
+from klimb.judge.results import ComparisonResult
 from klimb.judge.tally import Tally
 from klimb.judge.words import in_rows, lengths
 from klimb.page import ACCENT, LINE, Figure, draw_figure, render
 from klimb.train.estimates import short_name
 
-if TYPE_CHECKING:
-    from klimb.judge.compare import ComparisonResult
 
-
-@dataclass(frozen=True)
-class Example:
-    """A comparison, for a reader.
-
-    Attributes:
-        prompt: What both answer.
-        a: A's completion.
-        b: B's.
-        said: What each judge said: A, B, tie, or nothing.
-    """
-
-    prompt: str
-    a: str
-    b: str
-    said: dict[str, str]
-
-
-def draw_report(result: "ComparisonResult", config: CompareConfig) -> str:
+def draw_report(result: ComparisonResult, config: CompareConfig) -> str:
     """Return the page."""
     judged = [each for each in result.tallies if each.num_comparisons]
     return render(

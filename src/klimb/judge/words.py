@@ -2,12 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from klimb.judge.results import ComparisonResult
 from klimb.judge.tally import Tally
-
-if TYPE_CHECKING:
-    from klimb.judge.compare import ComparisonResult
 
 
 def in_rows(tallies: Sequence[Tally]) -> list[tuple[str, list[str]]]:
@@ -28,7 +25,7 @@ def in_rows(tallies: Sequence[Tally]) -> list[tuple[str, list[str]]]:
     return [(name, values) for name, values in rows if name not in optional or set(values) != {"0"}]
 
 
-def lengths(result: "ComparisonResult") -> list[str]:
+def lengths(result: ComparisonResult) -> list[str]:
     """What the completions are like, in sentences."""
     sentences = [
         f"{letter} writes {side.mean_tokens:.1f} tokens, {side.mean_characters:.0f} characters a completion"

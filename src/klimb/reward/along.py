@@ -11,12 +11,13 @@ from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import make_pairs
 from klimb.feedback.store import Store
 from klimb.progress import ignore
-from klimb.reward.criterion import Criterion
+from klimb.reward.criterion import criterion_direction
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.evidence import cross_scores
 from klimb.reward.reading import Reader
 from klimb.reward.scorer import Scorer
 from klimb.reward.verdict import pairs_needed
+from klimb.reward.words import Criterion
 
 _POLL = 1.0  # seconds between looks at whether more was said
 _EVERY = 5  # judgements that make another fit worth its time
@@ -86,7 +87,7 @@ class _Learner:
         self._prior: np.ndarray | None = None
         if criterion is not None:
             words = Criterion.parse(criterion)
-            self._prior = words.direction(base, self._scorer.model, self._scorer.tokenizer)
+            self._prior = criterion_direction(words, base, self._scorer.model, self._scorer.tokenizer)
 
     def evaluate(self, said: Sequence[Comparison]) -> Evaluation:
         """Test each tenth of the prompts by what the others teach."""

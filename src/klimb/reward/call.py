@@ -15,9 +15,7 @@ from typing import Any
 from klimb.errors import RewardError
 from klimb.reward.reward import Batch
 from klimb.reward.state import RewardLog
-
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""Names that a reward function is called with, besides those of columns."""
+from klimb.rows import RESERVED
 
 _HOOKS = inspect.getfile(RewardLog)
 _OLD_NAME = "completions_ids"  # TRL's documentation once called the token ids so

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from klimb.errors import ConfigError
-from klimb.reward.criterion import QUESTION, Criterion
+from klimb.reward.words import QUESTION, Criterion
 
 _USUAL_LR = {"lora": 1e-4, "whole": 1e-5}
 _OF_TUNING = ("num_epochs", "batch_size", "lr", "warmup_share", "max_grad_norm", "micro_batch_size")

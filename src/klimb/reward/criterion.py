@@ -1,6 +1,5 @@
-"""What people look for, in their own words: a direction in a language model's features, known before anyone judges."""
+"""A criterion as a direction in a language model's features, known before anyone judges."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,62 +7,37 @@ import numpy as np
 from jaxtyping import Float
 
 from klimb.errors import ConfigError
-
-QUESTION = "\n\nAll in all, the mood of this is"
-"""What a decoder's head reads at the end of, with few judgements or a criterion, unless another is given."""
-
-_FORM = "words for it and against it, such as 'cheerful, happy / gloomy, sad'"
+from klimb.reward.words import Criterion
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """Words that a text which people like brings to mind, and words for the others.
+def criterion_direction(
+    criterion: Criterion, base: str | Path, scorer_model: Any, tokenizer: Any
+) -> Float[np.ndarray, " D"]:
+    """Find p, of which p · h is how much likelier the model's next word is a liked one than a disliked one.
 
-    Attributes:
-        liked: Words that stand for what is liked.
-        disliked: Words that stand for the opposite.
+    p = mean of the output embeddings of the liked words − that of the disliked ones; h is what the head sees, at
+    the end of the question. So p · h is the difference of their mean logits, with no word read or written.
+
+    Args:
+        criterion: The words.
+        base: The language model.
+        scorer_model: The classification model that was made from it.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ConfigError: The model has no output embeddings of that width, or two words begin with one token.
     """
-
-    liked: tuple[str, ...]
-    disliked: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "Criterion":
-        """Read `liked, … / disliked, …`.
-
-        Raises:
-            ConfigError: The text has another form, or a word on both sides.
-        """
-        sides = [tuple(word.strip() for word in side.split(",") if word.strip()) for side in text.split("/")]
-        if len(sides) != 2 or not all(sides):
-            raise ConfigError(f"criterion: expected {_FORM}, got {text!r}")
-        if both := sorted(set(sides[0]) & set(sides[1])):
-            raise ConfigError(f"criterion: {both[0]!r} stands on both sides of the /")
-        return cls(*sides)
-
-    def direction(self, base: str | Path, scorer_model: Any, tokenizer: Any) -> Float[np.ndarray, " D"]:
-        """Find p, of which p · h is how much likelier the model's next word is a liked one than a disliked one.
-
-        p = mean of the output embeddings of the liked words − that of the disliked ones; h is what the head sees, at
-        the end of the question. So p · h is the difference of their mean logits, with no word read or written.
-
-        Args:
-            base: The language model.
-            scorer_model: The classification model that was made from it.
-            tokenizer: Its tokenizer.
-
-        Raises:
-            ConfigError: The model has no output embeddings of that width, or two words begin with one token.
-        """
-        tokens = [{_first_token(tokenizer, word) for word in side} for side in (self.liked, self.disliked)]
-        if both := tokens[0] & tokens[1]:
-            raise ConfigError(
-                f"criterion: words of either side begin with the same token, {tokenizer.decode(sorted(both)[:1])!r}; "
-                "choose others"
-            )
-        rows = _output_embeddings(base, scorer_model)
-        liked, disliked = (rows[sorted(side)].double().mean(dim=0) for side in tokens)
-        return (liked - disliked).cpu().numpy()
+    tokens = [
+        {_first_token(tokenizer, word) for word in side} for side in (criterion.liked, criterion.disliked)
+    ]
+    if both := tokens[0] & tokens[1]:
+        raise ConfigError(
+            f"criterion: words of either side begin with the same token, {tokenizer.decode(sorted(both)[:1])!r}; "
+            "choose others"
+        )
+    rows = _output_embeddings(base, scorer_model)
+    liked, disliked = (rows[sorted(side)].double().mean(dim=0) for side in tokens)
+    return (liked - disliked).cpu().numpy()
 
 
 def _first_token(tokenizer: Any, word: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from klimb.feedback.pairs import Pairs
 from klimb.progress import Progress, Say
 from klimb.reward.config import RewardConfig
-from klimb.reward.criterion import Criterion
+from klimb.reward.criterion import criterion_direction
 from klimb.reward.evaluation import Evaluation, evaluate
 from klimb.reward.evidence import cross_scores, fit_by_evidence
 from klimb.reward.features import watched
@@ -22,6 +22,7 @@ from klimb.reward.head import Head, fit_head
 from klimb.reward.scale import spread_within
 from klimb.reward.scorer import Scorer
 from klimb.reward.tuning import Tuning, tune
+from klimb.reward.words import Criterion
 
 _CURVE = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the prompts that the learning curve learns from
 _LEAST = 10  # prompts that a point of the curve needs
@@ -75,7 +76,7 @@ def learn_few(scorer: Scorer, features: np.ndarray, pairs: Pairs, config: Reward
     start, prior = time.perf_counter(), None
     if config.criterion is not None:
         criterion = Criterion.parse(config.criterion)
-        prior = criterion.direction(config.base, scorer.model, scorer.tokenizer)
+        prior = criterion_direction(criterion, config.base, scorer.model, scorer.tokenizer)
     head = fit_by_evidence(features, pairs, prior)
     scorer.set_head(head.weights)
     if config.num_members > 1:

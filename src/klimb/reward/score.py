@@ -12,10 +12,9 @@ from klimb.files import write_file
 from klimb.messages import MessageError, read_messages, unfold
 from klimb.policy.clock import clock_at, current_moment
 from klimb.progress import Progress, Say, ignore
-from klimb.reward.call import RESERVED
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, Rewards, WeightedSum
-from klimb.rows import Row, read_rows
+from klimb.rows import RESERVED, Row, read_rows
 from klimb.text import Message, Text, content_of, plain, problem_with, safe
 
 _AT_ONCE = 256  # texts handed to the rewards together

@@ -21,7 +21,6 @@ from klimb.policy.layers import use_fast_layers
 from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
 from klimb.policy.saving import companions, save_whole
 from klimb.policy.trunk import decoder_layers
-from klimb.reward.criterion import QUESTION
 from klimb.reward.padding import (
     batch_key,
     can_score,
@@ -33,6 +32,7 @@ from klimb.reward.padding import (
     spare_token,
 )
 from klimb.reward.question import append_question
+from klimb.reward.words import QUESTION
 from klimb.text import Message, Text
 
 ENSEMBLE = "ensemble.safetensors"

@@ -14,8 +14,7 @@ import numpy as np
 from klimb.errors import ConfigError, DataError
 from klimb.messages import MessageError, read_messages, unfold
 from klimb.policy.counted import permutation
-from klimb.reward.call import RESERVED
-from klimb.rows import Row, read_rows
+from klimb.rows import RESERVED, Row, read_rows
 from klimb.text import Text, null_in, plain, problem_with
 from klimb.train.stored import stored_rows
 
