@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klimb.errors import DataError
+from klimb.feedback.annotation_tools import (
+    SIDES,
+    argilla_records,
+    argilla_settings,
+    label_studio_settings,
+    label_studio_tasks,
+)
 from klimb.feedback.formats import ASSISTANT, HUMAN, SYSTEM
 from klimb.feedback.formats.own import MARK, VERSION
 from klimb.feedback.records import Judgement, PairRecord
@@ -22,7 +29,6 @@ STORE = "store"
 _TABLES = (".csv", ".parquet", "")
 _UNFIT = "preferences whose prompt or texts it cannot hold"
 _KINDS = {"tie": "ties", "both_bad": "of both bad", "skip": "skips", "first": _UNFIT, "second": _UNFIT}
-_SIDES = {"first": "left", "second": "right"}
 _MARKS = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}  # of a transcript's turns
 
 
@@ -35,12 +41,16 @@ class Export:
         suffix: Ending of its files.
         rows: Makes its rows.
         judgements_in: How many judgements a row holds.
+        settings: Makes the settings of a project that takes the rows, which stand in a file of their own.
+        settings_suffix: Ending of that file.
     """
 
     says: str
     suffix: str
     rows: Callable[[Sequence[Judgement]], list[dict[str, Any]]]
     judgements_in: Callable[[dict[str, Any]], int] = lambda _: 1
+    settings: Callable[[Sequence[Judgement]], str] | None = None
+    settings_suffix: str = ""
 
 
 def count_left_out(judgements: Sequence[Judgement], form: str) -> int:
@@ -93,6 +103,10 @@ def export_file(judgements: Sequence[Judgement], form: str, file: Path, *, overw
         more = ", .csv, .parquet, or no ending for a folder of datasets" if export.suffix == ".jsonl" else ""
         raise DataError(f"{file}: {form} goes into a file that ends in {export.suffix}{more}")
     _require_free(file, overwrite=overwrite)
+    if export.settings is not None:
+        settings = settings_file(form, file)
+        _require_free(settings, overwrite=overwrite)
+        write_file(settings, export.settings(judgements))
     if suffix == export.suffix:
         write_file(file, export_judgements(judgements, form))
     elif suffix == ".parquet":
@@ -102,6 +116,11 @@ def export_file(judgements: Sequence[Judgement], form: str, file: Path, *, overw
     else:
         write_dataset(rows, file, replaces=overwrite)
     return len(rows)
+
+
+def settings_file(form: str, file: Path) -> Path:
+    """The file, beside that of an export, with the settings of a project that takes it."""
+    return file.with_suffix(EXPORTS[form].settings_suffix)
 
 
 def export_store(store: "Store", form: str, file: Path, *, overwrite: bool = False) -> list[str]:
@@ -132,6 +151,8 @@ def export_store(store: "Store", form: str, file: Path, *, overwrite: bool = Fal
         ]
     judgements = store.judgements()
     lines = [f"{file}: {export_file(judgements, form, file, overwrite=overwrite):,} rows"]
+    if EXPORTS[form].settings is not None:
+        lines.append(f"{settings_file(form, file)}: the settings of a project that takes them")
     if left_out := words_of_left_out(judgements, form):
         lines.append(f"left out, as {form} has no place for it: {left_out}")
     if num_unjudged:
@@ -171,9 +192,9 @@ def _comparisons(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             "prompt": said.prompt,
             "left": said.first.text,
             "right": said.second.text,
-            "preferred": _SIDES.get(said.preferred, said.preferred),
+            "preferred": SIDES.get(said.preferred, said.preferred),
             "rater": said.rater,
-            "shown_left": _SIDES.get(said.shown_left, ""),
+            "shown_left": SIDES.get(said.shown_left, ""),
             "seconds": said.seconds,
             "note": said.note,
             "judged_at": said.judged_at,
@@ -220,43 +241,6 @@ def _transcript(prompt: Text) -> str | None:
     return "".join(f"{_MARKS[turn['role']]} {turn['content']}" for turn in turns)
 
 
-def _label_studio(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Its pairwise tasks know left and right alone."""
-    tasks: dict[int, dict[str, Any]] = {}
-    for said in judgements:
-        if said.preferred not in _SIDES:
-            continue
-        data = {"prompt": said.prompt, "answer1": said.first.text, "answer2": said.second.text}
-        task = tasks.setdefault(said.pair_id, {"id": said.pair_id, "data": data, "annotations": []})
-        result = {
-            "from_name": "preferred",
-            "to_name": "answer1,answer2",
-            "type": "pairwise",
-            "value": {"selected": _SIDES[said.preferred]},
-        }
-        task["annotations"].append(
-            {
-                "id": said.id,
-                "completed_by": {"email": said.rater},
-                "lead_time": said.seconds,
-                "result": [result],
-            }
-        )
-    return list(tasks.values())
-
-
-def _argilla(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    values = {"first": "response1", "second": "response2", "tie": "tie"}
-    records: dict[int, dict[str, Any]] = {}
-    for said in judgements:
-        if said.preferred not in values:
-            continue
-        fields = {"prompt": said.prompt, "response1": said.first.text, "response2": said.second.text}
-        record = records.setdefault(said.pair_id, {"fields": fields, "responses": {"preference": []}})
-        record["responses"]["preference"].append({"value": values[said.preferred], "user_id": said.rater})
-    return list(records.values())
-
-
 EXPORTS = {
     "comparisons": Export("all judgements that stand, with who, when and how long", ".jsonl", _comparisons),
     "preferences": Export("TRL's prompt, chosen, rejected; ties have no place in it", ".jsonl", _preferences),
@@ -266,14 +250,18 @@ EXPORTS = {
     "label-studio": Export(
         "Label Studio's pairwise tasks, without ties",
         ".json",
-        _label_studio,
+        label_studio_tasks,
         lambda row: len(row["annotations"]),
+        label_studio_settings,
+        ".xml",
     ),
     "argilla": Export(
         "Argilla's records with a question named preference",
         ".json",
-        _argilla,
+        argilla_records,
         lambda row: len(row["responses"]["preference"]),
+        argilla_settings,
+        ".settings.json",
     ),
 }
 """The formats by name."""

@@ -1,7 +1,7 @@
 """Argilla's exports, of its first and second version: records with fields and responses, nested or in flat columns."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from klimb.feedback.comparison import Comparison, Rating
@@ -9,6 +9,7 @@ from klimb.feedback.formats.choices import VERDICTS, Candidates, find_candidates
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
 from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join
+from klimb.lines import parse_json
 from klimb.text import Text, quote
 
 _COUNTED = (None, "", "submitted", "completed")
@@ -121,6 +122,8 @@ def _judgements(record: Fields, texts: Fields, answers: list[_Answer]) -> Judgem
     text = "" if single is None else completion(single, texts.get(single))
     if candidates is not None and candidates.before:
         prompt = join(prompt, candidates.before)
+    names = _names(record.look("metadata"))
+    answers = [replace(answer, rater=names.get(answer.rater, answer.rater)) for answer in answers]
     found: Judgements = []
     questions = {answer.question for answer in answers}
     understood: set[str] = set()
@@ -143,6 +146,16 @@ def _judgements(record: Fields, texts: Fields, answers: list[_Answer]) -> Judgem
             if said is not None:
                 understood.add(answer.question)
     return _named(record, found, answers, questions - understood)
+
+
+def _names(metadata: Any) -> dict[str, str]:
+    """Names of raters by the numbers that klimb's export gives them."""
+    raters = metadata.get("raters") if isinstance(metadata, dict) else None
+    try:
+        names = parse_json(raters) if isinstance(raters, str) else None
+    except (ValueError, RecursionError):
+        names = None
+    return {user: checked_rater(name) for user, name in names.items()} if isinstance(names, dict) else {}
 
 
 def _named(record: Fields, found: Judgements, answers: list[_Answer], left: set[str]) -> Judgements:

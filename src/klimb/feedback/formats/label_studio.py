@@ -23,6 +23,7 @@ def read_label_studio(fields: Fields) -> Judgements:
     for name in _ABOUT_TASKS.split():
         fields.get(name)
     data = fields.part("data")
+    data.get("prompt_text")  # klimb's export has the prompt a second time, as text to be shown
     candidates = _listed(data) or find_candidates(data, any_stem=True)
     single = None if candidates else data.first(*TEXTS)
     if candidates is None and single is None:
@@ -72,9 +73,11 @@ def _annotation(
         return []
     by = annotation.get("completed_by", "")
     by = by.get("email", by.get("id", "")) if isinstance(by, dict) else by
-    rater = checked_rater(by)
     found: Judgements = []
     for result in annotation.get("result") or []:
+        meta = result.get("meta")
+        named = meta.get("rater") if isinstance(meta, dict) else None  # as klimb exports it
+        rater = checked_rater(by) if named is None else checked_rater(named)
         kind, value = result.get("type"), result.get("value")
         reader = _KINDS.get(kind)
         if reader is None:
