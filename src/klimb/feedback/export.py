@@ -160,6 +160,11 @@ def export_store(store: "Store", form: str, file: Path, *, overwrite: bool = Fal
     return lines
 
 
+def export_content(store: "Store", form: str) -> bytes:
+    """What a store holds as a file's content, in one of `FORMS`."""
+    return export_records(store.records()) if form == STORE else export_judgements(store.judgements(), form)
+
+
 def export_records(records: Sequence[PairRecord]) -> bytes:
     """Write all that a store holds as a file's content, a pair a line, from which it can be made again."""
     return "".join(json.dumps(_record(one), ensure_ascii=False) + "\n" for one in records).encode()
@@ -264,7 +269,12 @@ EXPORTS = {
         ".settings.json",
     ),
 }
-"""The formats by name."""
+"""The formats of judgements by name."""
+FORMS = {
+    **{form: (export.says, export.suffix) for form, export in EXPORTS.items()},
+    STORE: ("all that is here; klimb feedback import makes the same store of it", ".jsonl"),
+}
+"""Of each format what it is, in a line, and the ending of its files."""
 
 
 def _decided(judgements: Sequence[Judgement]) -> Iterable[tuple[Judgement, str, str]]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from klimb.feedback.annotation_tools import plain_prompt
 from klimb.feedback.console import wins_by_model
-from klimb.feedback.export import EXPORTS
+from klimb.feedback.export import FORMS
 from klimb.feedback.pages import fill_page
 from klimb.feedback.records import Choice, Judgement
 from klimb.feedback.store import Store
@@ -91,7 +91,7 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
         said=[_as_row(judgement) for judgement in newest],
         page=page,
         num_pages=num_pages,
-        exports=EXPORTS,
+        exports=FORMS,
     )
 
 

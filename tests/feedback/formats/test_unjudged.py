@@ -131,3 +131,31 @@ def test_rows_that_nobody_judged_teach_nothing(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_feedback(file)
     assert (len(found.comparisons), found.num_skipped, found.pairs) == (1, 1, [])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"data": {"prompt": "p", "answer1": "a", "answer2": "b"}, "annotations": []},
+        {"fields": {"prompt": "p", "response1": "a", "response2": "b"}, "responses": {}},
+    ],
+)
+def test_what_nobody_annotated_in_another_tool_is_asked_about_here(store, write_jsonl, row):
+    report = import_files(store, [write_jsonl([row], "in.jsonl")])
+    assert (report.refused, report.feedback.num_skipped) == ([], 1)
+    assert asked(store) == [("p", "a", "b")]
+
+
+def test_what_was_cancelled_or_is_a_draft_is_not_asked_about(store, write_jsonl):
+    said = [{"result": [], "was_cancelled": True}]
+    rows = [
+        {"data": {"prompt": "p", "answer1": "a", "answer2": "b"}, "annotations": said},
+        {
+            "fields": {"prompt": "p", "response1": "a", "response2": "b"},
+            "responses": {"preference": [{"value": "response1", "user_id": "u", "status": "draft"}]},
+        },
+        UNJUDGED[0] | {"prompt": "q"},
+    ]
+    report = import_files(store, [write_jsonl(rows, "in.jsonl")])
+    assert report.feedback.num_skipped == 3
+    assert [prompt for prompt, _, _ in asked(store)] == ["q"]

@@ -7,6 +7,8 @@ from klimb.feedback.formats.choices import Candidate, Candidates, find_candidate
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
 from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join, number
+from klimb.feedback.formats.unjudged import pairs_of
+from klimb.feedback.records import PairRecord
 from klimb.text import Text, quote
 
 _ABOUT_TASKS = (
@@ -15,11 +17,14 @@ _ABOUT_TASKS = (
     "annotators"
 )
 
-Judgements = list[Comparison | Rating]
+Judgements = list[Comparison | Rating | PairRecord]
 
 
 def read_label_studio(fields: Fields) -> Judgements:
-    """A task: what stands in `data` is compared, each annotation that was not cancelled says how."""
+    """A task: what stands in `data` is compared, each annotation that was not cancelled says how.
+
+    A task without annotations is a pair to ask about.
+    """
     for name in _ABOUT_TASKS.split():
         fields.get(name)
     data = fields.part("data")
@@ -43,6 +48,8 @@ def read_label_studio(fields: Fields) -> Judgements:
         if not isinstance(annotation, dict):
             raise RefusedError(f"malformed: expected annotations that are objects, got {quote(annotation)}")
         found += _annotation(fields, annotation, candidates, prompt)
+    if not found and not fields.has("annotations") and len(candidates.texts) > 1:
+        return [*pairs_of(candidates, prompt)]
     return found
 
 
