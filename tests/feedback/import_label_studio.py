@@ -11,7 +11,11 @@ from pathlib import Path
 configuration, tasks, exported = map(Path, sys.argv[1:])
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "label_studio.core.settings.label_studio")
 os.environ["LABEL_STUDIO_BASE_DATA_DIR"] = str(exported.parent / "data")
-os.environ["COLLECT_ANALYTICS"] = os.environ["SENTRY_RATE"] = "0"
+os.environ |= {
+    "COLLECT_ANALYTICS": "0",
+    "LATEST_VERSION_CHECK": "0",
+    "SENTRY_DSN": "",
+}  # it tells nobody that it runs
 
 import label_studio  # noqa: E402
 
