@@ -173,16 +173,14 @@ def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | Feedbac
             case FeedbackImport():
                 from klimb.feedback.sources import import_files
 
-                options = {"min_gap": verb.min_gap, "pairs_per_text": verb.pairs_per_text, "seed": verb.seed}
+                options = {
+                    name: value for name, value in vars(verb).items() if name not in ("files", "store")
+                }
                 print("\n".join(import_files(store, verb.files, **options).lines()))  # noqa: T201
             case FeedbackExport():
-                from klimb.feedback.export import count_left_out, export_file
+                from klimb.feedback.export import export_store
 
-                judgements = store.judgements()
-                count = export_file(judgements, verb.form, verb.output)
-                left_out = count_left_out(judgements, verb.form)
-                more = f"; {left_out:,} of {len(judgements):,} judgements have no place in {verb.form}"
-                print(f"{verb.output}: {count:,} rows{more if left_out else ''}")  # noqa: T201
+                print("\n".join(export_store(store, verb.form, verb.output, overwrite=verb.overwrite)))  # noqa: T201
             case FeedbackShow():
                 from klimb.feedback.console import show_store
 

@@ -183,6 +183,10 @@ class FeedbackImport:
     seed: int = 0
     """Decides which."""
 
+    unjudged: bool = False
+    """The rows hold completions that nobody has judged, in columns such as left and right or in a list whose order says
+    nothing: every two of a row become a pair to ask about."""
+
 
 @dataclass(frozen=True)
 class FeedbackExport:
@@ -192,10 +196,16 @@ class FeedbackExport:
     """A SQLite file, or a postgresql:// URL."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """The file to write; .parquet, or no ending for a folder of datasets, where the form has rows."""
+    """The file to write; .csv, .parquet, or no ending for a folder of datasets, where the form has rows."""
 
-    form: Literal["preferences", "comparisons", "transcripts", "label-studio", "argilla"] = "preferences"
-    """TRL's preferences; all that was said; Anthropic's transcripts; or another tool's export."""
+    form: Literal["preferences", "comparisons", "transcripts", "label-studio", "argilla", "store"] = (
+        "preferences"
+    )
+    """TRL's preferences; all judgements that stand; Anthropic's transcripts; another tool's export; or the whole store,
+    from which `klimb feedback import` makes the same one."""
+
+    overwrite: bool = False
+    """Replace the file, or folder of datasets, that is there already."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from klimb.feedback.records import Candidate
 from klimb.feedback.server import ServeOptions, create_app
 from klimb.feedback.store import Store
 
+collect_ignore = ["import_argilla.py", "import_label_studio.py"]  # run in environments of their own
+
 
 def _programs():
     """The folder of PostgreSQL's own programs, which Debian keeps off the path."""

@@ -69,6 +69,7 @@ def test_all_that_was_said_is_in_the_comparisons():
     assert row == {
         "prompt": "p", "left": "a7", "right": "b7 ü", "preferred": "both_bad", "rater": "ann", "shown_left": "right",
         "seconds": 2.5, "note": "why", "judged_at": 1.5, "left_source": '{"model": "m"}', "right_source": "{}",
+        "key": "",
     }  # fmt: skip
 
 
@@ -86,9 +87,9 @@ def test_several_raters_of_a_pair_share_a_task(tmp_path):
 
 def test_a_name_of_another_kind_is_refused(tmp_path):
     with pytest.raises(
-        DataError, match=r"preferences goes into a file that ends in \.jsonl, \.parquet, or no ending"
+        DataError, match=r"preferences goes into a file that ends in \.jsonl, \.csv, \.parquet, or no ending"
     ):
-        export_file(all_of("p"), "preferences", tmp_path / "out.csv")
+        export_file(all_of("p"), "preferences", tmp_path / "out.txt")
     with pytest.raises(DataError, match=r"argilla goes into a file that ends in \.json$"):
         export_file(all_of("p"), "argilla", tmp_path / "out.jsonl")
 

@@ -2,7 +2,7 @@
 
 import json
 
-from klimb.feedback.export import EXPORTS
+from klimb.feedback.export import FORMS
 from klimb.feedback.records import Candidate
 
 MODEL = "a-model-that-nobody-may-see"
@@ -65,17 +65,14 @@ def test_exports_are_attachments_in_each_form(store, visit, said):
     client = visit(store)
     question = client.get("/api/next").json()["question"]
     client.post("/api/judgements", json=said(question))
-    for form, export in EXPORTS.items():
+    for form, (_, suffix) in FORMS.items():
         answer = client.get(f"/export/{form}")
         assert answer.status_code == 200
-        name = f'attachment; filename="klimb-{form}{export.suffix}"'
+        name = f'attachment; filename="klimb-{form}{suffix}"'
         assert answer.headers["content-disposition"] == name
         text = answer.text
-        rows = (
-            [json.loads(line) for line in text.splitlines()]
-            if export.suffix == ".jsonl"
-            else json.loads(text)
-        )
-        assert len(rows) == 1
+        rows = [json.loads(line) for line in text.splitlines()] if suffix == ".jsonl" else json.loads(text)
+        assert len(rows) == (6 if form == "store" else 1)
         assert "prompt 0" in text
+        assert f'<a href="/export/{form}" download>{form}{suffix}</a>' in client.get("/results").text
     assert client.get("/export/nothing").status_code == 404

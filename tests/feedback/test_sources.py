@@ -73,7 +73,12 @@ def test_an_import_says_what_became_of_each_row(store, tmp_path, write_jsonl):
         {"nothing": "known"},
     ]
     report = import_files(store, [write_jsonl(rows, "in.jsonl")])
-    assert (report.num_rows, report.num_skipped, report.num_comparisons, report.num_new) == (6, 1, 5, 4)
+    assert (
+        report.feedback.num_rows,
+        report.feedback.num_skipped,
+        report.num_comparisons,
+        report.num_new,
+    ) == (6, 1, 5, 4)
     places = [place.rsplit(":", 1)[1] for place, _ in report.refused]
     assert places == ["3", "6", "2"]
     lines = "\n".join(report.lines())
@@ -106,7 +111,7 @@ def test_where_something_fails_nothing_is_imported(store, write_jsonl, monkeypat
             raise KeyboardInterrupt
         return insert(*arguments)
 
-    from klimb.feedback import store as module
+    from klimb.feedback import transfer as module
 
     insert = module.insert_judgement
     monkeypatch.setattr(module, "insert_judgement", fails)

@@ -2,17 +2,33 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from klimb.errors import DataError
+from klimb.feedback.annotation_tools import (
+    SIDES,
+    argilla_records,
+    argilla_settings,
+    label_studio_settings,
+    label_studio_tasks,
+)
 from klimb.feedback.formats import ASSISTANT, HUMAN, SYSTEM
-from klimb.feedback.records import Judgement
-from klimb.files import whole_folder, write_file
-from klimb.text import Message, Text, cut
+from klimb.feedback.formats.own import MARK, VERSION
+from klimb.feedback.records import Judgement, PairRecord
+from klimb.feedback.tables import write_csv, write_dataset, write_parquet
+from klimb.files import write_file
+from klimb.text import Message, Text
 
-_SIDES = {"first": "left", "second": "right"}
+if TYPE_CHECKING:
+    from klimb.feedback.store import Store
+
+STORE = "store"
+"""The form that holds all of a store: `export_records`."""
+_TABLES = (".csv", ".parquet", "")
+_UNFIT = "preferences whose prompt or texts it cannot hold"
+_KINDS = {"tie": "ties", "both_bad": "of both bad", "skip": "skips", "first": _UNFIT, "second": _UNFIT}
 _MARKS = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}  # of a transcript's turns
 
 
@@ -25,18 +41,30 @@ class Export:
         suffix: Ending of its files.
         rows: Makes its rows.
         judgements_in: How many judgements a row holds.
+        settings: Makes the settings of a project that takes the rows, which stand in a file of their own.
+        settings_suffix: Ending of that file.
     """
 
     says: str
     suffix: str
     rows: Callable[[Sequence[Judgement]], list[dict[str, Any]]]
     judgements_in: Callable[[dict[str, Any]], int] = lambda _: 1
+    settings: Callable[[Sequence[Judgement]], str] | None = None
+    settings_suffix: str = ""
 
 
 def count_left_out(judgements: Sequence[Judgement], form: str) -> int:
     """How many judgements a form has no place for."""
     export = EXPORTS[form]
     return len(judgements) - sum(map(export.judgements_in, export.rows(judgements)))
+
+
+def words_of_left_out(judgements: Sequence[Judgement], form: str) -> str:
+    """How many judgements of each kind a form has no place for; "" where it has one for all."""
+    kinds = {kind: [said for said in judgements if said.preferred == kind] for kind in _KINDS}
+    counts = {kind: count_left_out(some, form) for kind, some in kinds.items()}
+    counts["second"] += counts.pop("first")
+    return ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in counts.items() if count)
 
 
 def export_judgements(judgements: Sequence[Judgement], form: str) -> bytes:
@@ -47,20 +75,22 @@ def export_judgements(judgements: Sequence[Judgement], form: str) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> int:
+def export_file(judgements: Sequence[Judgement], form: str, file: Path, *, overwrite: bool = False) -> int:
     """Write judgements to a file, whole or not at all.
 
     Args:
         judgements: What to write.
         form: One of `EXPORTS`.
-        file: Named by the form's ending; `preferences` and `comparisons` may also be .parquet, or a folder (a name
-            without an ending) that `datasets.load_from_disk` opens.
+        file: Named by the form's ending; forms of rows may also be .csv, .parquet, or a folder (a name without an
+            ending) that `datasets.load_from_disk` opens.
+        overwrite: Whether a file, or folder of `datasets`, that is there already is replaced.
 
     Returns:
         How many rows were written.
 
     Raises:
-        DataError: The name has another ending, there is nothing to write, or a table cannot hold it.
+        DataError: The name has another ending or is there already, there is nothing to write, or a table cannot hold
+            it.
     """
     export = EXPORTS[form]
     rows = export.rows(judgements)
@@ -69,16 +99,96 @@ def export_file(judgements: Sequence[Judgement], form: str, file: Path) -> int:
             f"{file}: none of {len(judgements)} judgements can be written as {form}: {export.says}"
         )
     suffix = file.suffix.lower()
+    if suffix != export.suffix and not (suffix in _TABLES and export.suffix == ".jsonl"):
+        more = ", .csv, .parquet, or no ending for a folder of datasets" if export.suffix == ".jsonl" else ""
+        raise DataError(f"{file}: {form} goes into a file that ends in {export.suffix}{more}")
+    _require_free(file, overwrite=overwrite)
+    if export.settings is not None:
+        settings = settings_file(form, file)
+        _require_free(settings, overwrite=overwrite)
+        write_file(settings, export.settings(judgements))
     if suffix == export.suffix:
         write_file(file, export_judgements(judgements, form))
-    elif suffix == ".parquet" and export.suffix == ".jsonl":
-        _write_parquet(rows, file)
-    elif not suffix and export.suffix == ".jsonl":
-        _write_dataset(rows, file)
+    elif suffix == ".parquet":
+        write_parquet(rows, file)
+    elif suffix == ".csv":
+        write_csv(rows, file)
     else:
-        more = ", .parquet, or no ending for a folder of datasets" if export.suffix == ".jsonl" else ""
-        raise DataError(f"{file}: {form} goes into a file that ends in {export.suffix}{more}")
+        write_dataset(rows, file, replaces=overwrite)
     return len(rows)
+
+
+def settings_file(form: str, file: Path) -> Path:
+    """The file, beside that of an export, with the settings of a project that takes it."""
+    return file.with_suffix(EXPORTS[form].settings_suffix)
+
+
+def export_store(store: "Store", form: str, file: Path, *, overwrite: bool = False) -> list[str]:
+    """Write what a store holds to a file, and return for a person what was written and what was left out.
+
+    Args:
+        store: What to write.
+        form: One of `EXPORTS`, or `STORE`.
+        file: Named as `export_file` says; of the form `STORE` a .jsonl file.
+        overwrite: Whether a file that is there already is replaced.
+
+    Raises:
+        DataError: As `export_file`.
+        StoreError: The store cannot be read.
+    """
+    records = store.records()
+    num_unjudged = sum(not any(said.withdrawn_at is None for said in one.judgements) for one in records)
+    if form == STORE:
+        if file.suffix.lower() != ".jsonl":
+            raise DataError(f"{file}: {form} goes into a file that ends in .jsonl")
+        if not records:
+            raise DataError(f"{file}: {store.where} has no pairs to write")
+        _require_free(file, overwrite=overwrite)
+        write_file(file, export_records(records))
+        num_judgements = sum(len(one.judgements) for one in records)
+        return [
+            f"{file}: {len(records):,} pairs with {num_judgements:,} judgements: all that {store.where} holds"
+        ]
+    judgements = store.judgements()
+    lines = [f"{file}: {export_file(judgements, form, file, overwrite=overwrite):,} rows"]
+    if EXPORTS[form].settings is not None:
+        lines.append(f"{settings_file(form, file)}: the settings of a project that takes them")
+    if left_out := words_of_left_out(judgements, form):
+        lines.append(f"left out, as {form} has no place for it: {left_out}")
+    if num_unjudged:
+        lines.append(f"left out: {num_unjudged:,} pairs without a judgement; --form {STORE} has them")
+    return lines
+
+
+def export_content(store: "Store", form: str) -> bytes:
+    """What a store holds as a file's content, in one of `FORMS`."""
+    return export_records(store.records()) if form == STORE else export_judgements(store.judgements(), form)
+
+
+def export_records(records: Sequence[PairRecord]) -> bytes:
+    """Write all that a store holds as a file's content, a pair a line, from which it can be made again."""
+    return "".join(json.dumps(_record(one), ensure_ascii=False) + "\n" for one in records).encode()
+
+
+def _record(record: PairRecord) -> dict[str, Any]:
+    sides = zip((record.first, record.second), record.numbers, strict=True)
+    first, second = ({"text": one.text, "source": one.source, "number": number} for one, number in sides)
+    return {
+        MARK: VERSION,
+        "prompt": record.prompt,
+        "first": first,
+        "second": second,
+        "priority": record.priority,
+        "judgements": [asdict(said) for said in record.judgements],
+        "assigned": [{"rater": rater, "assigned_at": at} for rater, at in record.assigned],
+    }
+
+
+def _require_free(file: Path, *, overwrite: bool) -> None:
+    if file.exists() and not overwrite:
+        raise DataError(f"{file}: exists already; choose another name, or add --overwrite to replace it")
+    if not file.parent.is_dir():
+        raise DataError(f"{file}: there is no folder {file.parent}; make it first")
 
 
 def _comparisons(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -87,12 +197,13 @@ def _comparisons(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
             "prompt": said.prompt,
             "left": said.first.text,
             "right": said.second.text,
-            "preferred": _SIDES.get(said.preferred, said.preferred),
+            "preferred": SIDES.get(said.preferred, said.preferred),
             "rater": said.rater,
-            "shown_left": _SIDES.get(said.shown_left, ""),
+            "shown_left": SIDES.get(said.shown_left, ""),
             "seconds": said.seconds,
             "note": said.note,
             "judged_at": said.judged_at,
+            "key": said.key,
             "left_source": json.dumps(said.first.source, ensure_ascii=False),
             "right_source": json.dumps(said.second.source, ensure_ascii=False),
         }
@@ -135,45 +246,8 @@ def _transcript(prompt: Text) -> str | None:
     return "".join(f"{_MARKS[turn['role']]} {turn['content']}" for turn in turns)
 
 
-def _label_studio(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Its pairwise tasks know left and right alone."""
-    tasks: dict[int, dict[str, Any]] = {}
-    for said in judgements:
-        if said.preferred not in _SIDES:
-            continue
-        data = {"prompt": said.prompt, "answer1": said.first.text, "answer2": said.second.text}
-        task = tasks.setdefault(said.pair_id, {"id": said.pair_id, "data": data, "annotations": []})
-        result = {
-            "from_name": "preferred",
-            "to_name": "answer1,answer2",
-            "type": "pairwise",
-            "value": {"selected": _SIDES[said.preferred]},
-        }
-        task["annotations"].append(
-            {
-                "id": said.id,
-                "completed_by": {"email": said.rater},
-                "lead_time": said.seconds,
-                "result": [result],
-            }
-        )
-    return list(tasks.values())
-
-
-def _argilla(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    values = {"first": "response1", "second": "response2", "tie": "tie"}
-    records: dict[int, dict[str, Any]] = {}
-    for said in judgements:
-        if said.preferred not in values:
-            continue
-        fields = {"prompt": said.prompt, "response1": said.first.text, "response2": said.second.text}
-        record = records.setdefault(said.pair_id, {"fields": fields, "responses": {"preference": []}})
-        record["responses"]["preference"].append({"value": values[said.preferred], "user_id": said.rater})
-    return list(records.values())
-
-
 EXPORTS = {
-    "comparisons": Export("all that was said, with who, when and how long", ".jsonl", _comparisons),
+    "comparisons": Export("all judgements that stand, with who, when and how long", ".jsonl", _comparisons),
     "preferences": Export("TRL's prompt, chosen, rejected; ties have no place in it", ".jsonl", _preferences),
     "transcripts": Export(
         "Anthropic's chosen and rejected transcripts, without ties", ".jsonl", _transcripts
@@ -181,17 +255,26 @@ EXPORTS = {
     "label-studio": Export(
         "Label Studio's pairwise tasks, without ties",
         ".json",
-        _label_studio,
+        label_studio_tasks,
         lambda row: len(row["annotations"]),
+        label_studio_settings,
+        ".xml",
     ),
     "argilla": Export(
         "Argilla's records with a question named preference",
         ".json",
-        _argilla,
+        argilla_records,
         lambda row: len(row["responses"]["preference"]),
+        argilla_settings,
+        ".settings.json",
     ),
 }
-"""The formats by name."""
+"""The formats of judgements by name."""
+FORMS = {
+    **{form: (export.says, export.suffix) for form, export in EXPORTS.items()},
+    STORE: ("all that is here; klimb feedback import makes the same store of it", ".jsonl"),
+}
+"""Of each format what it is, in a line, and the ending of its files."""
 
 
 def _decided(judgements: Sequence[Judgement]) -> Iterable[tuple[Judgement, str, str]]:
@@ -201,62 +284,3 @@ def _decided(judgements: Sequence[Judgement]) -> Iterable[tuple[Judgement, str, 
             yield said, said.first.text, said.second.text
         elif said.preferred == "second":
             yield said, said.second.text, said.first.text
-
-
-def _table(rows: list[dict[str, Any]], file: Path) -> Any:
-    """The rows as a table, each of whose columns has values of one kind.
-
-    Raises:
-        DataError: They have not.
-    """
-    import pyarrow
-
-    for column in ("prompt", "chosen", "rejected"):
-        texts = sum(isinstance(row.get(column), str) for row in rows)
-        chats = sum(isinstance(row.get(column), list) for row in rows)
-        if texts and chats:
-            raise DataError(
-                f"{file}: of {len(rows):,} rows {texts:,} have a {column} that is plain text and {chats:,} one of chat "
-                "messages, which a table cannot hold in one column: export to a .jsonl file"
-            )
-    try:
-        return pyarrow.Table.from_pylist(rows)
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{file}: messages with values of several kinds, which a table cannot hold in one column: export to a "
-            f".jsonl file ({cut(str(error))})"
-        ) from error
-
-
-def _write_parquet(rows: list[dict[str, Any]], file: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(_table(rows, file), sink)
-    write_file(file, sink.getvalue().to_pybytes())
-
-
-def _write_dataset(rows: list[dict[str, Any]], folder: Path) -> None:
-    """As `datasets.Dataset.save_to_disk` does: an Arrow stream, and two small files about it."""
-    import pyarrow
-    import pyarrow.ipc
-
-    if folder.exists():
-        raise DataError(f"{folder}: exists already; choose another name")
-    table = _table(rows, folder)
-    name = "data-00000-of-00001.arrow"
-    state = {
-        "_data_files": [{"filename": name}],
-        "_fingerprint": "klimb",
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    with whole_folder(folder) as unfinished:
-        with pyarrow.ipc.new_stream(str(unfinished / name), table.schema) as stream:
-            stream.write_table(table)
-        (unfinished / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        (unfinished / "dataset_info.json").write_text("{}\n", encoding="utf-8")

@@ -40,8 +40,14 @@ def said_before(connection: Connection, answer: Answer) -> str | None:
     return connection.scalar(query)
 
 
-def insert_judgement(connection: Connection, answer: Answer) -> int:
-    """Write a judgement and return its number."""
+def insert_judgement(
+    connection: Connection,
+    answer: Answer,
+    *,
+    judged_at: float | None = None,
+    withdrawn_at: float | None = None,
+) -> int:
+    """Write a judgement, made now unless it says when, and return its number."""
     values = {
         "pair_id": answer.pair_id,
         "rater": answer.rater,
@@ -49,11 +55,13 @@ def insert_judgement(connection: Connection, answer: Answer) -> int:
         "shown_left": answer.shown_left,
         "seconds": answer.seconds,
         "note": answer.note.replace("\0", ""),
-        "judged_at": time.time(),
+        "judged_at": time.time() if judged_at is None else judged_at,
         "key": answer.key,
+        "withdrawn_at": withdrawn_at,
     }
     number = connection.execute(insert(judgements).values(values).returning(judgements.c.id)).scalar_one()
-    count_opinion(connection, answer.pair_id, answer.preferred, 1)
+    if withdrawn_at is None:
+        count_opinion(connection, answer.pair_id, answer.preferred, 1)
     return number
 
 
@@ -82,32 +90,48 @@ def forget_assignment(connection: Connection, pair_id: int, rater: str) -> None:
     )
 
 
-def pair_ids(connection: Connection, rows: Sequence[Pair]) -> list[tuple[int, bool]]:
-    """Number of each pair, made where it is new, and whether its completions stand the other way round."""
+def pair_ids(
+    connection: Connection, rows: Sequence[Pair], *, keep_order: bool = False
+) -> list[tuple[int, bool]]:
+    """Number of each pair, made where it is new, and whether its completions stand the other way round.
+
+    Args:
+        connection: To the store.
+        rows: The pairs.
+        keep_order: Whether new pairs are numbered in the order given, rather than in that of their completions.
+    """
     for number, (_, first, second) in enumerate(rows, start=1):
         if first.text == second.text:
             raise ArgumentError(f"pair {number}: its two completions are the same text, {first.text[:60]!r}")
-    prompt_digests = [digest_of(prompt) for prompt, _, _ in rows]
+    known = completion_ids(
+        connection, [(prompt, candidate) for prompt, *candidates in rows for candidate in candidates]
+    )
+    ends = list(zip(known[::2], known[1::2], strict=True))
+    ordered = [(min(pair), max(pair)) for pair in ends]
+    unique = list(dict.fromkeys(ordered))
+    numbers = _number_pairs(connection, unique if keep_order else sorted(unique))
+    return [(numbers[pair], pair != end) for pair, end in zip(ordered, ends, strict=True)]
+
+
+def completion_ids(connection: Connection, rows: Sequence[tuple[Text, Candidate]]) -> list[int]:
+    """Number of each completion of a prompt, made in this order where it is new."""
+    prompt_digests = [digest_of(prompt) for prompt, _ in rows]
     known_prompts = _ids_of(
         connection,
         prompts,
         {digest: {"text": as_json(row[0])} for digest, row in zip(prompt_digests, rows, strict=True)},
     )
     new: dict[str, dict[str, Any]] = {}
-    digests: list[list[str]] = []
-    for prompt_digest, (_, *candidates) in zip(prompt_digests, rows, strict=True):
-        digests.append([digest_of(prompt_digest, c.text, c.source) for c in candidates])
-        for digest, candidate in zip(digests[-1], candidates, strict=True):
-            new[digest] = {
-                "prompt_id": known_prompts[prompt_digest],
-                "text": as_json(candidate.text),
-                "source": as_json(candidate.source),
-            }
+    digests: list[str] = []
+    for prompt_digest, (_, candidate) in zip(prompt_digests, rows, strict=True):
+        digests.append(digest_of(prompt_digest, candidate.text, candidate.source))
+        new[digests[-1]] = {
+            "prompt_id": known_prompts[prompt_digest],
+            "text": as_json(candidate.text),
+            "source": as_json(candidate.source),
+        }
     known = _ids_of(connection, completions, new)
-    ends = [(known[first], known[second]) for first, second in digests]
-    ordered = [(min(pair), max(pair)) for pair in ends]
-    numbers = _number_pairs(connection, sorted(set(ordered)))
-    return [(numbers[pair], pair != end) for pair, end in zip(ordered, ends, strict=True)]
+    return [known[digest] for digest in digests]
 
 
 def _number_pairs(connection: Connection, ends: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
@@ -188,6 +212,7 @@ def as_judgement(row: Any) -> Judgement:
         seconds=row.seconds,
         note=row.note,
         judged_at=row.judged_at,
+        key=row.key,
     )
 
 

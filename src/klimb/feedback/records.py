@@ -81,6 +81,7 @@ class Judgement:
         seconds: How long it took.
         note: What the rater added.
         judged_at: When, in seconds since 1970, UTC.
+        key: Under which it was sent.
     """
 
     id: int
@@ -94,6 +95,78 @@ class Judgement:
     seconds: float | None
     note: str
     judged_at: float
+    key: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class JudgementRecord:
+    """A judgement with all that a store keeps of it, to be brought into another store.
+
+    Attributes:
+        rater: Who said it; "" where that is not known.
+        preferred: What was said.
+        key: Under which it was sent; "" where it has none yet.
+        shown_left: Which completion was shown left; "" where that is not known.
+        seconds: How long it took.
+        note: What the rater added.
+        judged_at: When, in seconds since 1970, UTC; None where that is not known.
+        withdrawn_at: When it was taken back; None where it stands.
+        number: Its place among the judgements of its store, lowest first.
+    """
+
+    rater: str
+    preferred: Choice
+    key: str = ""
+    shown_left: Side = ""
+    seconds: float | None = None
+    note: str = ""
+    judged_at: float | None = None
+    withdrawn_at: float | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """A pair with all that a store keeps of it, to be brought into another store.
+
+    Attributes:
+        prompt: What both completions answer.
+        first: One completion.
+        second: The other.
+        judgements: All that was said of it, what was taken back included.
+        priority: It is asked about first where this is higher.
+        assigned: Who is being asked about it, and since when, in seconds since 1970, UTC.
+        numbers: Places of the two among the completions of their store.
+        place: File and line that it was read from, for messages.
+    """
+
+    prompt: Text
+    first: Candidate
+    second: Candidate
+    judgements: tuple[JudgementRecord, ...] = ()
+    priority: float = 0.0
+    assigned: tuple[tuple[str, float], ...] = ()
+    numbers: tuple[int, int] = (0, 0)
+    place: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a store took of feedback from elsewhere.
+
+    Attributes:
+        num_comparisons: Comparisons that are new.
+        num_pairs: Pairs that are new.
+        num_judgements: Judgements of klimb's own that are new.
+        num_withdrawn: Judgements that it had and that were taken back since.
+        refused: Place and reason of what goes against what the same rater said before.
+    """
+
+    num_comparisons: int = 0
+    num_pairs: int = 0
+    num_judgements: int = 0
+    num_withdrawn: int = 0
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from klimb.feedback.annotation_tools import plain_prompt
 from klimb.feedback.console import wins_by_model
-from klimb.feedback.export import EXPORTS
+from klimb.feedback.export import FORMS
 from klimb.feedback.pages import fill_page
 from klimb.feedback.raters import account_for, opinions_of
 from klimb.feedback.records import Choice, Judgement
 from klimb.feedback.store import Store
-from klimb.text import Text
 
 _PER_PAGE = 50
 _SAYS: dict[Choice, str] = {"tie": "tie", "both_bad": "both bad", "skip": "skipped"}
@@ -92,7 +92,7 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
         said=[_as_row(judgement) for judgement in newest],
         page=page,
         num_pages=num_pages,
-        exports=EXPORTS,
+        exports=FORMS,
     )
 
 
@@ -115,15 +115,9 @@ def _as_row(said: Judgement) -> Said:
         number=said.id,
         judged_at=datetime.fromtimestamp(said.judged_at, UTC).strftime("%Y-%m-%d %H:%M"),
         rater=said.rater,
-        prompt=_plain(said.prompt),
+        prompt=plain_prompt(said.prompt),
         sides=sides,
         neither=_SAYS.get(said.preferred, ""),
         seconds=said.seconds,
         note=said.note,
     )
-
-
-def _plain(prompt: Text) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from klimb.errors import AlreadyJudgedError, ConfigError, StoreError
 from klimb.feedback.blind import left_of, mark_of, show_question
 from klimb.feedback.closing import closing_when
-from klimb.feedback.export import EXPORTS, export_judgements
+from klimb.feedback.export import FORMS, export_content
 from klimb.feedback.guard import Guard, refuse, set_cookie
 from klimb.feedback.markdown import show_markdown
 from klimb.feedback.pages import ASSETS, read_page
@@ -164,12 +164,12 @@ class _Desk:
 
     def export(self, form: str) -> Response:
         """All that was said, as a file."""
-        if form not in EXPORTS:
-            raise HTTPException(404, f"there is no export {form!r}; there are {', '.join(EXPORTS)}")
-        suffix = EXPORTS[form].suffix
+        if form not in FORMS:
+            raise HTTPException(404, f"there is no export {form!r}; there are {', '.join(FORMS)}")
+        _, suffix = FORMS[form]
         media_type = "application/json" if suffix == ".json" else "application/jsonl"
         attached = {"Content-Disposition": f'attachment; filename="klimb-{form}{suffix}"'}
-        content = export_judgements(self._store.judgements(), form)
+        content = export_content(self._store, form)
         return Response(content, media_type=media_type, headers=attached)
 
     @property

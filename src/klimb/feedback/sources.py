@@ -1,13 +1,14 @@
 """Feedback from wherever it is: files of many formats, and stores; and its import into a store."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klimb.errors import DataError
 from klimb.feedback.formats import Feedback, read_feedback
 from klimb.feedback.pairs import compare_ratings
+from klimb.feedback.records import Added
 from klimb.text import printable, redact
 
 if TYPE_CHECKING:
@@ -28,31 +29,65 @@ class ImportReport:
     """What became of the rows of some files.
 
     Attributes:
-        num_rows: Rows that were read.
-        num_skipped: Rows in which nobody had said anything.
-        num_comparisons: Comparisons that they made; a ranking or ratings make several.
-        num_new: Of them, those that the store did not have.
-        refused: Place and reason of each that could not be used.
-        notes: What the rows have that was not used: columns, and answers that do not count.
+        feedback: What was read.
+        num_comparisons: Comparisons that it makes; a ranking or ratings make several.
+        added: What the store did not have.
+        where: The store.
     """
 
-    num_rows: int
-    num_skipped: int
+    feedback: Feedback
     num_comparisons: int
-    num_new: int
-    refused: list[tuple[str, str]]
-    notes: list[str] = field(default_factory=list)
+    added: Added
+    where: str = "feedback.db"
+
+    @property
+    def num_new(self) -> int:
+        """Comparisons and judgements that the store did not have."""
+        return self.added.num_comparisons + self.added.num_judgements
+
+    @property
+    def refused(self) -> list[tuple[str, str]]:
+        """Place and reason of each that could not be used."""
+        return [*self.feedback.refused, *self.added.refused]
 
     def lines(self) -> list[str]:
         """For a person."""
+        read, added, refused = self.feedback, self.added, self.refused
         lines = [
-            f"{self.num_rows:,} rows read, {self.num_skipped:,} without a judgement, {len(self.refused):,} refused",
-            f"{self.num_comparisons:,} comparisons, {self.num_new:,} of them new",
+            f"{read.num_rows:,} rows read, {read.num_skipped:,} without a judgement, {len(refused):,} refused"
         ]
-        lines += self.notes
-        lines += [printable(f"  refused {place}: {reason}") for place, reason in self.refused[:_SHOWN]]
-        if len(self.refused) > _SHOWN:
-            lines.append(f"  … and {len(self.refused) - _SHOWN:,} more")
+        if self.num_comparisons or not read.pairs:
+            lines.append(f"{self.num_comparisons:,} comparisons, {added.num_comparisons:,} of them new")
+        if read.pairs:
+            lines += self._lines_of_pairs()
+        if not any((self.num_new, added.num_pairs, added.num_withdrawn)):
+            lines.append("nothing was added: the store has all of it already")
+        if read.num_ranked:
+            lines.append(
+                f"{read.num_ranked:,} rows were read as rankings, best first; where their order says nothing, "
+                "import them with --unjudged"
+            )
+        lines += read.notes
+        lines += [printable(f"  refused {place}: {reason}") for place, reason in refused[:_SHOWN]]
+        if len(refused) > _SHOWN:
+            lines.append(f"  … and {len(refused) - _SHOWN:,} more")
+        return lines
+
+    def _lines_of_pairs(self) -> list[str]:
+        records, added = self.feedback.pairs, self.added
+        num_judgements = sum(len(record.judgements) for record in records)
+        lines = [f"{len(records):,} pairs, {added.num_pairs:,} of them new"] if num_judgements == 0 else []
+        if num_judgements:
+            taken_back = f", {added.num_withdrawn:,} taken back since" if added.num_withdrawn else ""
+            lines.append(
+                f"klimb's own: {num_judgements:,} judgements, {added.num_judgements:,} of them new{taken_back}; "
+                f"{added.num_pairs:,} new pairs"
+            )
+        num_unjudged = sum(not record.judgements for record in records)
+        if num_unjudged:
+            lines.append(
+                f"{num_unjudged:,} pairs have no judgement here: klimb label --store {self.where} asks about them"
+            )
         return lines
 
 
@@ -82,7 +117,13 @@ def read_sources(sources: Sequence[str | Path]) -> Feedback:
 
 
 def import_files(
-    store: "Store", files: Iterable[Path], *, min_gap: float = 0.0, pairs_per_text: int = 10, seed: int = 0
+    store: "Store",
+    files: Iterable[Path],
+    *,
+    min_gap: float = 0.0,
+    pairs_per_text: int = 10,
+    seed: int = 0,
+    unjudged: bool = False,
 ) -> ImportReport:
     """Bring files of feedback into a store, all in one go or, where something fails, nothing.
 
@@ -92,18 +133,16 @@ def import_files(
         min_gap: Least difference of two mean ratings that counts as a preference.
         pairs_per_text: How many others a rated text without a prompt is paired with.
         seed: Decides which.
+        unjudged: Whether the files hold completions that nobody has judged, every two of a row a pair to ask about.
 
     Raises:
         DataError: A file cannot be read, or none of its rows can be used.
         StoreError: The store cannot be written.
     """
-    feedback = read_feedback(*files)
+    feedback = read_feedback(*files, keep_pairs=True, unjudged=unjudged)
     comparisons = [*feedback.comparisons, *compare_ratings(feedback.ratings, min_gap, pairs_per_text, seed)]
-    num_new, contradictions = store.add_comparisons(comparisons)
-    refused = [*feedback.refused, *contradictions]
-    return ImportReport(
-        feedback.num_rows, feedback.num_skipped, len(comparisons), num_new, refused, feedback.notes
-    )
+    added = store.add_feedback(comparisons, feedback.pairs)
+    return ImportReport(feedback, len(comparisons), added, store.where)
 
 
 def _why_nothing(found: Feedback) -> str:

@@ -5,6 +5,7 @@ A judgement is on the disk before it is acknowledged. Nothing is deleted: one th
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,28 +26,28 @@ from klimb.feedback.queries import (
     as_question,
     count_opinion,
     count_rows,
-    digest_of,
     find_question,
     forget_assignment,
     insert_judgement,
     judgement_of_key,
     median_of,
     pair_ids,
-    said_before,
     select_questions,
 )
 from klimb.feedback.records import (
+    Added,
     Agreement,
     Answer,
-    Candidate,
     Choice,
     Judgement,
+    PairRecord,
     Progress,
     Question,
     RaterSummary,
     Side,
 )
 from klimb.feedback.schema import assignments, judgements, pairs
+from klimb.feedback.transfer import add_comparisons, add_records, read_records
 
 _ASSIGNED_FOR = 900.0  # seconds for which nobody else is asked what one rater is being asked
 _LAST = 50  # judgements of a rater that its pace is taken from
@@ -327,41 +328,31 @@ class Store:
             )
         return found
 
-    def add_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[int, list[tuple[str, str]]]:
-        """Add comparisons that were made elsewhere, all in one go.
+    def records(self) -> list[PairRecord]:
+        """Return all that the store holds, pair by pair, for `add_feedback` of another store."""
+        with self._database.reading() as connection:
+            return read_records(connection)
 
-        The same comparison twice counts once, except where nobody knows whose they are.
+    def add_feedback(self, comparisons: Sequence[Comparison], records: Sequence[PairRecord] = ()) -> Added:
+        """Add what was said elsewhere, all in one go.
+
+        What the store has already is left as it is. The same comparison twice counts once, except where nobody knows
+        whose they are.
+
+        Args:
+            comparisons: Judgements from other tools.
+            records: Pairs of klimb's own, with what was said of them, if anything.
+        """
+        with self._database.writing() as connection:
+            added = add_records(connection, records)
+            num_new, refused = add_comparisons(connection, comparisons)
+        return replace(added, num_comparisons=num_new, refused=(*added.refused, *refused))
+
+    def add_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[int, list[tuple[str, str]]]:
+        """Add comparisons as `add_feedback` does.
 
         Returns:
             How many are new, and place and reason of those that go against what the same rater said before.
         """
-        refused: list[tuple[str, str]] = []
-        num_new = 0
-        with self._database.writing() as connection:
-            rows = [(item.prompt, Candidate(item.left), Candidate(item.right)) for item in comparisons]
-            times: dict[str, int] = {}
-            for item, (pair_id, is_swapped) in zip(comparisons, pair_ids(connection, rows), strict=True):
-                answer = _imported(item, pair_id, is_swapped, times)
-                if judgement_of_key(connection, answer) is not None:
-                    continue
-                if said := said_before(connection, answer):
-                    if said != answer.preferred:
-                        reason = f"{item.rater} has said otherwise of these two before"
-                        refused.append((item.place, reason))
-                    continue
-                insert_judgement(connection, answer)
-                num_new += 1
-        return num_new, refused
-
-
-def _imported(item: Comparison, pair_id: int, is_swapped: bool, times: dict[str, int]) -> Answer:
-    """A comparison made elsewhere as an answer; its key is the same whenever it is imported."""
-    sides: tuple[Literal["first", "second"], ...] = ("second", "first") if is_swapped else ("first", "second")
-    choices: dict[Preferred, Choice] = {"left": sides[0], "right": sides[1], "tie": "tie"}
-    shown: dict[str, Side] = {"left": sides[0], "right": sides[1], "": ""}
-    preferred = choices[item.preferred]
-    said = f"{pair_id} {preferred} {item.rater}"
-    times[said] = times.get(said, 0) + 1  # several unknown raters may say the same
-    number = times[said] if not item.rater else 1
-    key = f"import:{digest_of(said, number)[:48]}"
-    return Answer(pair_id, item.rater, preferred, key, shown[item.shown_left], item.seconds)
+        added = self.add_feedback(comparisons)
+        return added.num_comparisons, list(added.refused)

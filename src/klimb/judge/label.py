@@ -61,7 +61,13 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
 def _serve(store: Store, config: LabelConfig, say: Say, serve: Serve) -> None:
     progress = store.progress(config.rater or "", per_pair=config.per_pair)
     if progress.num_pairs == 0:
-        hint = "raise --temperature" if config.model else "sample some: --model … --prompts …"
+        hint = (
+            "raise --temperature"
+            if config.model
+            else (
+                f"sample some: --model … --prompts …, or bring some: klimb feedback import FILE --store {store.where}"
+            )
+        )
         raise DataError(f"{store.where}: has no pairs to judge; {hint}")
     if config.model and config.learn_along:
         from klimb.judge.candidates import find_models

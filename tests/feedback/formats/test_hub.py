@@ -111,7 +111,7 @@ def test_two_bad_answers_are_not_counted_and_that_is_said(read, winner):
             "has 2 turns, in which the answers before the last differ",
         ),
         (ARENA | {"conversation_b": [user("other"), chat("b")[1]], "winner": "tie"}, "differ before their last turn"),
-        ({"prompt": "q", "response_a": "a", "response_b": "b", "verdict_text": "A"}, "no known format has the columns"),
+        ({"prompt": "q", "response_a": "a", "response_b": "b", "verdict_text": "A"}, "it has 'verdict_text'"),
     ],
 )  # fmt: skip
 def test_a_verdict_that_is_not_clear_is_refused(reason, row, why):

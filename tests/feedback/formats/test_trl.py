@@ -231,7 +231,10 @@ def test_several_answers_with_ranks_are_compared_by_them(read, reason):
     ]
     assert set(found.unread) == {"turns"}
     why = reason({"prompt": "q", "responses": ["a", "b"]})
-    assert why == "responses: nothing says which is better; expected scores or ranks beside it"
+    assert why == (
+        "responses: nothing says which is better; expected scores or ranks beside it, or, where nobody has judged, "
+        "--unjudged"
+    )
 
 
 def test_a_rating_with_more_than_one_number_names_the_others(read):

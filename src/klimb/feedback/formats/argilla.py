@@ -1,7 +1,7 @@
 """Argilla's exports, of its first and second version: records with fields and responses, nested or in flat columns."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from klimb.feedback.comparison import Comparison, Rating
@@ -9,12 +9,15 @@ from klimb.feedback.formats.choices import VERDICTS, Candidates, find_candidates
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
 from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join
+from klimb.feedback.formats.unjudged import pairs_of
+from klimb.feedback.records import PairRecord
+from klimb.lines import parse_json
 from klimb.text import Text, quote
 
 _COUNTED = (None, "", "submitted", "completed")
 _FLAT = ".responses"
 
-Judgements = list[Comparison | Rating]
+Judgements = list[Comparison | Rating | PairRecord]
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,15 @@ def _judgements(record: Fields, texts: Fields, answers: list[_Answer]) -> Judgem
     text = "" if single is None else completion(single, texts.get(single))
     if candidates is not None and candidates.before:
         prompt = join(prompt, candidates.before)
+    if not answers and candidates is not None:
+        return [*pairs_of(candidates, prompt)]
+    names = _names(record.look("metadata"))
+    answers = [replace(answer, rater=names.get(answer.rater, answer.rater)) for answer in answers]
+    return _counted(record, answers, candidates or Rating(prompt, text, 0.0), prompt)
+
+
+def _counted(record: Fields, answers: list[_Answer], asked: Candidates | Rating, prompt: Text) -> Judgements:
+    """What answers say of candidates, or of a single text that is rated."""
     found: Judgements = []
     questions = {answer.question for answer in answers}
     understood: set[str] = set()
@@ -130,19 +142,27 @@ def _judgements(record: Fields, texts: Fields, answers: list[_Answer]) -> Judgem
             understood.add(answer.question)
         elif is_empty(answer.value):
             understood.add(answer.question)
-        elif candidates is None:
+        elif isinstance(asked, Rating):
             if not isinstance(answer.value, int | float) or isinstance(answer.value, bool):
                 continue
-            found.append(Rating(prompt, text, float(answer.value), answer.rater))
+            found.append(replace(asked, score=float(answer.value), rater=answer.rater))
             understood.add(answer.question)
         else:
-            said = _said(
-                answer, candidates, prompt, is_sure=answer.question in VERDICTS or len(questions) == 1
-            )
+            said = _said(answer, asked, prompt, is_sure=answer.question in VERDICTS or len(questions) == 1)
             found += said or []
             if said is not None:
                 understood.add(answer.question)
     return _named(record, found, answers, questions - understood)
+
+
+def _names(metadata: Any) -> dict[str, str]:
+    """Names of raters by the numbers that klimb's export gives them."""
+    raters = metadata.get("raters") if isinstance(metadata, dict) else None
+    try:
+        names = parse_json(raters) if isinstance(raters, str) else None
+    except (ValueError, RecursionError):
+        names = None
+    return {user: checked_rater(name) for user, name in names.items()} if isinstance(names, dict) else {}
 
 
 def _named(record: Fields, found: Judgements, answers: list[_Answer], left: set[str]) -> Judgements:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from klimb.feedback.comparison import Comparison, Rating
+from klimb.feedback.records import PairRecord
 from klimb.text import printable
 
 
@@ -14,8 +15,10 @@ class Feedback:
     Attributes:
         comparisons: Judgements of pairs.
         ratings: Numbers given to single texts.
+        pairs: Pairs for a store: klimb's own, and those that nobody has judged.
         num_rows: Rows that were read.
         num_skipped: Rows in which nobody had said anything yet, or nothing that helps.
+        num_ranked: Rows of completions that were read as a ranking for their order alone.
         refused: Place and reason of each row that could not be used.
         unread: Columns with values that no reader knows, and in how many rows.
         uncounted: What was said and does not count, such as cancelled annotations, and how often.
@@ -23,8 +26,10 @@ class Feedback:
 
     comparisons: list[Comparison] = field(default_factory=list)
     ratings: list[Rating] = field(default_factory=list)
+    pairs: list[PairRecord] = field(default_factory=list)
     num_rows: int = 0
     num_skipped: int = 0
+    num_ranked: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     uncounted: Counter[str] = field(default_factory=Counter)
@@ -51,8 +56,10 @@ class Feedback:
         """Put what was read elsewhere behind this."""
         self.comparisons += other.comparisons
         self.ratings += other.ratings
+        self.pairs += other.pairs
         self.num_rows += other.num_rows
         self.num_skipped += other.num_skipped
+        self.num_ranked += other.num_ranked
         self.refused += other.refused
         self.unread += other.unread
         self.uncounted += other.uncounted

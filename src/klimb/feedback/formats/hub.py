@@ -1,7 +1,5 @@
 """Pairs as the data sets of the hub have them: two answers under names that are alike, and what was said of them."""
 
-import math
-from dataclasses import replace
 from typing import Any
 
 from klimb.feedback.comparison import Comparison, Preferred
@@ -30,22 +28,9 @@ def read_pair(fields: Fields) -> list[Comparison]:
         if candidates.choose(said) == "skip":
             fields.uncounted[f"rows with {verdict} {said!r}"] += said not in ("skip",)
             return []
-        return [_as_shown(one, fields) for one in candidates.compare(said, prompt, rater, verdict)]
+        return candidates.compare(said, prompt, rater, verdict)
     side = _side_of_number(fields)
     return [] if side is None else [candidates.pair(0, 1, side, prompt, rater)]
-
-
-def _as_shown(comparison: Comparison, fields: Fields) -> Comparison:
-    """A comparison with its place and time, which klimb's own export has beside `left` and `right`."""
-    if "shown_left" not in fields or "left" not in fields or "right" not in fields:
-        return comparison
-    shown, seconds = fields.get("shown_left"), fields.get("seconds")
-    is_time = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < math.inf
-    return replace(
-        comparison,
-        shown_left=shown if shown in ("left", "right") else "",
-        seconds=float(seconds) if is_time else None,
-    )
 
 
 def _side_of_number(fields: Fields) -> Preferred | None:

@@ -7,6 +7,8 @@ from klimb.feedback.formats.choices import Candidate, Candidates, find_candidate
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
 from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join, number
+from klimb.feedback.formats.unjudged import pairs_of
+from klimb.feedback.records import PairRecord
 from klimb.text import Text, quote
 
 _ABOUT_TASKS = (
@@ -15,14 +17,18 @@ _ABOUT_TASKS = (
     "annotators"
 )
 
-Judgements = list[Comparison | Rating]
+Judgements = list[Comparison | Rating | PairRecord]
 
 
 def read_label_studio(fields: Fields) -> Judgements:
-    """A task: what stands in `data` is compared, each annotation that was not cancelled says how."""
+    """A task: what stands in `data` is compared, each annotation that was not cancelled says how.
+
+    A task without annotations is a pair to ask about.
+    """
     for name in _ABOUT_TASKS.split():
         fields.get(name)
     data = fields.part("data")
+    data.get("prompt_text")  # klimb's export has the prompt a second time, as text to be shown
     candidates = _listed(data) or find_candidates(data, any_stem=True)
     single = None if candidates else data.first(*TEXTS)
     if candidates is None and single is None:
@@ -42,6 +48,8 @@ def read_label_studio(fields: Fields) -> Judgements:
         if not isinstance(annotation, dict):
             raise RefusedError(f"malformed: expected annotations that are objects, got {quote(annotation)}")
         found += _annotation(fields, annotation, candidates, prompt)
+    if not found and not fields.has("annotations") and len(candidates.texts) > 1:
+        return [*pairs_of(candidates, prompt)]
     return found
 
 
@@ -72,9 +80,11 @@ def _annotation(
         return []
     by = annotation.get("completed_by", "")
     by = by.get("email", by.get("id", "")) if isinstance(by, dict) else by
-    rater = checked_rater(by)
     found: Judgements = []
     for result in annotation.get("result") or []:
+        meta = result.get("meta")
+        named = meta.get("rater") if isinstance(meta, dict) else None  # as klimb exports it
+        rater = checked_rater(by) if named is None else checked_rater(named)
         kind, value = result.get("type"), result.get("value")
         reader = _KINDS.get(kind)
         if reader is None:

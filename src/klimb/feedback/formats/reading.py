@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from klimb.errors import DataError
-from klimb.feedback.comparison import Rating
-from klimb.feedback.formats import argilla, hub, label_studio, trl
+from klimb.feedback.comparison import Comparison, Rating
+from klimb.feedback.formats import argilla, hub, label_studio, own, trl
+from klimb.feedback.formats.choices import find_candidates
 from klimb.feedback.formats.feedback import Feedback
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
+from klimb.feedback.formats.unjudged import read_two, read_unjudged
+from klimb.feedback.records import PairRecord
 from klimb.rows import Row, read_rows
 from klimb.text import cut, quote
 
 Reader = Callable[[Fields], list[Any]]
 
 
-def read_feedback(*files: Path) -> Feedback:
+def read_feedback(*files: Path, keep_pairs: bool = False, unjudged: bool = False) -> Feedback:
     """Read files of feedback, each row in whichever format it has.
 
     Args:
         files: Of any kind that `klimb.rows.read_rows` reads.
+        keep_pairs: Whether rows of klimb's own, and rows that nobody has judged, are kept as pairs for a store; what
+            stands of them are comparisons otherwise.
+        unjudged: Whether the rows are known to hold completions that nobody has judged.
 
     Raises:
         DataError: A file is missing or as a whole not readable, or no row of them could be used; the
@@ -33,8 +39,8 @@ def read_feedback(*files: Path) -> Feedback:
     for file in files:
         for row in read_rows(Path(file), names_of_classes=True):
             feedback.num_rows += 1
-            take_row(row, feedback)
-    if not feedback.comparisons and not feedback.ratings:
+            take_row(row, feedback, keep_pairs=keep_pairs, unjudged=unjudged)
+    if not feedback.comparisons and not feedback.ratings and not feedback.pairs:
         reasons = "; ".join(f"{place}: {reason}" for place, reason in feedback.refused[:3])
         names = ", ".join(map(str, files))
         raise DataError(
@@ -43,13 +49,14 @@ def read_feedback(*files: Path) -> Feedback:
     return feedback
 
 
-def take_row(row: Row, feedback: Feedback) -> None:
-    """Put what a row says into feedback, or why it cannot be used."""
+def take_row(row: Row, feedback: Feedback, *, keep_pairs: bool = False, unjudged: bool = False) -> None:
+    """Put what a row says into feedback, as `read_feedback` does, or why it cannot be used."""
     fields = Fields(row.values)
     try:
         if row.problem:
             raise RefusedError(row.problem)
-        found = _reader_of(fields)(fields)
+        reader = _reader_of(fields, unjudged=unjudged)
+        found = reader(fields)
     except RefusedError as refused:
         feedback.refused.append((row.place, str(refused)))
         return
@@ -64,17 +71,25 @@ def take_row(row: Row, feedback: Feedback) -> None:
         return
     feedback.unread.update(fields.unread())
     feedback.uncounted.update(fields.uncounted)
-    feedback.num_skipped += not found
-    for judgement in found:
-        if isinstance(judgement, Rating):
-            feedback.ratings.append(replace(judgement, place=row.place))
-        else:
-            feedback.comparisons.append(replace(judgement, place=row.place))
+    found = [replace(one, place=row.place) for one in found]
+    if not keep_pairs:
+        records = [one for one in found if isinstance(one, PairRecord)]
+        found = [one for one in found if not isinstance(one, PairRecord)]
+        found += [comparison for record in records for comparison in own.comparisons_of(record)]
+    feedback.num_skipped += not any(not isinstance(one, PairRecord) or one.judgements for one in found)
+    feedback.num_ranked += reader is trl.read_list and trl.is_order_alone(fields)
+    feedback.ratings += [one for one in found if isinstance(one, Rating)]
+    feedback.comparisons += [one for one in found if isinstance(one, Comparison)]
+    feedback.pairs += [one for one in found if isinstance(one, PairRecord)]
 
 
-def _reader_of(fields: Fields) -> Reader:
+def _reader_of(fields: Fields, *, unjudged: bool) -> Reader:
     """The reader of the first format whose columns are there, and not all empty."""
     names = set(fields)
+    if own.MARK in names or own.COMPARISON.issubset(names):
+        return own.read_own
+    if unjudged:
+        return read_unjudged
     there = [(columns, reader) for columns, reader in _READERS if columns <= names]
     if argilla.is_flat(fields):
         return argilla.read_flat
@@ -83,6 +98,9 @@ def _reader_of(fields: Fields) -> Reader:
             return reader
     if there:
         return there[0][1]
+    filled = {name: fields.look(name) for name in fields if not is_empty(fields.look(name))}
+    if find_candidates(Fields(filled)) is not None:
+        return read_two
     known = ", ".join(map(quote, (name for name in fields if not is_empty(fields.look(name)))))
     raise RefusedError(
         f"no known format has the columns {known or 'none'}; expected chosen and rejected, "
@@ -91,13 +109,19 @@ def _reader_of(fields: Fields) -> Reader:
     )
 
 
+def _read_pair(fields: Fields) -> list[Comparison] | list[PairRecord]:
+    """Two answers and what was said of them; where nothing was, a pair to ask about."""
+    is_judged = fields.first(*hub.VERDICT_COLUMNS) is not None
+    return hub.read_pair(fields) if is_judged else read_two(fields)
+
+
 _READERS: list[tuple[set[str], Reader]] = [
     ({"chosen", "rejected"}, trl.read_preference),
     ({"data", "annotations"}, label_studio.read_label_studio),
     ({"fields", "responses"}, argilla.read_argilla),
-    *(({verdict}, hub.read_pair) for verdict in hub.VERDICT_COLUMNS if verdict not in ("labels", "score_0")),
-    ({"human_ref_A", "human_ref_B", "labels"}, hub.read_pair),
-    ({"score_0", "score_1"}, hub.read_pair),
+    *(({verdict}, _read_pair) for verdict in hub.VERDICT_COLUMNS if verdict not in ("labels", "score_0")),
+    ({"human_ref_A", "human_ref_B", "labels"}, _read_pair),
+    ({"score_0", "score_1"}, _read_pair),
     *(({name}, trl.read_list) for name in trl.LISTS),
     *(({text, score}, trl.read_rating) for text in trl.TEXTS for score in trl.SCORES),
     ({"completion", "label"}, trl.read_unpaired),

@@ -20,8 +20,8 @@ from klimb.text import Message, Text, quote
 TEXTS = ("completion", "text", "response", "answer", "output")
 SCORES = ("score", "rating", "overall_score", "reward", "helpfulness")
 LISTS = ("completions", "responses", "generations", "answers", "candidates")
-_SCORE_LISTS = ("scores", "ratings", "rewards")
-_RANK_LISTS = ("ranks", "rankings", "ranking", "rank")
+SCORE_LISTS = ("scores", "ratings", "rewards")
+RANK_LISTS = ("ranks", "rankings", "ranking", "rank")
 _UNUSED = frozenset({"draft", "discarded", "pending"})
 _MESSAGES = ("messages", "conversations", "conversation")
 
@@ -172,10 +172,10 @@ def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
                 f"{column}: marks steps of one answer (TRL's stepwise supervision) rather than answers that are "
                 "compared; klimb learns from whole answers"
             )
-    found = [_listed(fields, name, value) for value in values]
+    found = [listed(fields, name, value) for value in values]
     texts = [text for text, _, _ in found]
-    scores = _numbers(fields, _SCORE_LISTS, [score for _, score, _ in found])
-    ranks = _numbers(fields, _RANK_LISTS, [rank for _, _, rank in found])
+    scores = _numbers(fields, SCORE_LISTS, [score for _, score, _ in found])
+    ranks = _numbers(fields, RANK_LISTS, [rank for _, _, rank in found])
     if len(set(texts)) != len(texts):
         raise RefusedError(f"{name}: the same text stands in it twice")
     prompt, rater = read_prompt(fields), read_rater(fields)
@@ -183,7 +183,10 @@ def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
         pairs = zip(texts, scores, strict=True)
         return [Rating(prompt, text, score, rater) for text, score in pairs if score is not None]
     if ranks is None and name != "completions":
-        raise RefusedError(f"{name}: nothing says which is better; expected scores or ranks beside it")
+        raise RefusedError(
+            f"{name}: nothing says which is better; expected scores or ranks beside it, or, where nobody has judged, "
+            "--unjudged"
+        )
     order = list(range(len(texts))) if ranks is None else ranks
     if any(rank is None for rank in order):
         raise RefusedError(f"{name}: not every one has a rank")
@@ -195,8 +198,23 @@ def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
     ]
 
 
-def _listed(fields: Fields, name: str, value: Any) -> tuple[str, float | None, float | None]:
-    """One of several completions: text, a message, or an object with the text and its score or rank."""
+def is_order_alone(fields: Fields) -> bool:
+    """Whether nothing but the order of the completions of a row says which is better."""
+    values = fields.look(LISTS[0])
+    has_numbers = fields.first(*SCORE_LISTS, *RANK_LISTS) is not None
+    return isinstance(values, list) and not has_numbers and not any(_has_number(value) for value in values)
+
+
+def _has_number(value: Any) -> bool:
+    return isinstance(value, dict) and any(value.get(name) is not None for name in (*SCORES, "rank"))
+
+
+def listed(fields: Fields, name: str, value: Any) -> tuple[str, float | None, float | None]:
+    """One of several completions: text, a message, or an object with the text and its score or rank.
+
+    Raises:
+        RefusedError: It is something else.
+    """
     if not isinstance(value, dict) or "role" in value or "from" in value:
         return completion(name, value), None, None
     part = fields.item(name, value)
