@@ -5,7 +5,7 @@ import itertools
 import resource
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -17,11 +17,11 @@ from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Draw, Policy
 from klimb.policy.trainable import Lora
-from klimb.progress import Say
 from klimb.reward.load import PEOPLE, load_rewards, require_proven
-from klimb.reward.people import People, PeopleReward, WaitStoppedError
-from klimb.reward.reward import AsksPeople, WeightedSum
+from klimb.reward.people import WaitStoppedError
+from klimb.reward.reward import WeightedSum
 from klimb.train.ascent import Ascent, AscentMetrics
+from klimb.train.asking import ask_people, asking, join_people, store_claimed
 from klimb.train.choice import Choice
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
@@ -44,7 +44,6 @@ from klimb.train.signals import Interruption, listening
 from klimb.train.step import Judged, take_step
 from klimb.train.summary import Summary, summarise
 
-_PEOPLE_STORE = "people.db"  # in the run's folder
 _MOST_TRAINING_PROMPTS_JUDGED = 32  # where no held-out prompts are given
 
 
@@ -90,11 +89,12 @@ def train(
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
-        RunFolder.require_free(config.out)
-        with clock_at(current_moment()):
+        with store_claimed(config), clock_at(current_moment()):
+            RunFolder.require_free(config.out)
             return _train(config, display)
     folder = RunFolder.find(config.out)
-    with folder.claimed(), clock_at(read_moment(folder.fingerprints) or current_moment()):
+    moment = read_moment(folder.fingerprints) or current_moment()
+    with store_claimed(config), folder.claimed(), clock_at(moment):
         resumption = plan_resumption(config, from_step)
         display.resuming(resumption.sentences())
         if resumption.is_finished:
@@ -158,7 +158,7 @@ def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile
     judged_rows = _rows_to_judge(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     reward = load_rewards(
-        [_people(config, display.tell) if name == PEOPLE else name for name in config.reward],
+        [ask_people(config, display.tell) if name == PEOPLE else name for name in config.reward],
         config.reward_weights,
         judges=config.judges,
         caution=config.caution,
@@ -166,6 +166,7 @@ def _prepare(config: TrainConfig, display: Display) -> tuple[Setting, PromptFile
         trust_remote_code=config.trust_remote_code,
         timeout=config.reward_timeout,
     )
+    join_people(config, reward, display.tell)
     base = require_room(config)
     display.loading(config.model)
     policy = load_policy(config)
@@ -234,7 +235,7 @@ class _Climb:
         try:
             with (
                 listening(f"go on with: klimb train --resume {config.out}") as interruption,
-                _asking(self.reward, interruption),
+                asking(self.reward, interruption),
             ):
                 if before is None:
                     watch.recall(evaluations)
@@ -306,30 +307,6 @@ class _Climb:
         if self.num_updates:
             self.display.tell(f"The run so far: {write_report(self.folder)}")
         interruption.leave(self.num_updates)
-
-
-def _people(config: TrainConfig, say: Say) -> PeopleReward:
-    """People as a reward; what they say is kept in the run's folder."""
-    reward = PeopleReward(People(config.out / _PEOPLE_STORE, config.people_page, say))
-    reward.check()
-    return reward
-
-
-@contextlib.contextmanager
-def _asking(reward: WeightedSum, interruption: Interruption) -> Iterator[None]:
-    """Let people be waited for until the run is to stop, and tell them on their page how it ended."""
-    asked = [each for each in reward.rewards if isinstance(each, AsksPeople)]
-    for each in asked:
-        each.is_stopping = lambda: interruption.was_asked_for
-    ending = "The run was stopped. All that you said is saved, and counts when it goes on."
-    try:
-        yield
-        ending = (
-            "The run has finished: the model has learned from all that you said. You may close this page."
-        )
-    finally:
-        for each in asked:
-            each.finish(ending)
 
 
 def _summary(config: TrainConfig, folder: RunFolder, choice: Choice | None) -> Summary:
