@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from klimb.cli import main
@@ -51,7 +52,11 @@ def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path
             name = block.splitlines()[0].removeprefix("# ")
             Path(name).write_text(block)
     for reward in re.findall(r"learned/\S+", command):
-        Scorer.from_base(model_folder).save(Path(reward))
+        scorer = Scorer.from_base(model_folder)
+        scorer.members = (
+            np.random.default_rng(0).normal(size=(4, scorer.head.weight.shape[1])).astype(np.float32)
+        )
+        scorer.save(Path(reward))
     arguments = shlex.split(command)[1:]
     quick = {"--model": str(model_folder), "--num-steps": "1", "--max-new-tokens": "3"}
     quick |= {"--num-trainable-layers": "1"} if "--num-trainable-layers" in arguments else {}

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from unittest import mock
 
@@ -100,6 +103,25 @@ def run():
         return screen.text.getvalue()
 
     return run
+
+
+_COMMAND = "import sys; from klimb.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def start_process(config):
+    """Start a run in a process of its own, from the command line."""
+    options = [
+        part
+        for name, value in config.to_dict().items()
+        if value is not None and value != [] and not isinstance(value, bool)
+        for part in [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, "train", "--no-preflight", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def lines_of(file):

@@ -34,6 +34,8 @@ def test_the_options_and_their_defaults_are_these():
         "people_port": 8321,
         "people_rater": None,
         "people_per_pair": 1,
+        "people_pairs": None,
+        "refit_every": 0,
         "prompt_column": "prompt",
         "eval_prompts": None,
         "eval_completions_per_prompt": 4,

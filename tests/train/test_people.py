@@ -3,24 +3,26 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, StoreError
+from klimb.feedback.claim import LIVE, claimed
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
-from klimb.reward.people import People, PeopleReward, WaitStoppedError, ring
+from klimb.judge.compare import compare
+from klimb.judge.config import CompareConfig, LabelConfig
+from klimb.judge.label import label
+from klimb.reward.people import People, PeopleReward, WaitStoppedError
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.train.folder import RunFolder
 from klimb.train.report import write_report
 from robot import Robot, free_port
-from train.conftest import lines_of
+from train.conftest import lines_of, start_process
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def ask(tmp_path, monkeypatch):
         try:
             return reward(batch)
         finally:
-            reward.finish("over")
+            reward.finish("over", has_finished=True)
 
     def answer_all(file, say):
         while not file.exists():
@@ -95,21 +97,13 @@ def test_both_bad_is_a_tie(ask):
     assert ask(["p", "p"], ["aa", "b"], lambda *_: "both_bad") == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 7])
-def test_in_a_ring_each_stands_in_as_many_pairs(count):
-    group = [[place] for place in range(count)]
-    places = [members[0] for pair in ring(group) for members in pair]
-    assert {places.count(place) for place in range(count)} == {1 if count == 2 else 2}
-    assert len({frozenset((left[0], right[0])) for left, right in ring(group)}) == len(ring(group))
-
-
 def test_a_stop_while_people_are_waited_for_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("klimb.feedback.live._FAREWELL", 0.0)
     reward = PeopleReward(People(tmp_path / "people.db", ServeOptions(port=free_port(), rater="ann")))
     reward.is_stopping = lambda: True
     with pytest.raises(WaitStoppedError):
         reward(Batch(["p", "p"], ["one", "two"]))
-    reward.finish("stopped")
+    reward.finish("stopped", has_finished=False)
     with Store.open(tmp_path / "people.db") as store:
         assert {store.open_questions()[0].first, store.open_questions()[0].second} == {"one", "two"}
 
@@ -158,6 +152,8 @@ def test_choices_are_told_for_the_order_in_which_they_are_asked(tmp_path):
     [
         ({"completions_per_prompt": 1, "baseline": "none"}, "completions_per_prompt: people compare"),
         ({"people_rater": ""}, "people_rater: expected 1 to"),
+        ({"people_pairs": 2}, "people_pairs: is about people and a learned reward together"),
+        ({"refit_every": 2}, "refit_every: is about people and a learned reward together"),
         ({"people_port": 0}, "people_port: expected"),
         ({"keep_best": "reward", "eval_every": 1}, "keep_best: people are not asked in evaluations"),
     ],
@@ -174,6 +170,51 @@ def test_a_port_that_is_in_use_is_named_before_the_model_is_loaded(make_options,
         with pytest.raises(ConfigError, match=f"port {port} is in use; choose another with --people-port"):
             run(config)
     assert not config.out.exists()
+
+
+def test_a_second_live_run_in_one_folder_is_refused_before_the_model_is_loaded(make_options, run):
+    config = make_options(reward=("people",), people_port=free_port(), model="./no-such-model")
+    with claimed(config.out / "people.db", LIVE, advice="wait"), pytest.raises(StoreError) as found:
+        run(config)
+    assert f"{config.out / 'people.db'}: a live run" in str(found.value)
+    assert f"process {os.getpid()} on {socket.gethostname()}" in str(found.value)
+    assert f"wait for its end, stop it, or choose another --out than {config.out}" in str(found.value)
+
+
+def test_what_a_start_left_that_was_killed_does_not_hinder_the_next(make_options, run, robot):
+    config = make_options(reward=("people",), people_port=robot.port, people_rater="ann", num_steps=1)
+    config.out.mkdir()
+    (config.out / "people.db.lock").write_text("{}")
+    run(config)
+    assert not (config.out / "people.db.lock").exists()
+
+
+def test_labelling_and_comparing_in_the_store_of_a_live_run_are_refused_at_once(
+    tmp_path, prompts_file, model_folder
+):
+    store = tmp_path / "people.db"
+    Store.open(store).close()
+    with claimed(store, LIVE, advice="wait"):
+        for config in (
+            LabelConfig(store=str(store)),
+            LabelConfig(store=str(store), model=(str(model_folder),), prompts=prompts_file),
+        ):
+            with pytest.raises(StoreError, match=r"people\.db: a live run .* judge on the run's own page"):
+                label(config)
+        config = CompareConfig(
+            model_a="./none", model_b="./neither", prompts=prompts_file, by=("people",), store=str(store)
+        )
+        with pytest.raises(StoreError, match=r"people\.db: a live run .* judge on the run's own page"):
+            compare(config)
+
+
+def test_what_others_say_after_a_step_was_taken_does_not_change_it(tmp_path, ask):
+    assert ask(["p", "p"], ["aa", "b"], lambda *_: "skip") == [0.5, 0.5]
+    with Store.open(tmp_path / "people.db") as store:
+        question = store.next_question("bob")
+        store.judge(Answer(question.pair_id, "bob", "first", "key-of-bob"))
+        assert [said.preferred for said in store.judgements()] == ["skip", "first"]
+    assert ask(["p", "p"], ["aa", "b"], longer) == [0.5, 0.5]
 
 
 def test_links_survive_a_restart_where_the_environment_says_so(make_options, monkeypatch):
@@ -234,14 +275,12 @@ def weights_of(folder):
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-_COMMAND = "import sys; from klimb.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
 @pytest.mark.parametrize(
     ("signum", "after"),
     [
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
         (signal.SIGKILL, 7),
+        (signal.SIGINT, 8),
         pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow),
     ],
 )
@@ -249,18 +288,7 @@ def test_a_run_that_ends_while_people_judge_goes_on_to_the_same_bits(whole, make
     folder, _, complete = whole
     robot = Robot(free_port(), most=after)
     config = make_options(reward=("people",), people_port=robot.port, people_rater="ann")
-    options = [
-        part
-        for name, value in config.to_dict().items()
-        if value is not None and name not in ("reward_weights",) and not isinstance(value, bool)
-        for part in _flag(name, value)
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, "train", "--no-preflight", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = start_process(config)
     robot.start()
     robot.join(120)
     assert robot.num_judged == after
@@ -277,11 +305,6 @@ def test_a_run_that_ends_while_people_judge_goes_on_to_the_same_bits(whole, make
     assert not set(again.asked) & set(robot.asked)  # nobody is asked twice
     assert len(again.asked) + after == len(complete.asked)
     assert weights_of(config.out) == weights_of(folder)
-
-
-def _flag(name, value):
-    values = value if isinstance(value, list | tuple) else [value]
-    return [f"--{name.replace('_', '-')}", *map(str, values)] if values else []
 
 
 def test_a_step_with_people_is_rlhf_weight_update_with_their_rewards(make_options, run, tmp_path, robot):

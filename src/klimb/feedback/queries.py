@@ -65,6 +65,16 @@ def insert_judgement(
     return number
 
 
+def newest_of(rater: str) -> Any:
+    """A rater's newest judgement that stands."""
+    return (
+        select(judgements.c.id, judgements.c.pair_id, judgements.c.preferred)
+        .where(judgements.c.rater == rater, STANDS)
+        .order_by(judgements.c.id.desc())
+        .limit(1)
+    )
+
+
 def count_opinion(connection: Connection, pair_id: int, preferred: str, more: int) -> None:
     """Keep count of a pair's opinions: who is asked what next needs it of every pair at once."""
     if preferred != "skip":

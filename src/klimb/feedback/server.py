@@ -38,24 +38,27 @@ _GRACE = 5  # seconds that requests under way are given at the end
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  every address, and this machine's own
 
 
-Stage = Literal["open", "coming", "over"]
+Stage = Literal["open", "coming", "paused", "over"]
 """For a rater with no pair left: open, a pair that another rater skips may still come; coming, the run will add pairs;
-over, no pair will come."""
+paused, it was stopped and adds pairs once it is resumed; over, no pair will come."""
 
 
 @dataclass(frozen=True)
 class Notes:
-    """Text that the page shows beside the pairs.
+    """What the page shows beside the pairs, and what it lets raters do.
 
     Attributes:
         rest: The message for a rater with no pair left, and whether more pairs may come.
         learned: How good a reward is that is learned from the judgements so far; "" hides it.
         guidelines: What raters should look for, in Markdown; "" hides it.
+        undo: Takes back a rater's newest judgement, and returns whether it did, and if not the reason; the store does
+            where None.
     """
 
     rest: Callable[[], tuple[str, Stage]] = lambda: ("All that you said is saved.", "open")
     learned: Callable[[], str] = lambda: ""
     guidelines: str = ""
+    undo: Callable[[str], tuple[bool, str]] | None = None
 
 
 class _Said(BaseModel):
@@ -155,8 +158,11 @@ class _Desk:
     def undo(self, request: Request) -> Response:
         """Take the rater's newest judgement back, and ask about its pair again."""
         rater = self._require_rater(request)
-        is_undone = self._store.undo(rater) is not None
-        return JSONResponse({"undone": is_undone} | self._state(rater))
+        if self._notes.undo is None:
+            is_undone, reason = self._store.undo(rater) is not None, ""
+        else:
+            is_undone, reason = self._notes.undo(rater)
+        return JSONResponse({"undone": is_undone, "reason": reason} | self._state(rater))
 
     def results(self, page: Annotated[int, Query(ge=1, le=_LARGEST_ID)] = 1) -> Response:
         """All that was said, for the owner."""
@@ -193,7 +199,9 @@ class _Desk:
     def _state(self, rater: str) -> dict[str, Any]:
         per_pair = self._options.per_pair
         note, stage = self._notes.rest()
-        question = None if stage == "over" else self._store.next_question(rater, per_pair=per_pair)
+        question = (
+            None if stage in ("paused", "over") else self._store.next_question(rater, per_pair=per_pair)
+        )
         progress = self._store.progress(rater, per_pair=per_pair)
         agreement = self._measured_agreement()
         return {

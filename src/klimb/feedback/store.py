@@ -31,6 +31,7 @@ from klimb.feedback.queries import (
     insert_judgement,
     judgement_of_key,
     median_of,
+    newest_of,
     pair_ids,
     select_questions,
 )
@@ -195,15 +196,9 @@ class Store:
         Returns:
             The pair; None where there is nothing to take back.
         """
-        newest = (
-            select(judgements.c.id, judgements.c.pair_id, judgements.c.preferred)
-            .where(judgements.c.rater == rater, STANDS)
-            .order_by(judgements.c.id.desc())
-            .limit(1)
-        )
         now = time.time()
         with self._database.writing() as connection:
-            found = connection.execute(newest).first()
+            found = connection.execute(newest_of(rater)).first()
             if found is None:
                 return None
             connection.execute(update(judgements).where(judgements.c.id == found.id).values(withdrawn_at=now))
@@ -213,6 +208,12 @@ class Store:
                 insert(assignments).values(pair_id=found.pair_id, rater=rater, assigned_at=now)
             )
             return find_question(connection, found.pair_id)
+
+    def newest_pair(self, rater: str) -> int | None:
+        """Find the pair of the judgement that `undo` would take back; None where there is nothing to take back."""
+        with self._database.reading() as connection:
+            found = connection.execute(newest_of(rater)).first()
+            return None if found is None else found.pair_id
 
     def ask(self, new: Iterable[Pair]) -> list[tuple[int, bool]]:
         """Add pairs as `add_pairs` does, and return how to ask for what is said of them.

@@ -51,6 +51,16 @@ def compare(config: CompareConfig, say: Say = tell, serve: Serve | None = None) 
     Raises:
         KlimbError: Something is wrong with an option, a file, a model, a reward or the store, or nobody judged.
     """
+    if PEOPLE not in config.by:
+        return _compare(config, say, serve)
+    from klimb.judge.serving import claimed_to_label
+
+    make_folder(config.out.parent)
+    with claimed_to_label(_store_of(config)):
+        return _compare(config, say, serve)
+
+
+def _compare(config: CompareConfig, say: Say, serve: Serve | None) -> ComparisonResult:
     rows = read_prompts(config.prompts, config.prompt_column)
     models = find_models((config.model_a, config.model_b))
     make_folder(config.out.parent)

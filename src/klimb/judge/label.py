@@ -7,7 +7,7 @@ from klimb.feedback.console import show_store
 from klimb.feedback.server import serve as serve_in_browser
 from klimb.feedback.store import Store
 from klimb.judge.config import LabelConfig
-from klimb.judge.serving import Serve, serve_page
+from klimb.judge.serving import Serve, claimed_to_label, serve_page
 from klimb.progress import Say, tell
 
 _STORE = Path("feedback.db")
@@ -30,7 +30,8 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
         KlimbError: Something is wrong with an option, a file, a model or the store.
     """
     if not config.model:
-        with Store.open(config.store or _STORE, must_exist=True) as store:
+        where = config.store or _STORE
+        with claimed_to_label(where), Store.open(where, must_exist=True) as store:
             _serve(store, config, say, serve or serve_in_browser)
             return store.where
 
@@ -44,7 +45,8 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
     rows = read_prompts(config.prompts, config.prompt_column)
     models = find_models(config.model)
     beside = models[0].run or Path()
-    with Store.open(config.store or beside / _STORE) as store:
+    where = config.store or beside / _STORE
+    with claimed_to_label(where), Store.open(where) as store:
         say(
             f"Sampling pairs, {config.num_pairs_per_prompt} for each of {len(rows):,} prompts, from "
             f"{' and '.join(config.model)}, temperature {config.temperature:g}, up to "

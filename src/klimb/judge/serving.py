@@ -2,7 +2,10 @@
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
+from klimb.feedback.claim import claimed
 from klimb.feedback.server import Notes
 from klimb.feedback.store import Store
 from klimb.judge.config import JudgeConfig
@@ -36,3 +39,13 @@ def serve_page(
     notes = Notes(learned=learned, guidelines=config.read_guidelines())
     with contextlib.suppress(KeyboardInterrupt):
         serve(store, config.serve_options(), say=say, open_browser=config.browser, until=until, notes=notes)
+
+
+def claimed_to_label(store: str | Path) -> AbstractContextManager[None]:
+    """Share a store with other pages, and not with a live run: it would wait for the pairs of this page, too.
+
+    Raises:
+        StoreError: A live run uses the store.
+    """
+    advice = "judge on the run's own page, wait for its end, or choose another --store"
+    return claimed(store, "a page for labelling (klimb label or compare)", advice=advice, is_shared=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from klimb.errors import ConfigError, RewardError
 from klimb.policy import chat
@@ -17,8 +18,13 @@ from klimb.text import Text
 class ClassifierReward:
     """Scores prompt and completion together by a preference model, on its raw output.
 
+    Axes: N completions, K members of an ensemble.
+
     r = s, or for an ensemble of K members r = mean_k s_k − c · std_k s_k, less where they disagree
     (Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization").
+
+    Attributes:
+        scorer: The model.
 
     Args:
         source: The model's folder or its name on the hub.
@@ -39,10 +45,10 @@ class ClassifierReward:
         trust_remote_code: bool = False,
     ) -> None:
         self.name = str(source)
-        self._scorer = Scorer.load(source, device=device, trust_remote_code=trust_remote_code)
-        self.notes = self._scorer.notes
+        self.scorer = Scorer.load(source, device=device, trust_remote_code=trust_remote_code)
+        self.notes = self.scorer.notes
         self._caution = caution
-        if caution and self._scorer.members is None:
+        if caution and self.scorer.members is None:
             raise ConfigError(
                 f"caution: reward {source} has no ensemble whose spread could be taken off: learn it with "
                 "klimb reward train --num-members 4"
@@ -51,29 +57,38 @@ class ClassifierReward:
     @property
     def longest(self) -> int | None:
         """Tokens that it reads at most; None where nothing limits them, or longer texts are cut."""
-        return None if self._scorer.cuts else self._scorer.longest
+        return None if self.scorer.cuts else self.scorer.longest
 
     def count_tokens(self, prompt: Text) -> int:
         """Count the tokens of a prompt with an empty completion."""
-        return len(self._scorer.tokenise(prompt, ""))
+        return len(self.scorer.tokenise(prompt, ""))
 
     def __call__(self, batch: Batch) -> list[Answer]:
         """Score each completion after its prompt; one that cannot be read is `Failed`.
 
         It cannot where it is longer than the model can read, or has messages while the model has no chat template.
         """
-        answers: list[Answer] = []
-        texts: list[list[int]] = []
-        turns, openings = batch.turns or [None] * len(batch.texts), batch.openings or [""] * len(batch.texts)
-        for index, (prompt, text) in enumerate(zip(batch.prompts, batch.texts, strict=True)):
-            said = turns[index] or text
-            try:
-                texts.append(self._scorer.encode(prompt, said, batch.column(index), openings[index]))
-                answers.append(None)
-            except RewardError as error:
-                answers.append(Failed(str(error)))
+        encoded = self._encode(batch)
+        texts = [ids for ids in encoded if not isinstance(ids, Failed)]
         scores = iter(self._scores(texts) if texts else [])
-        return [next(scores) if answer is None else answer for answer in answers]
+        return [ids if isinstance(ids, Failed) else next(scores) for ids in encoded]
+
+    def member_scores(self, batch: Batch) -> Float[np.ndarray, "N K"]:
+        """Score each completion by each member of the ensemble; NaN where it cannot be read.
+
+        Raises:
+            ConfigError: There is no ensemble.
+        """
+        members = self.scorer.members
+        if members is None:
+            raise ConfigError(f"reward {self.name}: has one member, which cannot disagree with itself")
+        encoded = self._encode(batch)
+        rows = [index for index, ids in enumerate(encoded) if not isinstance(ids, Failed)]
+        found = np.full((len(encoded), len(members)), np.nan)
+        if rows:
+            features = self.scorer.features([ids for ids in encoded if not isinstance(ids, Failed)])
+            found[rows] = features.astype(np.float64) @ members.astype(np.float64).T
+        return found
 
     def check_prompt(self, prompt: Text, columns: Mapping[str, Any]) -> None:
         """Raise where the chat template refuses a prompt with an answer, whatever the answer is.
@@ -82,10 +97,21 @@ class ClassifierReward:
             RewardError: It does, or there is none.
         """
         if not isinstance(prompt, str):
-            self._scorer.render(chat.conversation(prompt, "?"), columns)
+            self.scorer.render(chat.conversation(prompt, "?"), columns)
+
+    def _encode(self, batch: Batch) -> list[list[int] | Failed]:
+        turns, openings = batch.turns or [None] * len(batch.texts), batch.openings or [""] * len(batch.texts)
+        encoded: list[list[int] | Failed] = []
+        for index, (prompt, text) in enumerate(zip(batch.prompts, batch.texts, strict=True)):
+            said = turns[index] or text
+            try:
+                encoded.append(self.scorer.encode(prompt, said, batch.column(index), openings[index]))
+            except RewardError as error:
+                encoded.append(Failed(str(error)))
+        return encoded
 
     def _scores(self, texts: list[list[int]]) -> list[float]:
-        if not self._caution or self._scorer.members is None:
-            return self._scorer.scores(texts).tolist()
-        scores = self._scorer.features(texts).astype(np.float64) @ self._scorer.members.T
+        if not self._caution or self.scorer.members is None:
+            return self.scorer.scores(texts).tolist()
+        scores = self.scorer.features(texts).astype(np.float64) @ self.scorer.members.T
         return (scores.mean(axis=1) - self._caution * scores.std(axis=1)).tolist()

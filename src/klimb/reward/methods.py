@@ -172,15 +172,19 @@ def _resampled(
     train: Pairs, config: RewardConfig, say: Say, learn: Callable[[Pairs], np.ndarray]
 ) -> np.ndarray:
     generator = np.random.default_rng([config.seed, 1])
-    units = train.units
-    num_units = int(units.max()) + 1
     members: list[np.ndarray] = []
     progress = Progress("learning the ensemble", config.num_members, "members", say)
     for _ in range(config.num_members):
-        times = np.bincount(generator.integers(num_units, size=num_units), minlength=num_units)
-        left, right = units[train.left], units[train.right]
-        copies = np.where(left == right, times[left], times[left] * times[right])
-        rows = np.repeat(np.arange(len(train)), copies)
-        members.append(learn(train.take(rows)))
+        members.append(learn(draw_prompts(train, generator)))
         progress.advance()
     return np.stack(members)
+
+
+def draw_prompts(pairs: Pairs, generator: np.random.Generator) -> Pairs:
+    """Draw as many prompts (or texts, where they have none) as there are, with replacement, and take their pairs."""
+    units = pairs.units
+    num_units = int(units.max()) + 1
+    times = np.bincount(generator.integers(num_units, size=num_units), minlength=num_units)
+    left, right = units[pairs.left], units[pairs.right]
+    copies = np.where(left == right, times[left], times[left] * times[right])
+    return pairs.take(np.repeat(np.arange(len(pairs)), copies))

@@ -1,21 +1,25 @@
 """People as the reward, while a run goes on: they compare a step's completions on the page, and the run waits.
 
-Axes: N completions, M pairs.
+Axes: N completions, K members of an ensemble, M pairs.
 """
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klimb.feedback.rater_report import sentence
-from klimb.feedback.raters import account_for, opinions_of
+import numpy as np
+from jaxtyping import Float
+
+from klimb.core.preferences import preference_disagreement
 from klimb.feedback.records import Candidate, Choice
 from klimb.feedback.serving import ServeOptions
+from klimb.feedback.warnings import RaterWatch
 from klimb.progress import Say, ignore
 from klimb.reward.load import PEOPLE
+from klimb.reward.pairing import Pair, all_pairs, groups_of, most_unsure, ring, shares_won
+from klimb.reward.record import JudgedPair, JudgementRecord
 from klimb.reward.reward import Batch
 
 if TYPE_CHECKING:
@@ -23,9 +27,7 @@ if TYPE_CHECKING:
     from klimb.feedback.store import Store
 
 _POLL = 0.3  # seconds between looks at what was said
-_SHARES: dict[Choice, float] = {"first": 1.0, "second": 0.0, "tie": 0.5, "both_bad": 0.5}
 _EVEN = 0.5
-_LOOK_EVERY = 5  # answers after which raters are looked at again
 
 
 class WaitStoppedError(Exception):
@@ -37,46 +39,18 @@ class People:
     """Who is asked, and where.
 
     Attributes:
-        store: The file in which their judgements are.
+        store: The file in which their judgements are; beside it, as `.jsonl`, stands what each step learned from.
         serve: Where the page is served.
         say: Is told the page's address, and that people are waited for.
         open_browser: Whether to show the page in this machine's browser.
+        num_pairs: Pairs that they are asked about in a step; None: each completion with its neighbours.
     """
 
     store: Path
     serve: ServeOptions = field(default_factory=ServeOptions)
     say: Say = ignore
     open_browser: bool = False
-
-
-class RaterWatch:
-    """Warns, once for each, of what looks wrong with a rater's answers.
-
-    Args:
-        say: Takes the line.
-    """
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._told: set[tuple[str, str]] = set()
-        self._num_seen = 0
-
-    def look(self, store: "Store") -> None:
-        """Look at the raters of a store, where more was said since the last time."""
-        num_said = store.count_judgements()
-        if num_said < self._num_seen + _LOOK_EVERY:
-            return
-        self._num_seen = num_said
-        report = account_for(opinions_of(store.judgements()))
-        for account in report.suspects:
-            for flag in account.flags:
-                if (account.rater, flag) not in self._told:
-                    self._told.add((account.rater, flag))
-                    self._say(f"warning: {sentence(account, flag)}; the run continues")
-        for conflict in report.conflicts:
-            if conflict.raters not in self._told:
-                self._told.add(conflict.raters)
-                self._say(f"warning: {conflict.sentence}; the run continues")
+    num_pairs: int | None = None
 
 
 class PeopleReward:
@@ -88,8 +62,17 @@ class PeopleReward:
     pair that was skipped says nothing. Where nothing was said of a completion, or all of its prompt's are the same
     text, r_i = ½.
 
-    The pairs and what is said of them are in a store, under their texts. So a run that is resumed, which draws the same
-    completions, asks about no pair twice and gets the same rewards.
+    With `num_pairs` people are asked about so many pairs of a step alone, those on which the members of a learned
+    ensemble disagree most. Then ½ is taken off r_i, so that a judgement moves the learned reward up or down, and a
+    completion of which nothing was said has no r_i: it takes the learned reward alone.
+
+    What a step learns from is recorded before it is taken. So a run that is resumed, which draws the same completions,
+    asks about no pair twice and gets the same rewards.
+
+    Attributes:
+        is_stopping: Says whether to stop waiting.
+        member_scores: What each member of the ensemble gives, (N, K), NaN where a completion cannot be read; needed
+            with `num_pairs`.
 
     Args:
         people: Who is asked, and where.
@@ -100,33 +83,41 @@ class PeopleReward:
     def __init__(self, people: People) -> None:
         self._people = people
         self._page: LivePage | None = None
-        self._store: Store | None = None
         self._watch = RaterWatch(people.say)
+        self._record: JudgementRecord | None = None
         self.is_stopping: Callable[[], bool] = lambda: False
+        self.member_scores: Callable[[Batch], Float[np.ndarray, "N K"]] | None = None
 
-    def __call__(self, batch: Batch) -> list[float]:
+    @property
+    def record(self) -> JudgementRecord:
+        """What the steps until now have learned from.
+
+        Raises:
+            RunFolderError: Its file is not as a run writes it.
+        """
+        if self._record is None:
+            self._record = JudgementRecord(self._people.store.with_suffix(".jsonl"))
+        return self._record
+
+    def __call__(self, batch: Batch) -> list[float | None]:
         """Ask people about a step's completions, and wait for what they say.
 
         Raises:
             WaitStoppedError: The run is to stop. What was said so far is in the store.
             ConfigError: The page's address cannot be listened on.
         """
-        store = self._open()
-        groups = list(_groups(batch))
-        numbers = store.ask(
-            (batch.prompts[left[0]], _candidate(batch, left[0]), _candidate(batch, right[0]))
-            for group in groups
-            for left, right in ring(group)
-        )
-        said = self._wait(store, numbers, batch)
-        rewards = [_EVEN] * len(batch.texts)
-        answers = iter(said)
-        for group in groups:
-            for members, share in zip(group, _shares(group, answers), strict=True):
-                for index in members:
-                    rewards[index] = share
-        batch.log.log_metric("people_asked", len(numbers))
-        return rewards
+        pairs = self._choose(batch)
+        asked = [_judged_pair(batch, pair) for pair in pairs]
+        step = batch.state.global_step
+        page = self._open(step)
+        said = self.record.find(step, asked)
+        if said is None:
+            said = self._ask(page, step, asked)
+        shares = shares_won(pairs, said, len(batch.texts))
+        batch.log.log_metric("people_asked", len(pairs))
+        if self._people.num_pairs is None:
+            return [_EVEN if share is None else share for share in shares]
+        return [None if share is None else share - _EVEN for share in shares]
 
     def check(self) -> None:
         """Try the page's address, before the run loads anything.
@@ -139,78 +130,82 @@ class PeopleReward:
 
         listen(self._people.serve, FLAGS).close()
 
-    def finish(self, ending: str) -> None:
-        """Tell people on the page how the run ended, and close it."""
-        if self._page is not None:
-            self._page.close(ending)
-            self._page = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+    def finish(self, ending: str, *, has_finished: bool) -> None:
+        """Tell people on the page how the run ended, and close it.
 
-    def _open(self) -> "Store":
+        Args:
+            ending: What they are told.
+            has_finished: Whether nothing comes any more; else an open page waits for the run to be resumed.
+        """
+        if self._page is not None:
+            self._page.close(ending, is_over=has_finished)
+            self._page = None
+
+    def _choose(self, batch: Batch) -> list[Pair]:
+        """The pairs that people are asked about: a function of the completions, and of the learned reward."""
+        groups = list(groups_of(batch))
+        count = self._people.num_pairs
+        if count is None or self.member_scores is None:
+            return [pair for group in groups for pair in ring(group)]
+        scores = self.member_scores(batch)
+        can_be_read = [bool(np.isfinite(row).all()) for row in scores]
+        pairs = [
+            pair
+            for group in groups
+            for pair in all_pairs(group)
+            if can_be_read[pair[0][0]] and can_be_read[pair[1][0]]
+        ]
+        if not pairs:
+            return []
+        margins = np.stack([scores[left[0]] - scores[right[0]] for left, right in pairs], axis=1)
+        return most_unsure(pairs, np.asarray(preference_disagreement(margins)), count)
+
+    def _open(self, step: int) -> "LivePage":
         # A database and a server, which no other run needs.
         from klimb.feedback.live import LivePage
         from klimb.feedback.store import Store
 
-        if self._store is None:
-            self._store = Store.open(self._people.store)
         if self._page is None:
             people = self._people
-            self._page = LivePage(self._store, people.serve, people.say, open_browser=people.open_browser)
-        return self._store
+            store = Store.open(people.store)
+            self._page = LivePage(store, people.serve, people.say, open_browser=people.open_browser)
+            for number, pairs in self.record.before(step):
+                self._page.settled.update(pair_id for pair_id, _ in _numbers(store, number, pairs))
+        return self._page
 
-    def _wait(self, store: "Store", numbers: list[tuple[int, bool]], batch: Batch) -> list[list[Choice]]:
+    def _ask(self, page: "LivePage", step: int, asked: list[JudgedPair]) -> list[list[Choice]]:
+        """Wait for what people say of the pairs of a step, and write it down."""
+        numbers = _numbers(page.store, step, asked)
         has_said = False
         while True:
-            said = store.choices(numbers)
-            self._watch.look(store)
-            num_open = sum(not self._is_answered(choices) for choices in said)
+            said, num_open = page.settle(numbers, self._is_answered)
+            self._watch.look(page.store)
             if num_open == 0:
-                return said
+                break
             if self.is_stopping():
                 raise WaitStoppedError
             if not has_said:
-                step = batch.state.global_step + 1
                 self._people.say(
-                    f"step {step}: waiting for people to judge {num_open} pair{'s' if num_open > 1 else ''}"
+                    f"step {step + 1}: waiting for people to judge {num_open} pair{'s' if num_open > 1 else ''}"
                 )
                 has_said = True
             time.sleep(_POLL)
+        judged = [replace(pair, said=tuple(choices)) for pair, choices in zip(asked, said, strict=True)]
+        self.record.add(step, judged)
+        return said
 
     def _is_answered(self, choices: list[Choice]) -> bool:
         return "skip" in choices or len(choices) >= self._people.serve.per_pair
 
 
-def ring(group: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
-    """Pair neighbours: of three different texts or more each stands in two pairs, of two in one."""
-    if len(group) < 2:
-        return []
-    count = 1 if len(group) == 2 else len(group)
-    return [(group[place], group[(place + 1) % len(group)]) for place in range(count)]
+def _judged_pair(batch: Batch, pair: Pair) -> JudgedPair:
+    left, right = pair
+    return JudgedPair(batch.prompts[left[0]], batch.texts[left[0]], batch.texts[right[0]])
 
 
-def _groups(batch: Batch) -> Iterator[list[list[int]]]:
-    """The completions of one prompt after the other: for each different text the indices of those that have it."""
-    for _, indices in itertools.groupby(range(len(batch.texts)), key=lambda index: batch.prompts[index]):
-        by_text: dict[str, list[int]] = {}
-        for index in indices:
-            by_text.setdefault(batch.texts[index], []).append(index)
-        yield list(by_text.values())
-
-
-def _candidate(batch: Batch, index: int) -> Candidate:
-    return Candidate(batch.texts[index], {"step": batch.state.global_step})
-
-
-def _shares(group: Sequence[list[int]], answers: Iterator[list[Choice]]) -> list[float]:
-    """The share of its comparisons that each different text of a prompt won."""
-    places = {id(members): place for place, members in enumerate(group)}
-    won: list[list[float]] = [[] for _ in group]
-    for left, right in ring(group):
-        opinions = [_SHARES[choice] for choice in next(answers) if choice in _SHARES]
-        if opinions:
-            share = sum(opinions) / len(opinions)
-            won[places[id(left)]].append(share)
-            won[places[id(right)]].append(1 - share)
-    return [sum(values) / len(values) if values else _EVEN for values in won]
+def _numbers(store: "Store", step: int, pairs: list[JudgedPair]) -> list[tuple[int, bool]]:
+    """The store's number of each pair of a step, and whether it has its completions the other way round."""
+    source = {"step": step}
+    return store.ask(
+        (pair.prompt, Candidate(pair.first, source), Candidate(pair.second, source)) for pair in pairs
+    )

@@ -136,9 +136,17 @@ class AsksPeople(Protocol):
 
     is_stopping: Callable[[], bool]
 
-    def finish(self, ending: str) -> None:
-        """Tell them that it is over."""
+    def finish(self, ending: str, *, has_finished: bool) -> None:
+        """Tell them how it ended, and whether it is over."""
         ...
+
+
+@runtime_checkable
+class ChangesAlong(Protocol):
+    """A reward that is learned further as the run goes on."""
+
+    original: Reward
+    """As it was when the run began."""
 
 
 @dataclass(frozen=True)
@@ -222,9 +230,12 @@ class WeightedSum:
         return Rewards(_numbers(sums), parts, failures, batch.log.metrics, batch.log.columns)
 
     def unattended(self) -> "WeightedSum":
-        """Leave out the rewards that are people, who are asked about the steps' completions alone."""
+        """The rewards that evaluations go by: without people, who are asked about the steps' completions alone.
+
+        One that is learned further as the run goes on is the one that the run began with: before and after compare.
+        """
         kept = [
-            (reward, weight)
+            (reward.original if isinstance(reward, ChangesAlong) else reward, weight)
             for reward, weight in zip(self.rewards, self.weights, strict=True)
             if not isinstance(reward, AsksPeople)
         ]

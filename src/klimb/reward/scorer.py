@@ -288,7 +288,7 @@ class Scorer:
 
     def scores(self, texts: list[list[int]]) -> Float[np.ndarray, " n"]:
         """Score encoded texts."""
-        if self._has_plain_head():
+        if self.has_plain_head:
             return self.apply_head(self.features(texts))
         found = np.zeros(len(texts), dtype=np.float32)
         for rows, logits in self._read(texts):
@@ -314,7 +314,8 @@ class Scorer:
         scores = torch.from_numpy(features).double() @ weights
         return (scores if bias is None else scores + bias.detach().double().cpu()).float().numpy()
 
-    def _has_plain_head(self) -> bool:
+    @property
+    def has_plain_head(self) -> bool:
         """Whether nothing follows the head; code that came with a model may do anything."""
         return self._find_head() is not None and type(self.model).__module__.startswith(
             "transformers.models."

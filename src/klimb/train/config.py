@@ -65,6 +65,15 @@ class TrainConfig:
     people_per_pair: int = 1
     """Judgements wanted of each pair, by as many people."""
 
+    people_pairs: int | None = None
+    """Pairs of each step's completions that people are asked about: those on which the ensemble of the learned reward
+    beside people disagrees most. Other completions take the learned reward alone. None: each completion is compared
+    with its neighbours."""
+
+    refit_every: int = 0
+    """Steps after which the learned reward beside people is learned anew, from its head and what people said in this
+    run until then; evaluations stay with the reward as it was at the start. 0: never."""
+
     prompt_column: str = "prompt"
     """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
 
@@ -213,7 +222,16 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
-        for name in ("beta", "caution", "lr", "weight_decay", "warmup_steps", "adam_epsilon", "seed"):
+        for name in (
+            "beta",
+            "caution",
+            "lr",
+            "weight_decay",
+            "warmup_steps",
+            "adam_epsilon",
+            "seed",
+            "refit_every",
+        ):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value}")
@@ -286,6 +304,12 @@ class TrainConfig:
         ).with_environment()
 
     def _check_people(self) -> None:
+        for name in ("people_pairs", "refit_every"):
+            if getattr(self, name) and (not self.asks_people or len(self.reward) == 1):
+                raise ConfigError(
+                    f"{name}: is about people and a learned reward together; expected --reward people and the folder "
+                    f"of one, got {', '.join(self.reward)}"
+                )
         if not self.asks_people:
             return
         if self.completions_per_prompt < 2:
@@ -368,6 +392,7 @@ _AT_LEAST_ONE = (
     "checkpoint_every",
     "keep_checkpoints",
     "kl_horizon",
+    "people_pairs",
 )
 
 

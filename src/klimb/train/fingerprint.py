@@ -13,7 +13,7 @@ from klimb.errors import ConfigError, KlimbError, RunFolderError
 from klimb.files import sha256
 from klimb.policy.load import config_place, resolve
 from klimb.reward.address import is_address
-from klimb.reward.load import BUILT_IN
+from klimb.reward.load import BUILT_IN, PEOPLE
 from klimb.train.config import TrainConfig
 from klimb.train.reading import Files, files_of_data, files_of_function, files_of_model, files_of_package
 
@@ -159,7 +159,7 @@ def _base_of(folder: Path) -> str | None:
 
 
 def _reward(spec: str) -> Fingerprint:
-    if is_address(spec):
+    if is_address(spec) or spec == PEOPLE:
         return {}
     if spec == "vader":
         return _checksums(files_of_package("vaderSentiment", _VADER))

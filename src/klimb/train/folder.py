@@ -26,7 +26,7 @@ from klimb.text import redacted
 from klimb.train.best import BestSoFar
 from klimb.train.checkpoint import Checkpoint, StoredTensors, open_checkpoint, open_weights, write_checkpoint
 
-_OF_A_START = re.compile(r"fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}")
+_OF_A_START = re.compile(r"people\.db\.lock|fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}")
 _WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|step-\d{6,}")
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
@@ -38,7 +38,8 @@ class RunFolder:
     began with · `metrics.jsonl` one line a step · `completions.jsonl` one
     line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
     `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
-    `model/` the result · `report.html`.
+    `model/` the result · `report.html` · where people are the reward, `people.db` what they said, and `people.jsonl`
+    what each step learned from it.
     """
 
     def __init__(self, path: Path) -> None:

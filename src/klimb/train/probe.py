@@ -153,7 +153,7 @@ def check_reward_room(
 
     prompts = [row.prompt for row in sorted(rows, key=lambda row: -len(str(row.prompt)))[:LOOKED_THROUGH]]
     results: list[CheckResult] = []
-    for model in [*reward.rewards, *reward.judges]:
+    for model in [*reward.unattended().rewards, *reward.judges]:
         if not isinstance(model, ClassifierReward) or model.longest is None:
             continue
         needed = [model.count_tokens(prompt) + max_new_tokens for prompt in prompts]

@@ -7,6 +7,7 @@ from typing import Any
 
 from klimb.errors import ConfigError, RunFolderError
 from klimb.reward.address import is_address
+from klimb.reward.load import PEOPLE
 from klimb.train.best import rebuild_best
 from klimb.train.checkpoint import Checkpoint
 from klimb.train.config import TrainConfig
@@ -35,6 +36,9 @@ _MAY_CHANGE = {
     "max_spike": "",
     "max_failed": "",
     "reward_timeout": "",
+    "people_host": "",
+    "people_port": "",
+    "people_rater": "",
     "device": "its sums are rounded otherwise",
     "micro_batch_size": "its sums are rounded otherwise",
 }
@@ -114,7 +118,7 @@ class Resumption:
             if is_address(name)
             else f"{name}: its content was not recorded when the run began, so that a change cannot be told"
             for name in ("model", "prompts", *rewards)
-            if name not in then
+            if name not in then and name != PEOPLE
         ]
 
     def rewind(self, fingerprints: dict[str, Fingerprint], accepted: Sequence[str] = ()) -> None:

@@ -1,14 +1,14 @@
 """A run from configuration to fine-tuned model and report: steps, evaluations, checkpoints, signals."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from klimb.errors import ConfigError, KlimbError
 from klimb.policy.clock import clock_at, current_moment
 from klimb.reward.people import WaitStoppedError
-from klimb.reward.reward import AsksPeople, WeightedSum
+from klimb.train.asking import asking, store_claimed
 from klimb.train.best import BestSoFar
 from klimb.train.config import TrainConfig
 from klimb.train.display import Display
@@ -72,11 +72,12 @@ def train(
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
-        RunFolder.require_free(config.out)
-        with clock_at(current_moment()):
+        with store_claimed(config), clock_at(current_moment()):
+            RunFolder.require_free(config.out)
             return _train(config, observer)
     folder = RunFolder.find(config.out)
-    with folder.claimed(), clock_at(read_moment(folder.fingerprints) or current_moment()):
+    moment = read_moment(folder.fingerprints) or current_moment()
+    with store_claimed(config), folder.claimed(), clock_at(moment):
         resumption = plan_resumption(config, from_step)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
@@ -171,7 +172,7 @@ class _Run:
         try:
             with (
                 listening(f"go on with: klimb train --resume {self._config.out}") as interruption,
-                _asking(trainer.reward, interruption),
+                asking(trainer.reward, interruption),
             ):
                 if before is None:
                     self._evaluations.rebuild(evaluations)
@@ -229,23 +230,6 @@ class _Run:
     def _leave(self, interruption: Interruption) -> NoReturn:
         self._observer.run_interrupted(self._trainer.step)
         interruption.leave(self._trainer.step)
-
-
-@contextlib.contextmanager
-def _asking(reward: WeightedSum, interruption: Interruption) -> Iterator[None]:
-    """Let people be waited for until the run is to stop, and tell them on their page how it ended."""
-    asked = [each for each in reward.rewards if isinstance(each, AsksPeople)]
-    for each in asked:
-        each.is_stopping = lambda: interruption.was_asked_for
-    ending = "The run was stopped. All that you said is saved, and counts when it goes on."
-    try:
-        yield
-        ending = (
-            "The run has finished: the model has learned from all that you said. You may close this page."
-        )
-    finally:
-        for each in asked:
-            each.finish(ending)
 
 
 def _summary(config: TrainConfig, folder: RunFolder, best: BestSoFar | None) -> Summary:

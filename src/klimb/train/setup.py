@@ -7,9 +7,8 @@ from klimb.policy.decoding import TextDecoder
 from klimb.policy.distribution import Distribution
 from klimb.policy.policy import Policy
 from klimb.policy.trainable import Lora
-from klimb.progress import Say
 from klimb.reward.load import PEOPLE, load_rewards, require_proven
-from klimb.reward.people import People, PeopleReward
+from klimb.train.asking import ask_people, join_people
 from klimb.train.config import TrainConfig
 from klimb.train.environment import describe_slowness, require_paths
 from klimb.train.estimates import short_name
@@ -19,7 +18,6 @@ from klimb.train.preflight import PreflightInputs, require_room
 from klimb.train.prompts import PromptFile, PromptRow, indices_of_step, read_prompts, require_held_out
 from klimb.train.room import device_of
 
-_PEOPLE_STORE = "people.db"  # in the run's folder
 _MOST_TRAINING_PROMPTS_EVALUATED = 32  # where no held-out prompts are given
 
 
@@ -41,7 +39,7 @@ def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, P
     eval_rows = _rows_to_evaluate(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     reward = load_rewards(
-        [_people(config, observer.message) if name == PEOPLE else name for name in config.reward],
+        [ask_people(config, observer.message) if name == PEOPLE else name for name in config.reward],
         config.reward_weights,
         judges=config.judges,
         caution=config.caution,
@@ -49,6 +47,7 @@ def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, P
         trust_remote_code=config.trust_remote_code,
         timeout=config.reward_timeout,
     )
+    join_people(config, reward, observer.message)
     base = require_room(config)
     observer.model_loading(config.model)
     policy = load_policy(config)
@@ -108,13 +107,6 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
     if config.eval_every is not None:
         facts["judging"] = _evaluation_words(config)
     return facts
-
-
-def _people(config: TrainConfig, say: Say) -> PeopleReward:
-    """People as a reward; what they say is kept in the run's folder."""
-    reward = PeopleReward(People(config.out / _PEOPLE_STORE, config.people_page, say))
-    reward.check()
-    return reward
 
 
 def _rows_to_evaluate(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:

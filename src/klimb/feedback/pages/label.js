@@ -15,6 +15,7 @@ const WORDS = {
 const HEADINGS = {
   open: "Thank you, nothing left",
   coming: "Thank you, more is coming",
+  paused: "Thank you, the run has stopped for now",
   over: "Thank you, that was all",
 };
 const KEYS = new Map([["1", "left"], ["2", "right"], ["t", "tie"], ["b", "both_bad"], ["s", "skip"]]);
@@ -127,7 +128,7 @@ async function undo() {
     showProblem(reply.said.error, false);
     return;
   }
-  tell(reply.said.undone ? "Taken back; say it anew" : "There is nothing to take back");
+  tell(reply.said.undone ? "Taken back; say it anew" : reply.said.reason || "There is nothing to take back");
   show(reply.said);
 }
 
@@ -215,7 +216,7 @@ function showRest(said, wasResting) {
   byId("all").hidden = said.rest.stage === "over";
   const heading = HEADINGS[said.rest.stage];
   if (!wasResting || byId("finished-heading").textContent !== heading) focusAnew("finished-heading", heading);
-  if (said.rest.stage === "coming") state.look = setTimeout(load, LOOK);
+  if (said.rest.stage === "coming" || said.rest.stage === "paused") state.look = setTimeout(load, LOOK);
 }
 
 // What to look for: open at first, then one key away.
