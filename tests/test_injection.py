@@ -200,7 +200,8 @@ def store(tmp_path):
 def serving(store):
     import uvicorn
 
-    from klimb.feedback.server import ServeOptions, create_app
+    from klimb.feedback.app import create_app
+    from klimb.feedback.serving import ServeOptions
 
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
@@ -321,7 +322,8 @@ OUTSIDE = [
 def test_no_name_in_an_address_leads_out_of_the_servers_own_files(store):
     from fastapi.testclient import TestClient
 
-    from klimb.feedback.server import ServeOptions, create_app
+    from klimb.feedback.app import create_app
+    from klimb.feedback.serving import ServeOptions
 
     client = TestClient(
         create_app(store, ServeOptions()), base_url="http://127.0.0.1:8321", follow_redirects=False

@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
+from klimb.feedback.app import create_app
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import ServeOptions, create_app
+from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
+from klimb.feedback.app import Notes, create_app
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import Notes, ServeOptions, create_app
+from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 
 HOSTILE = [

@@ -6,7 +6,8 @@ import webbrowser
 
 import uvicorn
 
-from klimb.feedback.server import Notes, create_app, listen, page_address, page_links, quiet_config
+from klimb.feedback.app import Notes, create_app
+from klimb.feedback.server import listen, page_address, page_links, quiet_config
 from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 from klimb.progress import Say

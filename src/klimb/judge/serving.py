@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from klimb.feedback.server import Notes
+from klimb.feedback.app import Notes
 from klimb.feedback.store import Store
 from klimb.judge.config import JudgeConfig
 from klimb.progress import Say
