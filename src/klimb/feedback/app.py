@@ -100,7 +100,9 @@ class _Desk:
     def next(self, request: Request) -> Response:
         """What the rater is asked now; no question where nothing is left, no rater where a name is needed."""
         rater = self._rater_of(request)
-        return JSONResponse(self._state(rater) if rater else {"rater": None, "question": None})
+        return JSONResponse(
+            self._state(rater) if rater else {"rater": None, "store": self._store.mark, "question": None}
+        )
 
     def rater(self, request: Request, name: _Name) -> Response:
         """Take a rater's name."""
@@ -190,6 +192,7 @@ class _Desk:
             "learned": self._notes.learned(),
             "guidelines": self._guidelines,
             "rater": rater,
+            "store": self._store.mark,
             "may_rename": self._options.rater is None,
             "question": None if question is None else show_question(question, rater),
             "progress": {

@@ -75,6 +75,13 @@ class Store:
         """
         return cls(Database(where, must_exist=must_exist))
 
+    @property
+    def mark(self) -> str:
+        """Stands for this store: the same at each start, whatever folder it is opened from; tells no path."""
+        url = self._database.engine.url
+        is_file = url.drivername == "sqlite"
+        return digest_of(str(Path(url.database or "").resolve()) if is_file else url.render_as_string())[:16]
+
     def close(self) -> None:
         """Close all connections."""
         self._database.engine.dispose()

@@ -26,6 +26,7 @@ const byId = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("[data-say]")];
 const state = {
   rater: null,
+  store: "", // stands for the store that the pairs are from
   question: null,
   pending: null, // an answer that the server does not have yet
   last: null, // the answer before, whose note comes back with it
@@ -162,26 +163,11 @@ function resume() {
   send();
 }
 
-function store(place, name, value) {
-  try {
-    if (value === null) place.removeItem(name);
-    else place.setItem(name, value);
-  } catch {
-    // a browser that keeps nothing: the answer is still kept in the page
-  }
-}
-
-function recall(place, name) {
-  try {
-    return place.getItem(name);
-  } catch {
-    return null;
-  }
-}
-
 function show(said) {
   state.rater = said.rater;
+  state.store = said.store;
   state.question = said.question;
+  if (said.rater !== null) pruneDrafts(draftPlace());
   const isNamed = said.rater !== null;
   const wasResting = !byId("finished").hidden;
   byId("naming").hidden = isNamed;
@@ -245,7 +231,8 @@ function showQuestion(question, number) {
   fill(byId("left"), question.left);
   fill(byId("right"), question.right);
   const isBack = state.last !== null && state.last.shown === question.shown;
-  byId("note").value = isBack ? state.last.note : "";
+  byId("note").value = isBack ? state.last.note : recallDraft(draftPlace());
+  keepDraft(draftPlace(), byId("note").value);
   mark(null);
   clock.spent = 0;
   clock.since = performance.now();
@@ -254,6 +241,11 @@ function showQuestion(question, number) {
   setTimeout(() => { byId("asking").dataset.state = "ready"; }, SLIP);
   window.scrollTo(0, 0);
   focusAnew("heading", `Pair ${number}: which answer is better?`);
+}
+
+// What a note that is being written is kept under: nothing of other raters, stores or pairs is taken for it.
+function draftPlace() {
+  return { rater: state.rater, store: state.store, shown: state.question?.shown ?? null };
 }
 
 function makeTurn(turn) {
@@ -369,6 +361,9 @@ document.addEventListener("visibilitychange", () => {
   else clock.since = performance.now();
 });
 for (const button of buttons) button.addEventListener("click", () => choose(button.dataset.say));
+byId("note").addEventListener("input", () => {
+  if (state.question !== null) keepDraft(draftPlace(), byId("note").value);
+});
 byId("undo").addEventListener("click", undo);
 byId("again").addEventListener("click", load);
 byId("retry").addEventListener("click", () => state.retry?.());
