@@ -456,10 +456,13 @@ def test_guidelines_are_open_at_first_and_one_key_away(serve, open_page):
 
 
 def test_a_page_that_waits_for_more_shows_it_as_it_comes_and_how_it_ended(serve, open_page):
-    said = ["The next pairs come by themselves.", "coming"]
-    served = serve([("why", Candidate("a"), Candidate("b"))], Notes(rest=lambda: tuple(said)), rater="ann")
+    said, drawn = ["The next pairs come by themselves.", "coming"], ["up to 1 more are being drawn"]
+    notes = Notes(rest=lambda: tuple(said), drawn=lambda: drawn[0])
+    served = serve([("why", Candidate("a"), Candidate("b"))], notes, rater="ann")
     page, _ = open_page(served.address)
     page.wait_for_selector("#asking[data-state=ready]")
+    assert page.inner_text("#drawn") == "up to 1 more are being drawn"
+    drawn[0] = ""
     page.keyboard.press("1")
     page.wait_for_selector("#finished:not([hidden])")
     assert page.inner_text("#finished-heading") == "Thank you, more is coming"
@@ -468,6 +471,7 @@ def test_a_page_that_waits_for_more_shows_it_as_it_comes_and_how_it_ended(serve,
     page.wait_for_selector("#asking[data-state=ready]:not([hidden])", timeout=10_000)
     page.keyboard.press("2")
     page.wait_for_selector("#finished:not([hidden])")
+    assert not page.is_visible("#drawn")
     said[:] = ["The run has finished.", "over"]
     page.wait_for_selector("#finished-heading:has-text('that was all')", timeout=10_000)
     assert page.inner_text("#rest") == "The run has finished."

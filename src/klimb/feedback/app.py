@@ -38,11 +38,13 @@ class Notes:
 
     Attributes:
         rest: The message for a rater with no pair left, and whether more pairs may come.
+        drawn: How many more pairs are being drawn; "" hides it.
         learned: How good a reward is that is learned from the judgements so far; "" hides it.
         guidelines: What raters should look for, in Markdown; "" hides it.
     """
 
     rest: Callable[[], tuple[str, Stage]] = lambda: ("All that you said is saved.", "open")
+    drawn: Callable[[], str] = lambda: ""
     learned: Callable[[], str] = lambda: ""
     guidelines: str = ""
 
@@ -189,6 +191,7 @@ class _Desk:
         agreement = self._measured_agreement()
         return {
             "rest": {"note": note, "stage": stage},
+            "drawn": self._notes.drawn(),
             "learned": self._notes.learned(),
             "guidelines": self._guidelines,
             "rater": rater,

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from klimb.feedback.app import Notes
 from klimb.feedback.store import Store
@@ -18,7 +19,7 @@ def serve_page(
     say: Say,
     serve: Serve,
     until: Callable[[], bool] | None = None,
-    learned: Callable[[], str] = lambda: "",
+    notes: Notes | None = None,
 ) -> None:
     """Serve the page until Ctrl-C, or until what is given holds.
 
@@ -28,11 +29,11 @@ def serve_page(
         say: Is told the links.
         serve: Serves the page.
         until: Says whether all is judged.
-        learned: Says how far a reward has come that is learned from what they say.
+        notes: Text that the page shows beside the pairs; the guidelines are put into it.
 
     Raises:
         ConfigError: The guidelines cannot be read, or the page cannot be served.
     """
-    notes = Notes(learned=learned, guidelines=config.read_guidelines())
+    notes = replace(notes or Notes(), guidelines=config.read_guidelines())
     with contextlib.suppress(KeyboardInterrupt):
         serve(store, config.serve_options(), say=say, open_browser=config.browser, until=until, notes=notes)

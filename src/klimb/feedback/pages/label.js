@@ -183,6 +183,7 @@ function show(said) {
     return;
   }
   showProgress(said.progress);
+  byId("drawn").textContent = said.drawn;
   byId("learned").textContent = said.learned;
   showGuidelines(said.guidelines);
   if (said.question === null) {
