@@ -433,7 +433,7 @@ def test_a_link_on_another_site_lets_the_owner_in(serve, open_page):
     page.route("http://mail.example/", lambda route: route.fulfill(body=link, content_type="text/html"))
     page.goto("http://mail.example/")
     page.click("a")
-    page.wait_for_selector("h1:text('What was said')")
+    page.wait_for_selector("h1:text('Results')")
     assert page.url == f"{served.address}/results"
     assert page.evaluate("document.cookie") == ""
 
@@ -444,13 +444,21 @@ def test_guidelines_are_open_at_first_and_one_key_away(serve, open_page):
     )
     served = serve([("why", Candidate("a"), Candidate("b"))], notes, rater="ann")
     page, noted = open_page(served.address)
-    page.wait_for_selector("#asking:not([hidden])")
+    wait_for_pair(page, 1)
     assert page.is_visible("#guidelines-text strong")
     assert page.inner_text("#learned") == "so far"
     page.keyboard.press("g")
     assert not page.is_visible("#guidelines-text")
     page.keyboard.press("g")
     assert page.is_visible("#guidelines-text")
+    page.keyboard.press("1")
+    page.wait_for_selector("#finished:not([hidden])")
+    assert not page.is_visible("#guidelines")
+    assert page.inner_text("#finished #learned") == "so far"
+    page.keyboard.press("u")
+    wait_for_pair(page, 1)
+    assert page.is_visible("#guidelines-text")
+    assert page.inner_text("#asking #learned") == "so far"
     assert page.evaluate("window.hacked") is None
     assert noted.trouble == []
 

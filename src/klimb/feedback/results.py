@@ -107,6 +107,7 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
     return fill_page(
         "results.html.jinja",
         where=store.where,
+        per_pair=per_pair,
         progress=store.progress("", per_pair=per_pair),
         num_judgements=len(judgements),
         raters=store.raters(),

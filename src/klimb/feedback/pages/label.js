@@ -185,7 +185,9 @@ function show(said) {
   showProgress(said.progress);
   byId("drawn").textContent = said.drawn;
   byId("learned").textContent = said.learned;
+  byId(said.question === null ? "finished" : "asking").append(byId("learned"));
   showGuidelines(said.guidelines);
+  byId("guidelines").hidden = said.guidelines === "" || said.question === null;
   if (said.question === null) {
     showRest(said, wasResting);
   } else {
@@ -195,11 +197,13 @@ function show(said) {
 
 // Nothing to ask now: more may come while the page waits, or all is done.
 function showRest(said, wasResting) {
-  byId("own").textContent = `You judged ${said.progress.num_own}, skipped ones included.`;
+  const count = said.progress.num_own;
+  byId("choices").hidden = count === 0; // there is nothing to undo
+  byId("own").textContent = count === 0 ? "" : `You judged ${count} ${count === 1 ? "pair" : "pairs"}, skipped ones included.`;
   byId("rest").textContent = said.rest.note;
   byId("leave").hidden = said.rest.stage !== "open";
   byId("again").hidden = said.rest.stage === "over";
-  byId("all").hidden = said.rest.stage === "over";
+  byId("all").hidden = said.rest.stage === "over" || count === 0;
   const heading = HEADINGS[said.rest.stage];
   if (!wasResting || byId("finished-heading").textContent !== heading) focusAnew("finished-heading", heading);
   if (said.rest.stage === "coming") state.look = setTimeout(load, LOOK);
@@ -211,7 +215,6 @@ function showGuidelines(markup) {
   if (markup === state.guidelines) return;
   state.guidelines = markup;
   fill(byId("guidelines-text"), markup);
-  box.hidden = markup === "";
   box.open = true;
 }
 
