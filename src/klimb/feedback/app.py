@@ -102,9 +102,7 @@ class _Desk:
     def next(self, request: Request) -> Response:
         """What the rater is asked now; no question where nothing is left, no rater where a name is needed."""
         rater = self._rater_of(request)
-        return JSONResponse(
-            self._state(rater) if rater else {"rater": None, "store": self._store.mark, "question": None}
-        )
+        return JSONResponse(self._state(rater) if rater else {"rater": None, "question": None})
 
     def rater(self, request: Request, name: _Name) -> Response:
         """Take a rater's name."""
