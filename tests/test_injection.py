@@ -42,7 +42,7 @@ TOUCH = """() => {
   for (const link of document.querySelectorAll("a[href^='javascript:']")) link.click();
 }"""
 SHAPES = ["{}", '{{"prompt": "a", {}: 1}}', '{{"prompt": {}, "x": 1', '{{"prompt": [{}]}}', "[{}]"]
-OWN = ('<script src="/static/label.js"', '<form id="name-form"')
+OWN = ('<script src="/static/keep.js"', '<script src="/static/label.js"', '<form id="name-form"')
 FOREIGN = """() => [...document.querySelectorAll("*")].flatMap((element) => [
   ...(/^(script|iframe|object|embed|base|form|video|math)$/i.test(element.tagName) ? [element.outerHTML] : []),
   ...[...element.attributes].filter((attribute) => /^on/i.test(attribute.name)).map((attribute) => attribute.name),
@@ -200,7 +200,8 @@ def store(tmp_path):
 def serving(store):
     import uvicorn
 
-    from klimb.feedback.server import ServeOptions, create_app
+    from klimb.feedback.app import create_app
+    from klimb.feedback.serving import ServeOptions
 
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
@@ -232,7 +233,7 @@ def test_the_page_on_which_people_judge(tmp_path, visit):
             for number in range(len(texts)):
                 page.wait_for_selector(f"#heading:text('Pair {number + 1}:')")
                 page.evaluate(TOUCH)
-                require_harmless(page, noted, own=("script", "form"))
+                require_harmless(page, noted, own=("script", "script", "form"))
                 page.wait_for_selector("#asking[data-state=ready]")
                 page.keyboard.press("t")
             page.wait_for_selector("#finished:not([hidden])")
@@ -321,7 +322,8 @@ OUTSIDE = [
 def test_no_name_in_an_address_leads_out_of_the_servers_own_files(store):
     from fastapi.testclient import TestClient
 
-    from klimb.feedback.server import ServeOptions, create_app
+    from klimb.feedback.app import create_app
+    from klimb.feedback.serving import ServeOptions
 
     client = TestClient(
         create_app(store, ServeOptions()), base_url="http://127.0.0.1:8321", follow_redirects=False

@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
+from klimb.feedback.app import create_app
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import ServeOptions, create_app
+from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 
 collect_ignore = ["import_argilla.py", "import_label_studio.py"]  # run in environments of their own

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
+from klimb.feedback.app import Notes, create_app
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import Notes, ServeOptions, create_app
+from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 
 HOSTILE = [
@@ -54,24 +55,29 @@ def serve(tmp_path):
     """Serve a store of these pairs."""
     running = []
 
-    def start(pairs, notes=None, **options):
-        store = Store.open(tmp_path / f"feedback-{len(running)}.db")
+    def start(pairs, notes=None, *, where=None, port=0, **options):
+        store = Store.open(where or tmp_path / f"feedback-{len(running)}.db")
         store.add_pairs(pairs)
-        listening = socket.create_server(("127.0.0.1", 0))
+        listening = socket.create_server(("127.0.0.1", port))
         port = listening.getsockname()[1]
         app = create_app(store, ServeOptions(port=port, **options), notes)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        running.append((server, thread, listening, store))
-        return SimpleNamespace(store=store, address=f"http://127.0.0.1:{port}")
+
+        def stop():
+            server.should_exit = True
+            thread.join(30)
+            listening.close()
+            store.close()
+            return port
+
+        running.append(stop)
+        return SimpleNamespace(store=store, address=f"http://127.0.0.1:{port}", stop=stop)
 
     yield start
-    for server, thread, listening, store in running:
-        server.should_exit = True
-        thread.join(30)
-        listening.close()
-        store.close()
+    for stop in running:
+        stop()
 
 
 @pytest.fixture
@@ -427,7 +433,7 @@ def test_a_link_on_another_site_lets_the_owner_in(serve, open_page):
     page.route("http://mail.example/", lambda route: route.fulfill(body=link, content_type="text/html"))
     page.goto("http://mail.example/")
     page.click("a")
-    page.wait_for_selector("h1:text('What was said')")
+    page.wait_for_selector("h1:text('Results')")
     assert page.url == f"{served.address}/results"
     assert page.evaluate("document.cookie") == ""
 
@@ -438,22 +444,33 @@ def test_guidelines_are_open_at_first_and_one_key_away(serve, open_page):
     )
     served = serve([("why", Candidate("a"), Candidate("b"))], notes, rater="ann")
     page, noted = open_page(served.address)
-    page.wait_for_selector("#asking:not([hidden])")
+    wait_for_pair(page, 1)
     assert page.is_visible("#guidelines-text strong")
     assert page.inner_text("#learned") == "so far"
     page.keyboard.press("g")
     assert not page.is_visible("#guidelines-text")
     page.keyboard.press("g")
     assert page.is_visible("#guidelines-text")
+    page.keyboard.press("1")
+    page.wait_for_selector("#finished:not([hidden])")
+    assert not page.is_visible("#guidelines")
+    assert page.inner_text("#finished #learned") == "so far"
+    page.keyboard.press("u")
+    wait_for_pair(page, 1)
+    assert page.is_visible("#guidelines-text")
+    assert page.inner_text("#asking #learned") == "so far"
     assert page.evaluate("window.hacked") is None
     assert noted.trouble == []
 
 
 def test_a_page_that_waits_for_more_shows_it_as_it_comes_and_how_it_ended(serve, open_page):
-    said = ["The next pairs come by themselves.", "coming"]
-    served = serve([("why", Candidate("a"), Candidate("b"))], Notes(rest=lambda: tuple(said)), rater="ann")
+    said, drawn = ["The next pairs come by themselves.", "coming"], ["up to 1 more are being drawn"]
+    notes = Notes(rest=lambda: tuple(said), drawn=lambda: drawn[0])
+    served = serve([("why", Candidate("a"), Candidate("b"))], notes, rater="ann")
     page, _ = open_page(served.address)
     page.wait_for_selector("#asking[data-state=ready]")
+    assert page.inner_text("#drawn") == "up to 1 more are being drawn"
+    drawn[0] = ""
     page.keyboard.press("1")
     page.wait_for_selector("#finished:not([hidden])")
     assert page.inner_text("#finished-heading") == "Thank you, more is coming"
@@ -462,8 +479,90 @@ def test_a_page_that_waits_for_more_shows_it_as_it_comes_and_how_it_ended(serve,
     page.wait_for_selector("#asking[data-state=ready]:not([hidden])", timeout=10_000)
     page.keyboard.press("2")
     page.wait_for_selector("#finished:not([hidden])")
+    assert not page.is_visible("#drawn")
     said[:] = ["The run has finished.", "over"]
     page.wait_for_selector("#finished-heading:has-text('that was all')", timeout=10_000)
     assert page.inner_text("#rest") == "The run has finished."
     assert not page.is_visible("#again")
     assert served.store.progress("ann").num_own == 2
+
+
+def test_a_half_typed_note_is_kept_over_a_reload_until_the_answer_is_sent(serve, open_page):
+    served = serve(numbered(2), rater="anna")
+    page, noted = open_page(served.address)
+    wait_for_pair(page, 1)
+    page.fill("#note", "half a tho")
+    page.reload()
+    wait_for_pair(page, 1)
+    assert page.input_value("#note") == "half a tho"
+    page.fill("#note", "half a thought")
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    wait_for_pair(page, 2)
+    assert page.input_value("#note") == ""
+    assert page.evaluate("localStorage.length") == 0
+    page.reload()
+    wait_for_pair(page, 2)
+    assert page.input_value("#note") == ""
+    assert [judgement.note for judgement in served.store.judgements()] == ["half a thought"]
+    assert noted.trouble == []
+
+
+def test_a_note_is_forgotten_with_the_last_pair_and_comes_back_by_undo_and_reload(serve, open_page):
+    served = serve(numbered(1), rater="anna")
+    page, _ = open_page(served.address)
+    wait_for_pair(page, 1)
+    page.fill("#note", "last words")
+    page.keyboard.press("Escape")
+    page.keyboard.press("2")
+    page.wait_for_selector("#finished:not([hidden])")
+    assert page.evaluate("localStorage.length") == 0
+    page.keyboard.press("u")
+    wait_for_pair(page, 1)
+    page.reload()
+    wait_for_pair(page, 1)
+    assert page.input_value("#note") == "last words"
+
+
+def test_a_half_typed_note_is_kept_over_a_restart_of_the_server(serve, open_page):
+    served = serve(numbered(2), rater="anna")
+    page, _ = open_page(served.address)
+    wait_for_pair(page, 1)
+    page.fill("#note", "kept")
+    again = serve((), where=served.store.where, port=served.stop(), rater="anna")
+    page.goto(again.address)
+    wait_for_pair(page, 1)
+    assert page.input_value("#note") == "kept"
+    other = serve(numbered(2), port=again.stop(), rater="anna")  # the same pairs in another store
+    page.goto(other.address)
+    wait_for_pair(page, 1)
+    assert page.input_value("#note") == ""
+
+
+def test_nothing_is_kept_of_another_raters_note(serve, open_page):
+    served = serve(numbered(1), per_pair=2)
+    page, _ = open_page(served.address)
+    for name in ("anna", "bob"):
+        page.wait_for_selector("#naming:not([hidden])")
+        page.fill("#name", name)
+        page.keyboard.press("Enter")
+        wait_for_pair(page, 1)
+        page.wait_for_selector(f"#who:text('{name}')")
+        assert page.input_value("#note") == ""
+        assert "anna's own" not in page.evaluate("JSON.stringify({ ...localStorage, ...sessionStorage })")
+        page.fill("#note", f"{name}'s own")
+        page.click("#rename")
+    page.reload()
+    wait_for_pair(page, 1)
+    assert page.input_value("#note") == "bob's own"
+
+
+def test_a_note_in_one_store_is_not_kept_when_another_rater_judges_in_another(serve, open_page):
+    served = serve(numbered(1), rater="anna")
+    page, _ = open_page(served.address)
+    wait_for_pair(page, 1)
+    page.fill("#note", "anna's own")
+    other = serve(numbered(1), port=served.stop(), rater="bob")
+    page.goto(other.address)
+    wait_for_pair(page, 1)
+    assert page.evaluate("localStorage.length") == 0

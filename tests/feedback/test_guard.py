@@ -8,8 +8,9 @@ import uvicorn
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from klimb.feedback.app import create_app
 from klimb.feedback.guard import HEADERS
-from klimb.feedback.server import ServeOptions, create_app
+from klimb.feedback.serving import ServeOptions
 
 RATER_TOKEN, OWNER_TOKEN = "rater-" + "r" * 20, "owner-" + "o" * 20
 MODEL = "a-model-that-nobody-may-see"

@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
+from klimb.feedback.blind import left_of
 from klimb.feedback.export import FORMS
-from klimb.feedback.records import Candidate
+from klimb.feedback.records import Answer, Candidate
+from klimb.feedback.results import LeftShare
 
 MODEL = "a-model-that-nobody-may-see"
 
@@ -59,6 +63,30 @@ def test_results_name_who_answers_by_place(store, visit, said):
     assert "--without-raters" in page
     assert '<span class="chip bad">see above</span>' in page
     assert "<i>" not in page
+
+
+# The two-sided binomial test of one half at 5 %, by hand. Of 5, all on one side: 2/2^5 = 0.0625, and of 6: 2/2^6 =
+# 0.031. Of 60, P(X ≥ 38) = 0.0259 and P(X ≥ 39) = 0.0137, beside 0.025 in each tail.
+@pytest.mark.parametrize(
+    ("num_left", "num_decided", "is_by_place"),
+    [
+        *[(0, 0, False), (1, 1, False), (5, 5, False), (0, 5, False), (6, 6, True), (0, 6, True)],
+        *[(30, 60, False), (38, 60, False), (39, 60, True), (22, 60, False), (21, 60, True)],
+    ],
+)
+def test_people_choose_by_place_only_where_the_interval_excludes_one_half(num_left, num_decided, is_by_place):
+    assert LeftShare(num_left, num_decided).is_by_place is is_by_place
+
+
+@pytest.mark.parametrize(("count", "is_by_place"), [(5, False), (6, True)])
+def test_the_results_page_says_that_people_choose_by_place_where_they_do(store, visit, count, is_by_place):
+    for number in range(count):
+        question = store.next_question("anna")
+        left = left_of(question, "anna")
+        store.judge(Answer(question.pair_id, "anna", left, f"key-{number:08}", shown_left=left))
+    page = visit(store).get("/results").text
+    assert f'>100 %</div><div class="label">of {count} preferences went to answer 1' in page
+    assert ("People choose by place" in page) is is_by_place
 
 
 def test_exports_are_attachments_in_each_form(store, visit, said):

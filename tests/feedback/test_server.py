@@ -15,7 +15,7 @@ import uvicorn
 
 from klimb import KlimbError
 from klimb.errors import ConfigError, StoreError
-from klimb.feedback import server
+from klimb.feedback import app
 from klimb.feedback.records import Candidate
 from klimb.feedback.server import ServeOptions, serve
 from klimb.feedback.store import Store
@@ -150,7 +150,7 @@ def test_progress_pace_and_the_end_are_told(store, visit, said):
 
 
 def test_agreement_is_told_where_two_judged_the_same(store, monkeypatch, visit, said):
-    monkeypatch.setattr(server, "_AGREEMENT_AGE", -1.0)
+    monkeypatch.setattr(app, "_AGREEMENT_AGE", -1.0)
     for name, preferred in (("anna", "tie"), ("bob", "tie"), ("carla", "both_bad")):
         client = visit(store, name=name, per_pair=3)
         question = client.get("/api/next").json()["question"]

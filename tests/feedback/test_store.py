@@ -301,7 +301,7 @@ def test_a_store_of_a_newer_klimb_is_refused_and_left_alone(tmp_path):
         connection.execute("UPDATE klimb_schema_version SET version_num = '9999'")
     connection.close()
     with pytest.raises(
-        StoreError, match=r"feedback\.db: this store was written by a newer klimb.*up to 0001"
+        StoreError, match=r"feedback\.db: this store was written by a newer klimb.*up to 0002"
     ):
         Store.open(file)
     with sqlite3.connect(file) as connection:

@@ -1,6 +1,7 @@
 """Learning a reward: the head's optimum, its evaluation, and the folder that other tools open."""
 
 import json
+import re
 import shutil
 from datetime import datetime
 
@@ -162,6 +163,7 @@ def test_a_reward_is_learned_and_other_tools_open_it(tmp_path, model_folder):
     assert found == pytest.approx(expected, rel=1e-5)
 
     page = (config.out / "report.html").read_text()
+    assert re.search(r"Each point is [\d,]+( to [\d,]+)? held-out pairs, with its 95 % interval", page)
     assert f"{100 * result.held_out.accuracy:.1f} %" in page
     assert (
         json.loads((config.out / "reward.json").read_text())["held_out"]["accuracy"]

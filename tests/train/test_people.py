@@ -267,6 +267,9 @@ def test_a_run_learns_from_people_alone_and_tells_them_how_it_ended(whole):
     page = write_report(RunFolder.open(folder)).read_text()
     assert "No reward was asked about these" in page
     assert "nan" not in page.replace("nanoseconds", "")
+    assert "Its mean is about one half whatever the model writes, so it is not drawn." in page
+    assert "<h3>Reward" not in page
+    assert '<span class="chip' not in page
     with Store.open(folder / "people.db") as store:
         assert store.progress("ann").num_own == robot.num_judged > 0
 

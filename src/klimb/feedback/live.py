@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from klimb.feedback.app import Notes, Stage, create_app
 from klimb.feedback.records import Choice
-from klimb.feedback.server import Notes, Stage, create_app, listen, page_address, page_links, quiet_config
+from klimb.feedback.server import listen, page_address, page_links, quiet_config
 from klimb.feedback.serving import ServeOptions
 from klimb.feedback.store import Store
 from klimb.progress import Say

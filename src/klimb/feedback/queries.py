@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from klimb.errors import AlreadyJudgedError, ArgumentError
 from klimb.feedback.records import Answer, Candidate, Judgement, Question, as_json
-from klimb.feedback.schema import assignments, completions, judgements, pairs, prompts
+from klimb.feedback.schema import assignments, completions, draws, judgements, pairs, prompts
 from klimb.text import Text
 
 _AT_ONCE = 400  # digests looked up in one query
@@ -177,6 +177,12 @@ def _ids_of(connection: Connection, table: Any, rows: dict[str, dict[str, Any]])
 def _insert_new(connection: Connection, table: Any) -> Any:
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     return dialect.insert(table).on_conflict_do_nothing()
+
+
+def note_draw(connection: Connection, digest: str, num_pairs: int, num_same: int) -> None:
+    """Take note that a part of a draw is done; once is enough."""
+    row = {"digest": digest, "num_pairs": num_pairs, "num_same": num_same}
+    connection.execute(_insert_new(connection, draws), [row])
 
 
 def select_questions(*more: Any, completions_too: bool = False) -> Any:

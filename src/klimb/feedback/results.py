@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from klimb.core.shares import exact_interval
 from klimb.feedback.annotation_tools import plain_prompt
 from klimb.feedback.console import wins_by_model
 from klimb.feedback.export import FORMS
@@ -36,6 +37,35 @@ class Score:
     def share(self) -> float:
         """Share of judgements won, where a tie is half of one."""
         return (self.num_won + self.num_tied / 2) / (self.num_won + self.num_lost + self.num_tied)
+
+
+@dataclass(frozen=True)
+class LeftShare:
+    """How often answer 1, on the left, was preferred. Sides are random, so half is expected, whichever is better.
+
+    Attributes:
+        num_left: Judgements that preferred it.
+        num_decided: That preferred one of the two.
+    """
+
+    num_left: int
+    num_decided: int
+
+    @property
+    def share(self) -> float:
+        """Share of those judgements; of none, one half."""
+        return self.num_left / self.num_decided if self.num_decided else 0.5
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share; of none, everything."""
+        return exact_interval(self.num_left, self.num_decided) if self.num_decided else (0.0, 1.0)
+
+    @property
+    def is_by_place(self) -> bool:
+        """Whether people choose by place: whether the interval excludes one half."""
+        low, high = self.interval
+        return low > 0.5 or high < 0.5
 
 
 @dataclass(frozen=True)
@@ -75,10 +105,10 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
     num_pages = max(1, -(-len(judgements) // _PER_PAGE))
     page = min(page, num_pages)
     newest = judgements[::-1][(page - 1) * _PER_PAGE : page * _PER_PAGE]
-    num_left, num_decided = _count_left(judgements)
     return fill_page(
         "results.html.jinja",
         where=store.where,
+        per_pair=per_pair,
         progress=store.progress("", per_pair=per_pair),
         num_judgements=len(judgements),
         raters=account_for(opinions_of(judgements)),
@@ -87,8 +117,7 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
             Score(model, counts["won"], counts["lost"], counts["tied"])
             for model, counts in wins_by_model(judgements).items()
         ],
-        num_left=num_left,
-        num_decided=num_decided,
+        left=_count_left(judgements),
         said=[_as_row(judgement) for judgement in newest],
         page=page,
         num_pages=num_pages,
@@ -96,14 +125,13 @@ def show_results(store: Store, per_pair: int, page: int) -> str:
     )
 
 
-def _count_left(judgements: Iterable[Judgement]) -> tuple[int, int]:
-    """How often the one on the left was preferred, of how often one of the two was."""
+def _count_left(judgements: Iterable[Judgement]) -> LeftShare:
     decided = [
         said.preferred == said.shown_left
         for said in judgements
         if said.shown_left and said.preferred in ("first", "second")
     ]
-    return sum(decided), len(decided)
+    return LeftShare(sum(decided), len(decided))
 
 
 def _as_row(said: Judgement) -> Said:

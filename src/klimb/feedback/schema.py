@@ -96,6 +96,17 @@ assignments = Table(
     Column("rater", String(80), primary_key=True),
     Column("assigned_at", Float, nullable=False),
 )
+
+draws = Table(
+    "draws",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # of all that decides which pairs a part has
+    Column("num_pairs", Integer, nullable=False),
+    Column(
+        "num_same", Integer, nullable=False
+    ),  # pairs that were dropped: both completions were the same text
+)
+
 TABLES = frozenset(metadata.tables)
 """Names of the tables."""
 

@@ -26,12 +26,14 @@ from klimb.feedback.queries import (
     as_question,
     count_opinion,
     count_rows,
+    digest_of,
     find_question,
     forget_assignment,
     insert_judgement,
     judgement_of_key,
     median_of,
     newest_of,
+    note_draw,
     pair_ids,
     select_questions,
 )
@@ -47,7 +49,7 @@ from klimb.feedback.records import (
     RaterSummary,
     Side,
 )
-from klimb.feedback.schema import assignments, judgements, pairs
+from klimb.feedback.schema import assignments, draws, judgements, pairs
 from klimb.feedback.transfer import add_comparisons, add_records, read_records
 
 _ASSIGNED_FOR = 900.0  # seconds for which nobody else is asked what one rater is being asked
@@ -80,6 +82,13 @@ class Store:
         """
         return cls(Database(where, must_exist=must_exist))
 
+    @property
+    def mark(self) -> str:
+        """Stands for this store: the same at each start, whatever folder it is opened from; tells no path."""
+        url = self._database.engine.url
+        is_file = url.drivername == "sqlite"
+        return digest_of(str(Path(url.database or "").resolve()) if is_file else url.render_as_string())[:16]
+
     def close(self) -> None:
         """Close all connections."""
         self._database.engine.dispose()
@@ -104,6 +113,31 @@ class Store:
             before = count_rows(connection, select(pairs.c.id))
             pair_ids(connection, rows)
             return count_rows(connection, select(pairs.c.id)) - before
+
+    def add_drawn(self, digest: str, new: Iterable[Pair], num_same: int) -> int:
+        """Add pairs as `add_pairs` does, and note in the same moment that this part of a draw is done.
+
+        Args:
+            digest: Stands for all that decides which pairs the part has.
+            new: Its pairs.
+            num_same: How many more were dropped, because both completions were the same text.
+
+        Returns:
+            How many pairs are new.
+        """
+        rows = list(new)
+        with self._database.writing() as connection:
+            before = count_rows(connection, select(pairs.c.id))
+            pair_ids(connection, rows)
+            note_draw(connection, digest, len(rows), num_same)
+            return count_rows(connection, select(pairs.c.id)) - before
+
+    def drawn(self, digest: str) -> tuple[int, int] | None:
+        """Return how many pairs a part of a draw has, and how many were dropped; None where it is not drawn yet."""
+        query = select(draws.c.num_pairs, draws.c.num_same).where(draws.c.digest == digest)
+        with self._database.reading() as connection:
+            found = connection.execute(query).first()
+        return None if found is None else (found.num_pairs, found.num_same)
 
     def set_priorities(self, priorities: Mapping[int, float]) -> None:
         """Say which pairs are asked about first: those of the highest priority, by pair; 0 at first."""

@@ -4,7 +4,7 @@ Axes: B prompts, G completions a prompt.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,21 @@ class NamedModel:
     name: str
     source: str
     run: Path | None = None
+
+
+@dataclass(frozen=True)
+class LabelPart:
+    """Some prompts whose completions are drawn together, and the pairs that are made of them.
+
+    Attributes:
+        indices: Of the prompts.
+        pairs: The pairs, in the order of the prompts.
+        num_same: Pairs that were dropped because both completions were the same text.
+    """
+
+    indices: list[int]
+    pairs: list[tuple[Text, Candidate, Candidate]]
+    num_same: int
 
 
 @dataclass(frozen=True)
@@ -105,39 +120,16 @@ def draw_completions(
         ModelNotFoundError: The model cannot be loaded.
         DataError: A prompt does not fit the model.
     """
-    policy = Policy.load(
-        model.source,
-        distribution=Distribution(config.temperature),
-        micro_batch_size=_AT_ONCE,
-        has_reference=False,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-    )
-    policy.model.requires_grad_(False)
-    policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
-    if reads_clock(policy.tokenizer):
-        say(f"  the chat template of {model.name} writes the time: it reads {current_moment()}")
-    check_lengths(policy, list(rows), config.max_new_tokens)
+    policy = _load(model, rows, config, say)
     at_once = max(_AT_ONCE // completions_per_prompt, 1)
     drawn = Drawn([])
     for start in watch(range(0, len(rows), at_once)):
         indices, part = draw.prompts[start : start + at_once], rows[start : start + at_once]
-        completions = policy.sample(
-            [policy.encode(row.prompt, row.columns) for row in part],
-            completions_per_prompt,
-            max_new_tokens=config.max_new_tokens,
-            draw=Draw(draw.seed, draw.step, indices, draw.stream),
-        )
-        texts = iter(policy.decode(completions, [row.prompt for row in part]))
-        ids = iter(completions.rows_of_ids())
-        drawn.rendered.extend(policy.render(row.prompt, row.columns) for row in part)
-        for index in indices:
-            sources = [
-                _source(model, config, draw, index, completion)
-                for completion in range(completions_per_prompt)
-            ]
-            drawn.candidates.append([Candidate(next(texts), source) for source in sources])
-            drawn.ids.append([next(ids) for _ in sources])
+        part_draw = Draw(draw.seed, draw.step, indices, draw.stream)
+        more = _draw_part(policy, model, part, config, completions_per_prompt, part_draw)
+        drawn.candidates.extend(more.candidates)
+        drawn.ids.extend(more.ids)
+        drawn.rendered.extend(more.rendered)
     return drawn
 
 
@@ -163,23 +155,78 @@ def draw_to_label(
     Returns:
         The pairs, in the order of the prompts, and how many were dropped because both completions were the same text.
     """
-    num_pairs, indices = config.num_pairs_per_prompt, list(range(len(rows)))
-    each = 2 * num_pairs if len(models) == 1 else num_pairs
+    places = list(label_parts(models, len(rows), config))
     with clock_at(moment_of(models)):
-        drawn = [
-            draw_completions(
-                model, rows, config, each, Draw(config.seed, step, indices, Stream.LABEL), watch, say
-            )
-            for step, model in enumerate(models)
-        ]
-    pairs: list[tuple[Text, Candidate, Candidate]] = []
-    for index, row in enumerate(rows):
-        firsts, seconds = (side.candidates[index] for side in (drawn[0], drawn[-1]))
-        if len(models) == 1:
-            firsts, seconds = firsts[::2], seconds[1::2]
-        pairs += [(row.prompt, first, second) for first, second in zip(firsts, seconds, strict=True)]
+        parts = list(draw_label_parts(models, rows, config, places, watch, say))
+    return [pair for part in parts for pair in part.pairs], sum(part.num_same for part in parts)
+
+
+def label_parts(models: Sequence[NamedModel], num_prompts: int, config: LabelConfig) -> list[list[int]]:
+    """Divide prompts, by their indices, into those whose completions are drawn together."""
+    at_once = max(_AT_ONCE // _num_each(models, config), 1)
+    return [list(range(start, min(start + at_once, num_prompts))) for start in range(0, num_prompts, at_once)]
+
+
+def draw_label_parts(
+    models: Sequence[NamedModel],
+    rows: Sequence[PromptRow],
+    config: LabelConfig,
+    parts: Sequence[list[int]],
+    watch: Watch = iter,
+    say: Say = ignore,
+) -> Iterator[LabelPart]:
+    """Draw the pairs of some parts, one after the other; `draw_to_label` gives those of all.
+
+    A part's pairs are the same whichever others are drawn. One model is loaded at a time: of two the first draws for
+    all parts, before the second completes them one by one.
+
+    Args:
+        models: One or two.
+        rows: All prompts.
+        config: How completions are drawn, and how many pairs of each prompt.
+        parts: What `label_parts` returned, or some of it, in the same order.
+        watch: Shows how far it is.
+        say: Is told what a person should know.
+
+    Raises:
+        KlimbError: A model cannot be loaded, or a prompt does not fit it.
+    """
+    each = _num_each(models, config)
+
+    def draw_all(step: int) -> Iterator[Drawn]:
+        policy = _load(models[step], rows, config, say)
+        places = range(0, sum(map(len, parts)), len(parts[0]))  # the last part alone may be smaller
+        for _, indices in zip(watch(places), parts, strict=True):
+            draw = Draw(config.seed, step, indices, Stream.LABEL)
+            yield _draw_part(policy, models[step], [rows[index] for index in indices], config, each, draw)
+
+    if len(models) == 1:
+        for indices, drawn in zip(parts, draw_all(0), strict=True):
+            groups = [(group[::2], group[1::2]) for group in drawn.candidates]
+            yield _label_part(indices, rows, groups)
+    else:
+        firsts = list(draw_all(0))
+        for indices, first, second in zip(parts, firsts, draw_all(1), strict=True):
+            yield _label_part(indices, rows, list(zip(first.candidates, second.candidates, strict=True)))
+
+
+def _num_each(models: Sequence[NamedModel], config: LabelConfig) -> int:
+    """Completions of a prompt by each model."""
+    return 2 * config.num_pairs_per_prompt if len(models) == 1 else config.num_pairs_per_prompt
+
+
+def _label_part(
+    indices: list[int],
+    rows: Sequence[PromptRow],
+    groups: Sequence[tuple[list[Candidate], list[Candidate]]],
+) -> LabelPart:
+    pairs = [
+        (rows[index].prompt, first, second)
+        for index, (firsts, seconds) in zip(indices, groups, strict=True)
+        for first, second in zip(firsts, seconds, strict=True)
+    ]
     kept = [pair for pair in pairs if pair[1].text != pair[2].text]
-    return kept, len(pairs) - len(kept)
+    return LabelPart(indices, kept, len(pairs) - len(kept))
 
 
 def draw_to_compare(
@@ -201,6 +248,51 @@ def moment_of(models: Sequence[NamedModel]) -> datetime:
     """Find the time that chat templates read: that of the first model that is a run's, or else the present one."""
     recorded = (read_moment(RunFolder(model.run).fingerprints) for model in models if model.run is not None)
     return next(filter(None, recorded), None) or current_moment()
+
+
+def _load(model: NamedModel, rows: Sequence[PromptRow], config: JudgeConfig, say: Say) -> Policy:
+    """Load a model to draw from, and see that every prompt fits it."""
+    policy = Policy.load(
+        model.source,
+        distribution=Distribution(config.temperature),
+        micro_batch_size=_AT_ONCE,
+        has_reference=False,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    policy.model.requires_grad_(False)
+    policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
+    if reads_clock(policy.tokenizer):
+        say(f"  the chat template of {model.name} writes the time: it reads {current_moment()}")
+    check_lengths(policy, list(rows), config.max_new_tokens)
+    return policy
+
+
+def _draw_part(
+    policy: Policy,
+    model: NamedModel,
+    rows: Sequence[PromptRow],
+    config: JudgeConfig,
+    completions_per_prompt: int,
+    draw: Draw,
+) -> Drawn:
+    """Draw completions of some prompts, all together."""
+    completions = policy.sample(
+        [policy.encode(row.prompt, row.columns) for row in rows],
+        completions_per_prompt,
+        max_new_tokens=config.max_new_tokens,
+        draw=draw,
+    )
+    texts = iter(policy.decode(completions, [row.prompt for row in rows]))
+    ids = iter(completions.rows_of_ids())
+    drawn = Drawn([], rendered=[policy.render(row.prompt, row.columns) for row in rows])
+    for index in draw.prompts:
+        sources = [
+            _source(model, config, draw, index, completion) for completion in range(completions_per_prompt)
+        ]
+        drawn.candidates.append([Candidate(next(texts), source) for source in sources])
+        drawn.ids.append([next(ids) for _ in sources])
+    return drawn
 
 
 def _find_model(name: str) -> NamedModel:

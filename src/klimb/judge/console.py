@@ -9,7 +9,7 @@ from rich.table import Table
 
 from klimb.judge.results import ComparisonResult
 from klimb.judge.words import in_rows, lengths
-from klimb.progress import Progress
+from klimb.progress import Progress, Say
 from klimb.train.estimates import short_name
 
 
@@ -23,7 +23,17 @@ def watched(places: range) -> Iterator[int]:
     if console.is_terminal:
         yield from track(places, description="  sampling", console=console, transient=True)
         return
-    progress = Progress("sampling", places.stop, "prompts", lambda line: console.print(line, markup=False))
+    yield from in_lines(places, lambda line: console.print(line, markup=False))
+
+
+def in_lines(places: range, say: Say) -> Iterator[int]:
+    """Pass places on one by one, with a line now and then; where other lines come between, as beside a page.
+
+    Args:
+        places: Of the first prompt of each part; a range, whose end is the number of prompts.
+        say: Takes the lines.
+    """
+    progress = Progress("sampling", places.stop, "prompts", say)
     for place in places:
         yield place
         progress.advance(min(places.step, places.stop - place))

@@ -1,8 +1,11 @@
 """`klimb label`: completions are sampled in pairs, and people say on a page which they prefer."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from klimb.errors import ConfigError, DataError
+from klimb.feedback.app import Notes
 from klimb.feedback.console import show_store
 from klimb.feedback.server import serve as serve_in_browser
 from klimb.feedback.store import Store
@@ -10,13 +13,17 @@ from klimb.judge.config import LabelConfig
 from klimb.judge.serving import Serve, claimed_to_label, serve_page
 from klimb.progress import Say, tell
 
+if TYPE_CHECKING:
+    from klimb.judge.drawing import PairDrawing
+
 _STORE = Path("feedback.db")
 
 
 def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> str:
     """Sample pairs, where a model is named, and serve the page until Ctrl-C.
 
-    The same command draws the same pairs, of which the store keeps one each: what was judged stays judged.
+    The page opens when the first pairs are drawn. The same command draws the same pairs, those that are missing: what
+    was judged stays judged.
 
     Args:
         config: The options.
@@ -36,8 +43,8 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
             return store.where
 
     # What samples loads PyTorch, which takes seconds and is not needed to serve.
-    from klimb.judge.candidates import draw_to_label, find_models
-    from klimb.judge.console import watched
+    from klimb.judge.candidates import find_models
+    from klimb.judge.drawing import PairDrawing
     from klimb.train.prompts import read_prompts
 
     if config.prompts is None:
@@ -52,15 +59,16 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
             f"{' and '.join(config.model)}, temperature {config.temperature:g}, up to "
             f"{config.max_new_tokens} tokens each …"
         )
-        pairs, num_same = draw_to_label(models, rows, config, watched, say)
-        num_new = store.add_pairs(pairs)
-        dropped = f"; {num_same:,} were dropped: the same text twice" if num_same else ""
-        say(f"{len(pairs):,} pairs, {num_new:,} of them new{dropped}")
-        _serve(store, config, say, serve or serve_in_browser)
+        with PairDrawing(store, models, rows, config, say) as drawing:
+            drawing.wait_for_pairs()
+            _serve(store, config, say, serve or serve_in_browser, drawing)
+            drawing.raise_error()
         return store.where
 
 
-def _serve(store: Store, config: LabelConfig, say: Say, serve: Serve) -> None:
+def _serve(
+    store: Store, config: LabelConfig, say: Say, serve: Serve, drawing: "PairDrawing | None" = None
+) -> None:
     progress = store.progress(config.rater or "", per_pair=config.per_pair)
     if progress.num_pairs == 0:
         hint = (
@@ -71,17 +79,10 @@ def _serve(store: Store, config: LabelConfig, say: Say, serve: Serve) -> None:
             )
         )
         raise DataError(f"{store.where}: has no pairs to judge; {hint}")
-    if config.model and config.learn_along:
-        from klimb.judge.candidates import find_models
-        from klimb.reward.along import AlongsideReward
-
-        base = find_models(config.model)[0].source
-        with AlongsideReward(store, base, config.criterion) as along:
-            serve_page(store, config, say, serve, learned=lambda: along.words)
-        if along.words:
-            say(along.words)
-    else:
+    if drawing is None:
         serve_page(store, config, say, serve)
+    else:
+        _serve_while_drawing(store, config, say, serve, drawing)
     show_store(store)
     if store.raters():
         base = config.model[0] if config.model else "…"
@@ -89,3 +90,23 @@ def _serve(store: Store, config: LabelConfig, say: Say, serve: Serve) -> None:
         say(
             f"Learn from it: klimb reward train --feedback {store.where} --base {base}{words} --out learned/reward"
         )
+
+
+def _serve_while_drawing(
+    store: Store, config: LabelConfig, say: Say, serve: Serve, drawing: "PairDrawing"
+) -> None:
+    """Serve the page while pairs are drawn, and a reward is learned from what people say."""
+    notes = Notes(rest=drawing.rest, drawn=drawing.words)
+    if config.learn_along:
+        from klimb.judge.candidates import find_models
+        from klimb.reward.along import AlongsideReward
+
+        base = find_models(config.model)[0].source
+        with AlongsideReward(store, base, config.criterion, drawing.turn) as along:
+            serve_page(store, config, say, serve, notes=replace(notes, learned=lambda: along.words))
+            drawing.stop()
+        if along.words:
+            say(along.words)
+    else:
+        serve_page(store, config, say, serve, notes=notes)
+        drawing.stop()

@@ -3,10 +3,11 @@
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
+from klimb.feedback.app import Notes
 from klimb.feedback.claim import claimed
-from klimb.feedback.server import Notes
 from klimb.feedback.store import Store
 from klimb.judge.config import JudgeConfig
 from klimb.progress import Say
@@ -21,7 +22,7 @@ def serve_page(
     say: Say,
     serve: Serve,
     until: Callable[[], bool] | None = None,
-    learned: Callable[[], str] = lambda: "",
+    notes: Notes | None = None,
 ) -> None:
     """Serve the page until Ctrl-C, or until what is given holds.
 
@@ -31,12 +32,12 @@ def serve_page(
         say: Is told the links.
         serve: Serves the page.
         until: Says whether all is judged.
-        learned: Says how far a reward has come that is learned from what they say.
+        notes: Text that the page shows beside the pairs; the guidelines are put into it.
 
     Raises:
         ConfigError: The guidelines cannot be read, or the page cannot be served.
     """
-    notes = Notes(learned=learned, guidelines=config.read_guidelines())
+    notes = replace(notes or Notes(), guidelines=config.read_guidelines())
     with contextlib.suppress(KeyboardInterrupt):
         serve(store, config.serve_options(), say=say, open_browser=config.browser, until=until, notes=notes)
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -38,11 +39,19 @@ class AlongsideReward:
         store: What people say.
         base: The model that reads the texts.
         criterion: What people look for, in words for it and against it.
+        turn: Held while the base computes, so that nothing else does.
     """
 
-    def __init__(self, store: Store, base: str, criterion: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        base: str,
+        criterion: str | None = None,
+        turn: AbstractContextManager[object] | None = None,
+    ) -> None:
         self.words = ""
         self._store, self._base, self._criterion = store, base, criterion
+        self._turn = turn or nullcontext()
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._go_on, name="klimb-alongside", daemon=True)
 
@@ -66,8 +75,9 @@ class AlongsideReward:
                 continue
             num_learned = len(said)
             try:
-                learner = learner or _Learner(self._base, self._criterion)
-                self.words = words_of(learner.evaluate(said))
+                with self._turn:
+                    learner = learner or _Learner(self._base, self._criterion)
+                    self.words = words_of(learner.evaluate(said))
             except KlimbError:
                 self.words = ""
                 if learner is None:

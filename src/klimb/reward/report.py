@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from klimb.core.shares import exact_interval
 from klimb.page import ACCENT, LINE, Figure, draw_figure, render
 from klimb.reward.config import RewardConfig
+from klimb.reward.evaluation import Bin
 from klimb.reward.results import RewardResult
 
 
@@ -52,15 +54,27 @@ def _learning_curve(result: RewardResult) -> Figure:
 
 def _calibration(result: RewardResult) -> Figure:
     bins = result.held_out.calibration
+    observed = np.array([b.observed for b in bins])
+    low, high = np.array([exact_interval(round(b.observed * b.count), b.count) for b in bins]).T
 
     def draw(axes: Any) -> None:
         axes.plot([0.5, 1], [0.5, 1], "--", color=ACCENT, linewidth=1)
-        axes.plot([b.predicted for b in bins], [b.observed for b in bins], "o-", color=LINE, markersize=5)
+        bars = np.maximum([observed - low, high - observed], 0)
+        axes.errorbar(
+            [b.predicted for b in bins], observed, bars, fmt="o", color=LINE, markersize=5, linewidth=1
+        )
         axes.set_xlabel("predicted probability of the likelier text")
         axes.set_ylabel("share in which it was preferred")
 
     caption = (
-        f"On the dashed line a prediction means what it says; mean distance {result.held_out.calibration_error:.3f}. "
-        "Below it the model is surer than it should be."
+        "On the dashed line the predicted probability is right; mean distance "
+        f"{result.held_out.calibration_error:.3f}. Below it the model is too sure, above it not sure enough. Each "
+        f"point is {_count(bins)} held-out pairs, with its 95 % interval."
     )
     return draw_figure("Calibration", caption, draw)
+
+
+def _count(bins: list[Bin]) -> str:
+    """How many pairs a point stands for."""
+    least, most = min(b.count for b in bins), max(b.count for b in bins)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

@@ -12,6 +12,7 @@ from klimb.train.estimates import REWARD, Estimate, Point, short_name
 from klimb.train.summary import Summary
 
 _WINDOW = 5  # steps of the running mean, odd
+_PLAIN = (-3, 5)  # powers of ten between which numbers at an axis are written in full
 _KL_LABEL = "KL from the reference, nats a completion"
 _OVER_OPTIMISED = (
     "Where it turns down while the reward still climbs, the policy has begun to please the reward alone."
@@ -23,6 +24,8 @@ def draw_figures(
     summary: Summary | None,
     judges: Sequence[str] = (),
     points: Sequence[Point] = (),
+    *,
+    has_reward: bool = True,
 ) -> list[Figure]:
     """Draw reward, KL, entropy, length, and reward and judges against KL.
 
@@ -32,6 +35,7 @@ def draw_figures(
         judges: Names of the rewards that were asked and never trained on.
         points: What evaluations along the run found, the start first. Where there are some, the judges are drawn by
             them instead of by the completions that were trained on.
+        has_reward: Whether the mean reward tells anything; not where it is a share of comparisons within each step.
     """
     judged = ""
     if summary or points:
@@ -40,13 +44,14 @@ def draw_figures(
     best = None if summary is None else summary.best
     measured = [row for row in metrics if "kl" in row]
     along = _judges_along(points, judges, best) if points else _judges_in_training(measured, judges)
+    rewards = draw_figure(
+        "Reward",
+        f"What the reward thought of each batch (dots) and the mean of {_WINDOW} steps (line).{judged}",
+        _reward(metrics, _diamonds(len(metrics), summary, points)),
+    )
     return [
-        draw_figure(
-            "Reward",
-            f"What the reward thought of each batch (dots) and the mean of {_WINDOW} steps (line).{judged}",
-            _reward(metrics, _diamonds(len(metrics), summary, points)),
-        ),
-        *_distance(measured),
+        *([rewards] if has_reward else []),
+        *_distance(measured, has_reward=has_reward),
         *along,
         draw_figure(
             "Entropy",
@@ -61,23 +66,24 @@ def draw_figures(
     ]
 
 
-def _distance(measured: Sequence[dict[str, Any]]) -> list[Figure]:
+def _distance(measured: Sequence[dict[str, Any]], *, has_reward: bool) -> list[Figure]:
     """How far the policy moved, and what it got for that, by the steps whose KL was measured; nothing without any."""
     if not measured:
         return []
-    return [
-        draw_figure(
-            "Distance from the reference",
-            "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
-            "The penalty keeps it from running away.",
-            _curve(measured, "kl", "KL, nats a completion"),
-        ),
-        draw_figure(
-            "Reward against distance",
-            f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
-            _against_kl(measured, lambda row: row["reward"], "reward"),
-        ),
-    ]
+    distance = draw_figure(
+        "Distance from the reference",
+        "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
+        "The penalty keeps it from running away.",
+        _curve(measured, "kl", "KL, nats a completion"),
+    )
+    if not has_reward:
+        return [distance]
+    against = draw_figure(
+        "Reward against distance",
+        f"What each nat of distance bought, means of {_WINDOW} steps, from blue (first) to orange (last).",
+        _against_kl(measured, lambda row: row["reward"], "reward"),
+    )
+    return [distance, against]
 
 
 def _curve(metrics: Sequence[dict[str, Any]], key: str, label: str) -> Callable[[Any], None]:
@@ -88,6 +94,7 @@ def _curve(metrics: Sequence[dict[str, Any]], key: str, label: str) -> Callable[
         axes.plot(places, running_mean(values), color=LINE, linewidth=2)
         axes.set_xlabel("updates")
         axes.set_ylabel(label)
+        axes.ticklabel_format(axis="y", scilimits=_PLAIN)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
     return draw
@@ -136,6 +143,8 @@ def _against_kl(
         axes.scatter(kl, values, c=[row["step"] for row in rows], cmap=_colours(), s=22, zorder=3)
         axes.set_xlabel(_KL_LABEL)
         axes.set_ylabel(label)
+        axes.locator_params(axis="x", nbins=5)
+        axes.ticklabel_format(scilimits=_PLAIN)
 
     return draw
 

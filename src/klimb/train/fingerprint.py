@@ -106,6 +106,18 @@ def check_fingerprints(
     return list(changed)
 
 
+def find_model(source: str) -> Path | None:
+    """Find a model's folder or file here, or in the cache of the hub; None where it is in neither."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    for name in ("config.json", "adapter_config.json"):
+        with contextlib.suppress(KlimbError, OSError, ValueError):  # loading it tells what cannot be found
+            if file := cached_file(resolve(source), name):
+                return Path(file).parent
+    return None
+
+
 def _difference(then: Fingerprint, now: Fingerprint) -> str:
     """Say what differs; nothing where nothing does."""
     if not now:
@@ -127,7 +139,7 @@ def _checksums(files: Files) -> Fingerprint:
 
 def _model(source: str, *, is_base: bool = False) -> Fingerprint:
     """Checksums of a model; of an adapter those of the model that it is beside, too."""
-    path = _find_model(source)
+    path = find_model(source)
     if path is None:
         return {}
     found = _checksums(files_of_model(path))
@@ -135,18 +147,6 @@ def _model(source: str, *, is_base: bool = False) -> Fingerprint:
     if base is not None:
         found |= {f"{base}/{name}": digest for name, digest in _model(base, is_base=True).items()}
     return found
-
-
-def _find_model(source: str) -> Path | None:
-    """Find a model's folder or file here, or in the cache of the hub."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    for name in ("config.json", "adapter_config.json"):
-        with contextlib.suppress(KlimbError, OSError, ValueError):  # loading it tells what cannot be found
-            if file := cached_file(resolve(source), name):
-                return Path(file).parent
-    return None
 
 
 def _base_of(folder: Path) -> str | None:

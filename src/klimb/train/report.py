@@ -6,6 +6,7 @@ from typing import Any
 from klimb.errors import ConfigError, RunFolderError
 from klimb.files import write_file
 from klimb.page import render
+from klimb.reward.load import PEOPLE
 from klimb.train.config import TrainConfig
 from klimb.train.estimates import points_along
 from klimb.train.figures import draw_figures
@@ -32,6 +33,7 @@ def write_report(folder: RunFolder) -> Path:
         raise RunFolderError(f"{folder.path / 'metrics.jsonl'}: empty; the run took no step")
     evaluations = folder.read("evaluations")
     summary = _summary(folder, config, evaluations)
+    has_reward = set(config.reward) != {PEOPLE}
     page = render(
         "klimb.train",
         "report.html.jinja",
@@ -39,7 +41,10 @@ def write_report(folder: RunFolder) -> Path:
         options=options,
         declaration=declare(config),
         earlier=_earlier_options(folder),
-        figures=draw_figures(metrics, summary, config.judges, points_along(evaluations, config.judges)),
+        figures=draw_figures(
+            metrics, summary, config.judges, points_along(evaluations, config.judges), has_reward=has_reward
+        ),
+        has_reward=has_reward,
         summary=summary,
         metrics=metrics,
         num_failed=sum(row.get("failed", 0) for row in metrics),

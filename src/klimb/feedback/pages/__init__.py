@@ -8,6 +8,7 @@ import jinja2
 ASSETS = {
     "page.css": ("klimb", "text/css"),
     "label.css": (__name__, "text/css"),
+    "keep.js": (__name__, "text/javascript"),
     "label.js": (__name__, "text/javascript"),
 }
 """What the pages load: the package it is in and its type."""

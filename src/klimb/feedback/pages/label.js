@@ -27,6 +27,7 @@ const byId = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("[data-say]")];
 const state = {
   rater: null,
+  store: "", // stands for the store that the pairs are from
   question: null,
   pending: null, // an answer that the server does not have yet
   last: null, // the answer before, whose note comes back with it
@@ -163,26 +164,11 @@ function resume() {
   send();
 }
 
-function store(place, name, value) {
-  try {
-    if (value === null) place.removeItem(name);
-    else place.setItem(name, value);
-  } catch {
-    // a browser that keeps nothing: the answer is still kept in the page
-  }
-}
-
-function recall(place, name) {
-  try {
-    return place.getItem(name);
-  } catch {
-    return null;
-  }
-}
-
 function show(said) {
   state.rater = said.rater;
+  state.store = said.store;
   state.question = said.question;
+  if (said.rater !== null) pruneDrafts(draftPlace());
   const isNamed = said.rater !== null;
   const wasResting = !byId("finished").hidden;
   byId("naming").hidden = isNamed;
@@ -198,8 +184,11 @@ function show(said) {
     return;
   }
   showProgress(said.progress);
+  byId("drawn").textContent = said.drawn;
   byId("learned").textContent = said.learned;
+  byId(said.question === null ? "finished" : "asking").append(byId("learned"));
   showGuidelines(said.guidelines);
+  byId("guidelines").hidden = said.guidelines === "" || said.question === null;
   if (said.question === null) {
     showRest(said, wasResting);
   } else {
@@ -209,11 +198,13 @@ function show(said) {
 
 // Nothing to ask now: more may come while the page waits, or all is done.
 function showRest(said, wasResting) {
-  byId("own").textContent = `You judged ${said.progress.num_own}, skipped ones included.`;
+  const count = said.progress.num_own;
+  byId("choices").hidden = count === 0; // there is nothing to undo
+  byId("own").textContent = count === 0 ? "" : `You judged ${count} ${count === 1 ? "pair" : "pairs"}, skipped ones included.`;
   byId("rest").textContent = said.rest.note;
   byId("leave").hidden = said.rest.stage !== "open";
   byId("again").hidden = said.rest.stage === "over";
-  byId("all").hidden = said.rest.stage === "over";
+  byId("all").hidden = said.rest.stage === "over" || count === 0;
   const heading = HEADINGS[said.rest.stage];
   if (!wasResting || byId("finished-heading").textContent !== heading) focusAnew("finished-heading", heading);
   if (said.rest.stage === "coming" || said.rest.stage === "paused") state.look = setTimeout(load, LOOK);
@@ -225,7 +216,6 @@ function showGuidelines(markup) {
   if (markup === state.guidelines) return;
   state.guidelines = markup;
   fill(byId("guidelines-text"), markup);
-  box.hidden = markup === "";
   box.open = true;
 }
 
@@ -246,7 +236,8 @@ function showQuestion(question, number) {
   fill(byId("left"), question.left);
   fill(byId("right"), question.right);
   const isBack = state.last !== null && state.last.shown === question.shown;
-  byId("note").value = isBack ? state.last.note : "";
+  byId("note").value = isBack ? state.last.note : recallDraft(draftPlace());
+  keepDraft(draftPlace(), byId("note").value);
   mark(null);
   clock.spent = 0;
   clock.since = performance.now();
@@ -255,6 +246,11 @@ function showQuestion(question, number) {
   setTimeout(() => { byId("asking").dataset.state = "ready"; }, SLIP);
   window.scrollTo(0, 0);
   focusAnew("heading", `Pair ${number}: which answer is better?`);
+}
+
+// What a note that is being written is kept under: nothing of other raters, stores or pairs is taken for it.
+function draftPlace() {
+  return { rater: state.rater, store: state.store, shown: state.question?.shown ?? null };
 }
 
 function makeTurn(turn) {
@@ -370,6 +366,9 @@ document.addEventListener("visibilitychange", () => {
   else clock.since = performance.now();
 });
 for (const button of buttons) button.addEventListener("click", () => choose(button.dataset.say));
+byId("note").addEventListener("input", () => {
+  if (state.question !== null) keepDraft(draftPlace(), byId("note").value);
+});
 byId("undo").addEventListener("click", undo);
 byId("again").addEventListener("click", load);
 byId("retry").addEventListener("click", () => state.retry?.());
