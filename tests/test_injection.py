@@ -18,10 +18,10 @@ from klimb.feedback.console import show_store
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.sources import import_files
 from klimb.feedback.store import Store
-from klimb.judge.compare import ComparisonResult, Side
 from klimb.judge.config import CompareConfig
 from klimb.judge.console import show_comparison
-from klimb.judge.report import Example, draw_report
+from klimb.judge.report import draw_report
+from klimb.judge.results import ComparisonResult, Example, Side
 from klimb.judge.tally import opinions_of_scores, tally
 from klimb.reward.config import RewardConfig
 from klimb.reward.evaluation import evaluate

@@ -26,7 +26,7 @@ def visit_by_link(store, token, path="/"):
 def test_every_answer_has_the_headers_errors_too(store, monkeypatch, visit):
     client = visit(store)
     quiet = TestClient(client.app, base_url="http://127.0.0.1:8321", raise_server_exceptions=False)
-    monkeypatch.setattr(store, "raters", lambda: 1 / 0)
+    monkeypatch.setattr(store, "agreement", lambda: 1 / 0)
     answers = {
         200: client.get("/"),
         404: client.get("/nothing"),

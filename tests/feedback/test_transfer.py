@@ -42,11 +42,12 @@ def fill(store):
 
 
 def tables(where):
-    """All that stands in a database, each surrogate number replaced by its place."""
+    """What people said and were asked, each surrogate number replaced by its place; not which draws were made here."""
     with Store.open(where) as store, store._database.reading() as connection:
         rows = {
             name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
             for name, table in metadata.tables.items()
+            if name != "draws"
         }
     keys = {
         "prompts": ("prompt_id",),

@@ -17,7 +17,7 @@ from klimb.reward.scorer import Scorer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # by peft's use of it
-    pytest.mark.filterwarnings("ignore:PreflightInputs `save_embedding_layers`"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
 ]
 IDS = torch.tensor([[5, 6, 7, 8]])
 TARGETS = ["q_proj", "v_proj"]

@@ -80,7 +80,7 @@ def flip_a_bit(file):
 
 
 def another_beta(file):
-    file.write_text(file.read_text().replace('"remembered": {}', '"remembered": {"beta": 7}'))
+    file.write_text(file.read_text().replace('"remembered": {', '"remembered": {"beta": 7, '))
 
 
 def cut_short(file):

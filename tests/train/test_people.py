@@ -119,7 +119,7 @@ def test_who_answers_by_place_is_warned_of_once_and_the_run_continues(tmp_path, 
             rewards = reward(Batch([f"p{number // 2}" for number in range(32)], texts))
             assert sorted(set(rewards)) == [0.0, 1.0]
     finally:
-        reward.finish("over")
+        reward.finish("over", has_finished=True)
     warnings = [line for line in told if "warning" in line]
     assert len(warnings) == 1
     assert warnings[0].startswith("warning: eve prefers answer ")

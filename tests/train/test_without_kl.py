@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from klimb.policy import policy as policies
+from klimb.policy.policy import Policy
+from klimb.policy.reference import Reference
 from klimb.policy.trainable import Lora
 from klimb.train.folder import RunFolder
 from klimb.train.memory import predict_memory, size_of
@@ -21,13 +22,13 @@ def lines_of(file):
 @pytest.fixture
 def no_copies(monkeypatch):
     """Let whatever would copy the model to keep it as a reference fail."""
-    monkeypatch.setattr(policies, "frozen_copy", lambda _: pytest.fail("a copy"))
+    monkeypatch.setattr("klimb.policy.reference.frozen_copy", lambda _: pytest.fail("a copy"))
 
 
 @pytest.mark.usefixtures("no_copies")
 @pytest.mark.parametrize("way", [{}, {"num_trainable_layers": 1}, {"lora_rank": 2}])
 def test_no_reference_is_kept_or_run_and_no_kl_is_told_of(way, make_options, run, monkeypatch):
-    monkeypatch.setattr(policies.Reference, "score", lambda *_: pytest.fail("a pass through the reference"))
+    monkeypatch.setattr(Reference, "log_probs", lambda *_: pytest.fail("a pass through the reference"))
     config = make_options(beta=0.0, preflight=True, eval_every=2, **way)
     shown = run(config)
     assert "not measured, as beta is 0" in shown
@@ -93,5 +94,5 @@ def test_the_declaration_says_that_nothing_is_paid_and_nothing_measured(make_opt
 
 @pytest.mark.usefixtures("no_copies")
 def test_a_policy_without_a_reference_has_none(model_folder):
-    policy = policies.Policy.load(model_folder, has_reference=False, lora=Lora(2))
+    policy = Policy.load(model_folder, has_reference=False, lora=Lora(2))
     assert policy.reference is None

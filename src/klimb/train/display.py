@@ -99,7 +99,7 @@ class Display(Observer):
             self.console.print(Text(safe(sentence)))
 
     def evaluation_started(self, when: str, num_prompts: int) -> None:
-        """The policy is about to be rollout."""
+        """The policy is about to be evaluated."""
         self.console.print(f"Judging the model {when} training, on {num_prompts} prompts …")
 
     def policy_evaluated(self, rows: Rows, *, is_best: bool = False) -> None:
