@@ -13,14 +13,14 @@ help:  ## list these commands
 demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model on it, judge it: four to five minutes
 	$(BIN)/klimb demo
 
-test: $(VENV)/.dev  ## the default tests: offline, CPU only, about six minutes on two cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(VENV)/.dev  ## the default tests: offline, CPU only, about seven minutes on two cores
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the others do not touch
-	KLIMB_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 4 tests/gpu tests/policy tests/reward tests/train tests/judge
+	KLIMB_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 4 tests/gpu tests/model tests/policy tests/reward tests/rl tests/training tests/pairwise
 
 check: lint types layers test  ## everything a commit must pass
 

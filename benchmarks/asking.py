@@ -19,9 +19,9 @@ from klimb.demo.ratings import fetch_ratings
 from klimb.feedback.comparison import Rating
 from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs, make_pairs
-from klimb.reward.asking import disagreement, most_telling
-from klimb.reward.evaluation import evaluate
-from klimb.reward.head import fit_head
+from klimb.reward.learn.active import disagreement, most_telling
+from klimb.reward.learn.evaluation import evaluate
+from klimb.reward.learn.head import fit_head
 from klimb.reward.scorer import Scorer
 
 NUM_TEXTS, NUM_HELD_OUT, NUM_LAYERS = 3000, 600, 16

@@ -71,7 +71,7 @@ class Memory(threading.Thread):
 
 def measure(file: Path) -> dict[str, Any]:
     """Read a file and take steps; seconds, and memory at each point."""
-    from klimb.train.prompts import PromptFile, indices_of_step
+    from klimb.data.prompts import PromptFile, indices_of_step
 
     memory = Memory()
     start, start_cpu = time.perf_counter(), time.process_time()

@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from klimb.train.folder import RunFolder
-from klimb.train.summary import Summary, summarise
+from klimb.training.evaluate.summary import Summary, summarise
+from klimb.training.storage.folder import RunFolder
 
 
 def run_seed(seed: int, out: Path) -> tuple[Summary, list[dict], float, float]:

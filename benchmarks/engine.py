@@ -18,9 +18,9 @@ from unittest import mock
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from klimb.policy.policy import Draw, Policy
-from klimb.policy.replay import can_replay
-from klimb.policy.trainable import Lora, add_lora
+from klimb.model.trainable import Lora, add_lora
+from klimb.policy.engine.cuda_graph import can_replay
+from klimb.policy.policy import Policy, SampleKey
 
 SETTINGS = {
     "a": {"prompts": 4, "group": 4, "prompt_tokens": 38, "new_tokens": 32},
@@ -62,7 +62,7 @@ def measure(policy: Policy, setting: dict[str, int], number: int) -> list[float]
         torch.randint(1, VOCABULARY, (setting["prompt_tokens"],), generator=generator).tolist()
         for _ in range(setting["prompts"])
     ]
-    draw = Draw(0, number, list(range(len(prompts))))
+    draw = SampleKey(0, number, list(range(len(prompts))))
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     marks = [clock()]
@@ -98,7 +98,8 @@ def main() -> None:
             for number in range(arguments.rounds + 1):
                 for is_replayed, rounds in found.items():
                     with mock.patch(
-                        "klimb.policy.prefix.can_replay", can_replay if is_replayed else lambda _: False
+                        "klimb.policy.engine.prefix.can_replay",
+                        can_replay if is_replayed else lambda _: False,
                     ):
                         rounds.append(measure(policy, SETTINGS[key], number))
             for is_replayed, rounds in found.items():

@@ -24,24 +24,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from klimb.config.criterion import QUESTION, Criterion
+from klimb.config.pairwise import LabelConfig
 from klimb.core.preferences import preference_nll
+from klimb.core.rng import Stream
+from klimb.data.prompts import read_prompts
 from klimb.demo.demo import reward_config
 from klimb.demo.model import fetch_model
 from klimb.demo.ratings import fetch_ratings, write_ratings
 from klimb.feedback.pairs import Pairs
-from klimb.judge.candidates import draw_completions, find_models
-from klimb.judge.config import LabelConfig
-from klimb.policy.counted import Stream
-from klimb.policy.policy import Draw
-from klimb.reward.criterion import criterion_direction
-from klimb.reward.evidence import fit_by_evidence
-from klimb.reward.head import fit_head
+from klimb.io.show import Text
+from klimb.pairwise.candidates import draw_completions, find_models
+from klimb.policy.policy import SampleKey
+from klimb.reward.learn.criterion import criterion_direction
+from klimb.reward.learn.evidence import fit_by_evidence
+from klimb.reward.learn.head import fit_head
+from klimb.reward.learn.training import train_reward
 from klimb.reward.scorer import Scorer
-from klimb.reward.training import train_reward
 from klimb.reward.vader import vader
-from klimb.reward.words import QUESTION, Criterion
-from klimb.text import Text
-from klimb.train.prompts import read_prompts
 
 CRITERIA = {
     "vader": "good, happy, positive, cheerful, great, wonderful / bad, sad, negative, gloomy, terrible, awful",
@@ -63,7 +63,7 @@ def draw(model: Path, num_completions: int) -> tuple[list[Text], list[str], np.n
     )
     (named,) = find_models(config.model)
     found = draw_completions(
-        named, rows, config, num_completions, Draw(0, 0, list(range(len(rows))), Stream.LABEL)
+        named, rows, config, num_completions, SampleKey(0, 0, list(range(len(rows))), Stream.LABEL)
     )
     prompts = [row.prompt for row in rows for _ in range(num_completions)]
     completions = [candidate.text for group in found.candidates for candidate in group]

@@ -28,8 +28,8 @@ from typing import Any
 import httpx
 
 from klimb.feedback.records import Candidate
-from klimb.feedback.server import ServeOptions, serve
-from klimb.feedback.store import Store
+from klimb.feedback.server.serve import ServeOptions, serve
+from klimb.feedback.store.store import Store
 
 SAYS = ("left", "right", "tie", "both_bad", "skip")
 RELOADS, TWICE = 0.1, 0.02  # how often a rater reloads, and sends a judgement twice

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from klimb.train.config import TrainConfig
-from klimb.train.display import Display
-from klimb.train.run import train
-from klimb.train.step import Rollout
+from klimb.config.train import TrainConfig
+from klimb.rl.rollout import Rollout
+from klimb.training.report.console import Display
+from klimb.training.run import train
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _UNITS = {"memory": "MB", "files": "", "threads": "", "seconds": "s"}

@@ -28,20 +28,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from klimb.config.pairwise import LabelConfig
+from klimb.config.reward import RewardConfig
+from klimb.config.train import TrainConfig
+from klimb.data.prompts import read_prompts
 from klimb.demo.demo import demo_config
 from klimb.demo.model import fetch_model
 from klimb.feedback.records import Answer
-from klimb.feedback.store import Store
-from klimb.judge.candidates import draw_to_label, find_models
-from klimb.judge.config import LabelConfig
-from klimb.reward.config import RewardConfig
-from klimb.reward.training import train_reward
+from klimb.feedback.store.store import Store
+from klimb.pairwise.candidates import draw_to_label, find_models
+from klimb.reward.learn.training import train_reward
 from klimb.reward.vader import vader
-from klimb.train.config import TrainConfig
-from klimb.train.display import Display
-from klimb.train.folder import RunFolder
-from klimb.train.prompts import read_prompts
-from klimb.train.run import train
+from klimb.training.report.console import Display
+from klimb.training.run import train
+from klimb.training.storage.folder import RunFolder
 
 NOISE = 0.05
 CRITERION = "good, happy, positive, cheerful, great, wonderful / bad, sad, negative, gloomy, terrible, awful"

@@ -62,10 +62,10 @@ def child() -> None:
     import torch
     from rich.console import Console
 
-    from klimb.train.config import TrainConfig
-    from klimb.train.display import Display
-    from klimb.train.preflight import Preflight
-    from klimb.train.run import train
+    from klimb.config.train import TrainConfig
+    from klimb.training.preflight.preflight import Preflight
+    from klimb.training.report.console import Display
+    from klimb.training.run import train
 
     seen: list[Preflight] = []
 

@@ -58,14 +58,14 @@ def wait_for_device() -> None:
 
 def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
     """Take the steps with klimb."""
-    from klimb.policy.policy import Draw, Policy
-    from klimb.policy.trainable import Lora
+    from klimb.config.train import TrainConfig
+    from klimb.data.prompts import PromptRow
+    from klimb.model.trainable import Lora
+    from klimb.policy.policy import Policy, SampleKey
     from klimb.reward.function import FunctionReward
     from klimb.reward.reward import WeightedSum
-    from klimb.train.ascent import Ascent
-    from klimb.train.config import TrainConfig
-    from klimb.train.prompts import PromptRow
-    from klimb.train.step import take_step
+    from klimb.rl.optimizer import PolicyOptimizer
+    from klimb.rl.step import take_step
 
     lora = Lora(job["lora"], 2.0 * job["lora"]) if job["lora"] else None
     config = TrainConfig(
@@ -74,14 +74,16 @@ def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     policy = Policy.load(job["model"], lora=lora, precision=config.precision)
     policy.end_ids = []  # every completion to its full length
-    ascent = Ascent(policy, config)
+    optimizer = PolicyOptimizer(policy, config)
     judge = WeightedSum([FunctionReward("e", lambda completions, **_: list(map(reward, completions)))])
     steps = []
     for step in range(job["steps"] + job["warm_up"]):
         first = step * job["prompts"]
         rows = [PromptRow(text, {}, "") for text in job["texts"][first : first + job["prompts"]]]
         start = time.perf_counter()
-        judged, _ = take_step(policy, judge, ascent, rows, Draw(0, step, list(range(len(rows)))), config)
+        judged, _ = take_step(
+            policy, judge, optimizer, rows, SampleKey(0, step, list(range(len(rows)))), config
+        )
         wait_for_device()
         total = time.perf_counter() - start
         require_full_length(set(judged.completions.lengths.tolist()), job)

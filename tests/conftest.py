@@ -39,6 +39,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from matmul_paths import every_product_path, use_products  # noqa: F401  fixtures
+from runs import (  # noqa: F401  fixtures
+    cut,
+    essence,
+    make_config,
+    make_options,
+    make_setting,
+    options_in,
+    plain,
+    run,
+    tree,
+)
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_OPTIONS = [
     "--headless=new",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from klimb.cli import main
+from klimb.cli.main import main
 from klimb.reward.scorer import Scorer
 from robot import Robot, free_port
 
@@ -37,7 +37,7 @@ def test_every_command_in_the_docs_is_one_of_klimbs(command, tmp_path, monkeypat
         for block in blocks(page, "toml"):
             Path(block.splitlines()[0].removeprefix("# ")).write_text(block)
     seen = []
-    monkeypatch.setattr("klimb.cli._run", lambda verb: seen.append(verb) or 0)
+    monkeypatch.setattr("klimb.cli.main._run", lambda verb: seen.append(verb) or 0)
     assert main(shlex.split(command)[1:]) == 0
     assert len(seen) == 1
 

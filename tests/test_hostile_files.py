@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from klimb import KlimbError
+from klimb.data.prompts import PromptFile
+from klimb.data.rows import read_rows
 from klimb.feedback.formats import Feedback, read_feedback
 from klimb.feedback.formats.reading import take_row
-from klimb.rows import read_rows
-from klimb.train.prompts import PromptFile
 
 CHAT = [{"role": "user", "content": "hi"}]
 PROMPTS = [

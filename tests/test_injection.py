@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from klimb.cli import main
+from klimb.cli.main import main
+from klimb.config.pairwise import CompareConfig
+from klimb.config.reward import RewardConfig
+from klimb.config.train import TrainConfig
 from klimb.feedback.console import show_store
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.sources import import_files
-from klimb.feedback.store import Store
-from klimb.judge.config import CompareConfig
-from klimb.judge.console import show_comparison
-from klimb.judge.report import draw_report
-from klimb.judge.results import ComparisonResult, Example, Side
-from klimb.judge.tally import opinions_of_scores, tally
-from klimb.reward.config import RewardConfig
-from klimb.reward.evaluation import evaluate
-from klimb.reward.report import draw_report as draw_reward_report
-from klimb.reward.results import RewardResult
-from klimb.train.config import TrainConfig
-from klimb.train.display import Display
-from klimb.train.folder import RunFolder
-from klimb.train.report import write_report
+from klimb.feedback.store.store import Store
+from klimb.pairwise.console import show_comparison
+from klimb.pairwise.report import draw_report
+from klimb.pairwise.results import ComparisonResult, Example, Side
+from klimb.pairwise.tally import opinions_of_scores, tally
+from klimb.reward.learn.evaluation import evaluate
+from klimb.reward.learn.report import draw_report as draw_reward_report
+from klimb.reward.learn.results import RewardResult
+from klimb.training.report.console import Display
+from klimb.training.report.report import write_report
+from klimb.training.storage.folder import RunFolder
 
 PAYLOADS = runpy.run_path(str(Path(__file__).with_name("injection.py")))["PAYLOADS"]
 PLAIN = [payload for payload in PAYLOADS if len(payload) < 1000]
@@ -200,8 +200,8 @@ def store(tmp_path):
 def serving(store):
     import uvicorn
 
-    from klimb.feedback.app import create_app
-    from klimb.feedback.serving import ServeOptions
+    from klimb.config.serving import ServeOptions
+    from klimb.feedback.server.app import create_app
 
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
@@ -264,7 +264,7 @@ def test_a_comparison_on_the_terminal(tmp_path):
 
 
 def test_samples_of_a_run_on_the_terminal(run):
-    from klimb.train.summary import summarise
+    from klimb.training.evaluate.summary import summarise
 
     screen = console()
     summary = summarise(run.read("evaluations"), are_held_out=True)
@@ -322,8 +322,8 @@ OUTSIDE = [
 def test_no_name_in_an_address_leads_out_of_the_servers_own_files(store):
     from fastapi.testclient import TestClient
 
-    from klimb.feedback.app import create_app
-    from klimb.feedback.serving import ServeOptions
+    from klimb.config.serving import ServeOptions
+    from klimb.feedback.server.app import create_app
 
     client = TestClient(
         create_app(store, ServeOptions()), base_url="http://127.0.0.1:8321", follow_redirects=False

@@ -27,7 +27,7 @@ def test_the_definition_runs_without_torch():
 def test_the_command_line_loads_nothing_heavy_to_answer_help():
     code = (
         "import sys, contextlib, io\n"
-        "from klimb.cli import main\n"
+        "from klimb.cli.main import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'pyarrow') if name in sys.modules])"
     )

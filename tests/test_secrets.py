@@ -8,8 +8,8 @@ import pytest
 
 from klimb.errors import StoreError
 from klimb.feedback.sources import read_sources
-from klimb.feedback.store import Store
-from klimb.train.folder import RunFolder
+from klimb.feedback.store.store import Store
+from klimb.training.storage.folder import RunFolder
 
 SECRET = "hunter2"  # noqa: S105
 UNREACHED = f"postgresql://ann:{SECRET}@127.0.0.1:1/feedback?application_name=x&sslpassword={SECRET}"

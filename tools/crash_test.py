@@ -62,7 +62,13 @@ _TIMED = {"seconds", "completions_per_second", "peak_memory_bytes"}
 _FEW = 3  # times in a run
 _SHARE_AT_RANDOM = 0.4  # of the kills; of the others half are aimed at checkpoints
 _GLANCE = 2e-4  # seconds from one look at the trace to the next
-_LOADED = ("klimb.cli", "klimb.train.run", "klimb.reward.function", "matplotlib.backends.backend_svg", "peft")
+_LOADED = (
+    "klimb.cli.main",
+    "klimb.training.run",
+    "klimb.reward.function",
+    "matplotlib.backends.backend_svg",
+    "peft",
+)
 _NOTE = struct.Struct("=Bq")  # the phase, and how many were entered until then
 
 
@@ -107,17 +113,18 @@ class Trace:
 
 def trace_a_run(trace: Trace) -> None:
     """Let the parts of a run tell when they are at work."""
-    from klimb.train import recorder, run, setup, step
-    from klimb.train.ascent import Ascent
-    from klimb.train.evaluator import Evaluator
-    from klimb.train.folder import RunFolder
-    from klimb.train.resume import Resumption
-    from klimb.train.retention import Checkpoints
+    from klimb.rl import step
+    from klimb.rl.optimizer import PolicyOptimizer
+    from klimb.training import recorder, run, setup
+    from klimb.training.evaluate.evaluator import Evaluator
+    from klimb.training.storage.folder import RunFolder
+    from klimb.training.storage.resume import Resumption
+    from klimb.training.storage.retention import Checkpoints
 
     trace.during("loading the model", setup, "load_policy")
     trace.during("preflight", run, "run_preflight")
     trace.during("sampling", step, "rollout")
-    trace.during("update", Ascent, "ascend")
+    trace.during("update", PolicyOptimizer, "step")
     trace.during("lines", RunFolder, "append")
     trace.during("checkpoint", RunFolder, "save_checkpoint")
     trace.during("removing a checkpoint", RunFolder, "remove_checkpoint")
@@ -244,7 +251,7 @@ def _become(arguments: list[str], job: Job) -> None:
         output = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        from klimb.cli import main as klimb
+        from klimb.cli.main import main as klimb
 
         trace_a_run(job.trace)
         code = klimb(arguments)

@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 from pathlib import Path
 
-from klimb.train.config import TrainConfig
+from klimb.config.train import TrainConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 
@@ -19,7 +19,7 @@ def render() -> str:
         "# Options of a run",
         "",
         "Each is a flag of `klimb train` (`--num-steps 20`), a key of a file given by `--config run.toml`",
-        "(`num_steps = 20`), and a field of `klimb.train.config.TrainConfig`. The command line goes before the file.",
+        "(`num_steps = 20`), and a field of `klimb.config.train.TrainConfig`. The command line goes before the file.",
         "",
         "| option | default | what it is |",
         "|---|---|---|",

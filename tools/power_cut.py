@@ -48,7 +48,7 @@ class Judgements:
 
     def find(self, folder: Path) -> dict[int, str] | Exception:
         """Notes by number."""
-        from klimb.feedback.store import Store
+        from klimb.feedback.store.store import Store
 
         try:
             with Store.open(folder / "feedback.db") as store:
@@ -90,9 +90,9 @@ class Checkpoints:
 
     def find(self, folder: Path) -> tuple[int, dict[str, str]] | Exception:
         """Updates after which the run goes on, and SHA-256 of that checkpoint's files."""
-        from klimb.train.config import TrainConfig
-        from klimb.train.folder import RunFolder
-        from klimb.train.resume import plan_resumption
+        from klimb.config.train import TrainConfig
+        from klimb.training.storage.folder import RunFolder
+        from klimb.training.storage.resume import plan_resumption
 
         run = RunFolder(folder / "run")
         try:
@@ -124,7 +124,7 @@ class Checkpoints:
 
 def klimb(prelude: str, *arguments: object) -> list[str]:
     """The command `klimb`, before which Python does something else."""
-    program = f"import sys\n{prelude}\nfrom klimb.cli import main\nsys.exit(main(sys.argv[1:]))"
+    program = f"import sys\n{prelude}\nfrom klimb.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", program, *map(str, arguments)]
 
 
@@ -168,14 +168,14 @@ class Rater:
 
 _MAKE = """
 from klimb.feedback.records import Candidate
-from klimb.feedback.store import Store
+from klimb.feedback.store.store import Store
 with Store.open(sys.argv[1]) as store:
     store.add_pairs((f"prompt {i}", Candidate(f"a {i}"), Candidate(f"b {i}")) for i in range(int(sys.argv[2])))
 sys.exit()
 """
 _TELL = """
 import os
-from klimb.train.folder import RunFolder
+from klimb.training.storage.folder import RunFolder
 save = RunFolder.save_checkpoint
 def save_and_tell(*arguments):
     path = save(*arguments)

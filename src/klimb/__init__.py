@@ -6,16 +6,16 @@ parts that need them.
 
 from typing import TYPE_CHECKING, Any
 
-from klimb.blocks import row_blocks
 from klimb.core.advantages import batch_mean, group_normalised, leave_one_out, no_baseline, whiten
 from klimb.core.kl import adaptive_beta, exact_kl, k1, k2, k3
 from klimb.core.objectives import reinforce
 from klimb.core.stream import streamed_weight_update
 from klimb.core.update import adjusted_rewards, gradient_ascent, policy_gradient, rlhf_weight_update
+from klimb.data.blocks import row_blocks
 from klimb.errors import KlimbError
 
 if TYPE_CHECKING:
-    from klimb.policy.gradients import log_prob_gradients
+    from klimb.model.gradients import log_prob_gradients
 
 __version__ = "0.1.0"
 
@@ -45,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what needs PyTorch when it is asked for."""
     if name == "log_prob_gradients":
-        from klimb.policy.gradients import log_prob_gradients
+        from klimb.model.gradients import log_prob_gradients
 
         return log_prob_gradients
     raise AttributeError(f"module 'klimb' has no attribute {name!r}")

@@ -12,8 +12,8 @@ import safetensors.numpy
 
 import klimb
 from klimb import KlimbError, row_blocks, streamed_weight_update
-from klimb.cli import main
-from klimb.update import _shown
+from klimb.cli.main import main
+from klimb.cli.update import _shown
 
 
 @pytest.fixture
@@ -180,9 +180,9 @@ def test_a_matrix_four_times_larger_than_the_memory_allowed(tmp_path):
     )
     code = (
         "import numpy, resource, sys\n"
-        "import klimb.cli, klimb.update\n"
+        "import klimb.cli.main, klimb.cli.update\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({allowed}, {allowed}))\n"
-        "sys.exit(klimb.cli.main(sys.argv[1:]))"
+        "sys.exit(klimb.cli.main.main(sys.argv[1:]))"
     )
     command = [
         sys.executable,

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from klimb import KlimbError
+from klimb.data.prompts import read_prompts
 from klimb.demo import fetch as demo_fetch
 from klimb.demo.demo import demo_config, reward_config, run_demo
 from klimb.demo.model import fetch_model
 from klimb.demo.ratings import write_ratings
 from klimb.feedback.records import Answer
-from klimb.feedback.store import Store
-from klimb.train.prompts import read_prompts
-from klimb.train.run import train
+from klimb.feedback.store.store import Store
+from klimb.training.run import train
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_the_demo_learns_from_the_users_own_judgements(model_folder, tmp_path, m
         "klimb.demo.demo.reward_config",
         lambda *a, **k: replace(real_reward(*a, **k), num_layers=1, question=""),
     )
-    monkeypatch.setattr("klimb.feedback.server.serve", judge)
+    monkeypatch.setattr("klimb.feedback.server.serve.serve", judge)
     result = run_demo(None, 0, label=True)
     assert str(result.folder.path) == "runs/demo/run"
     with Store.open(tmp_path / "runs/demo/feedback.db") as store:

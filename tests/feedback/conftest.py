@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from klimb.feedback.app import create_app
+from klimb.config.serving import ServeOptions
 from klimb.feedback.records import Candidate
-from klimb.feedback.serving import ServeOptions
-from klimb.feedback.store import Store
+from klimb.feedback.server.app import create_app
+from klimb.feedback.store.store import Store
 
 collect_ignore = ["import_argilla.py", "import_label_studio.py"]  # run in environments of their own
 

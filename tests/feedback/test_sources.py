@@ -9,7 +9,7 @@ from klimb.feedback.comparison import Comparison
 from klimb.feedback.export import export_file
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.sources import import_files, is_store, read_sources
-from klimb.feedback.store import Store
+from klimb.feedback.store.store import Store
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_where_something_fails_nothing_is_imported(store, write_jsonl, monkeypat
             raise KeyboardInterrupt
         return insert(*arguments)
 
-    from klimb.feedback import transfer as module
+    from klimb.feedback.store import transfer as module
 
     insert = module.insert_judgement
     monkeypatch.setattr(module, "insert_judgement", fails)

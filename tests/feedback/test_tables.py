@@ -4,12 +4,12 @@ import csv
 
 import pytest
 
-from klimb.cli import main
+from klimb.cli.main import main
 from klimb.errors import DataError
 from klimb.feedback.export import export_file, export_store
 from klimb.feedback.formats import read_feedback
 from klimb.feedback.records import Answer, Candidate
-from klimb.feedback.store import Store
+from klimb.feedback.store.store import Store
 
 HARD = 'says "no", then;\r\nstops\ttwice\n\n=1+1 ü 🙂\r'
 CHAT = [{"role": "user", "content": HARD}]

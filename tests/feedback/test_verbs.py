@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from klimb.cli import main
+from klimb.cli.main import main
 from klimb.feedback.records import Answer, Candidate
-from klimb.feedback.store import Store
+from klimb.feedback.store.store import Store
 
 
 @pytest.fixture(autouse=True)

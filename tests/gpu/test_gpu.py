@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import klimb
+from klimb.config.train import TrainConfig
 from klimb.core.advantages import BASELINES
-from klimb.policy.policy import Draw, Policy
-from klimb.policy.trainable import Lora, add_lora, train_last_layers
+from klimb.data.prompts import PromptRow
+from klimb.model.trainable import Lora, add_lora, train_last_layers
+from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
 from klimb.reward.reward import WeightedSum
-from klimb.train.ascent import Ascent
-from klimb.train.config import TrainConfig
-from klimb.train.prompts import PromptRow
-from klimb.train.step import take_step
+from klimb.rl.optimizer import PolicyOptimizer
+from klimb.rl.step import take_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,14 +74,14 @@ def take_steps(model, tokenizer, device, *, num_steps=4, micro_batch_size=None):
     config = TrainConfig.from_dict(options | {"eval_prompts": None})
     policy = Policy(model.to(device), tokenizer, micro_batch_size=micro_batch_size)
     assert policy.way.shares_prompts, policy.way.reason
-    ascent = Ascent(policy, config)
+    optimizer = PolicyOptimizer(policy, config)
     count = FunctionReward(
         "bs", lambda completions, **_: [text.count("b") - 0.3 * len(text) for text in completions]
     )
     drawn = []
     for step in range(num_steps):
         judged, metrics = take_step(
-            policy, WeightedSum([count]), ascent, ROWS, Draw(0, step, [0, 1, 2]), config
+            policy, WeightedSum([count]), optimizer, ROWS, SampleKey(0, step, [0, 1, 2]), config
         )
         assert metrics.sampler_gap_max < 1e-10
         drawn.append((judged.texts, judged.completions.token_log_probs.cpu(), torch.tensor(judged.kl)))
@@ -121,12 +121,12 @@ def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, let
     policy = Policy(model, letter_tokenizer)
     policy.end_ids = []
     assert policy.way.shares_prompts, policy.way.reason
-    drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
+    drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=SampleKey(0, 0, [0, 1]))
     assert len(replays) == 20 - 2  # the prompt gives the first token, and the second is run to warm up
     scored = policy.log_probs(drawn).detach()
     torch.testing.assert_close(scored, drawn.token_log_probs, rtol=0, atol=1e-3)
     policy.end_ids = [0]
-    again = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
+    again = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=SampleKey(0, 0, [0, 1]))
     assert len(set(again.lengths.tolist())) > 1  # some leave while the others are replayed
     assert all(
         torch.equal(one[:length], other[:length])
@@ -142,7 +142,7 @@ def test_a_model_that_asks_for_values_is_called_for_every_token_and_the_next_is_
     policy.end_ids = []
 
     def draw():
-        return policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=Draw(0, 0, [0, 1]))
+        return policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=SampleKey(0, 0, [0, 1]))
 
     expected = draw()
     replays = []

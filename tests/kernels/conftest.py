@@ -4,7 +4,7 @@ import pytest
 
 from klimb.kernels import library
 from klimb.kernels.products import can_multiply
-from klimb.policy.capability import product_path, product_paths_here
+from klimb.model.capability import product_path, product_paths_here
 
 
 @pytest.fixture(params=library.paths_here())

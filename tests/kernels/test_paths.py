@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError
 from klimb.kernels import library
 from klimb.kernels.library import paths_here
-from klimb.train.config import TrainConfig
-from klimb.train.run import check, train
+from klimb.training.run import check, train
 
 
 @pytest.mark.parametrize("name", ["avx512", "avx2", "neon", "generic", "numpy"])

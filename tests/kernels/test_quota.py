@@ -5,7 +5,7 @@ import torch
 
 from klimb.kernels import library
 from klimb.kernels.quota import processor_quota
-from klimb.policy.allocation import use_allowed_threads
+from klimb.model.allocation import use_allowed_threads
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_kernels_and_pytorch_keep_to_the_limit_and_the_users_own_number_stands(m
     usual = torch.get_num_threads()
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(library, "processor_quota", lambda: 2)
-    monkeypatch.setattr("klimb.policy.allocation.processor_quota", lambda: 2)
+    monkeypatch.setattr("klimb.model.allocation.processor_quota", lambda: 2)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     assert library.num_threads() == 2

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from klimb.policy.distribution import Distribution, inverse_cdf
+from klimb.policy.distribution import SamplingDistribution, inverse_cdf
 
 
 def test_temperature_by_hand():
     # Logits (2 ln 3, 0) at temperature 2 are (ln 3, 0): probabilities ¾ and ¼.
     logits = torch.tensor([[2 * np.log(3), 0.0]], dtype=torch.float64)
-    probs = Distribution(temperature=2.0).log_probs(logits).exp()
+    probs = SamplingDistribution(temperature=2.0).log_probs(logits).exp()
     torch.testing.assert_close(probs, torch.tensor([[0.75, 0.25]], dtype=torch.float64))
 
 
 def test_the_log_prob_of_a_token_is_that_of_the_whole_distribution():
     logits = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ids = torch.tensor([[0, 1, 2, 3]] * 3)
-    distribution = Distribution(temperature=0.7)
+    distribution = SamplingDistribution(temperature=0.7)
     expected = distribution.log_probs(logits).gather(-1, ids[..., None])[..., 0]
     torch.testing.assert_close(distribution.token_log_probs(logits, ids), expected, rtol=0, atol=1e-14)
 
@@ -25,7 +25,7 @@ def test_the_log_prob_of_a_token_is_that_of_the_whole_distribution():
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_is_no_distribution_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature: expected a finite number above 0"):
-        Distribution(temperature)
+        SamplingDistribution(temperature)
 
 
 def log(probs):

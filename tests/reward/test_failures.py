@@ -12,8 +12,8 @@ from klimb import KlimbError
 from klimb.errors import RewardError, RewardHangsError
 from klimb.reward.failures import Failed, Failure, Tolerance, answers
 from klimb.reward.function import FunctionReward
-from klimb.reward.limit import TimeLimit
 from klimb.reward.reward import Batch, Rewards, WeightedSum
+from klimb.reward.timeout import TimeLimit
 
 BATCH = Batch(["p"] * 4, ["one", "bad", "three", "four"], {"place": [0, 1, 2, 3]})
 

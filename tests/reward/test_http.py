@@ -13,15 +13,15 @@ import pytest
 from rich.console import Console
 
 from klimb import KlimbError
+from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, RewardError
 from klimb.reward import http
 from klimb.reward.failures import Failed
 from klimb.reward.http import HttpReward, Patience
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, WeightedSum
-from klimb.train.config import TrainConfig
-from klimb.train.display import Display
-from klimb.train.run import train
+from klimb.training.report.console import Display
+from klimb.training.run import train
 
 QUICK = Patience(timeout=5.0, num_attempts=3, first_wait=1.0, longest_wait=3.0)
 TOKEN = "s3cret-t0ken"  # noqa: S105  of nothing

@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from klimb import KlimbError
-from klimb.cli import main
-from klimb.reward.config import RewardConfig
+from klimb.cli.main import main
+from klimb.config.reward import RewardConfig
+from klimb.reward.learn.training import train_reward
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch
 from klimb.reward.scorer import Scorer
-from klimb.reward.training import train_reward
 
 # What they put around a turn, in short; Gemma and Llama 3 write BOS as well, and their tokenizers add it.
 TEMPLATES = {

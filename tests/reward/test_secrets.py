@@ -2,8 +2,8 @@
 
 import json
 
-from klimb.reward.config import RewardConfig
-from klimb.reward.training import train_reward
+from klimb.config.reward import RewardConfig
+from klimb.reward.learn.training import train_reward
 
 SECRET = "hunter2"  # noqa: S105
 

@@ -24,14 +24,14 @@ def test_a_judgement_that_is_sent_again_after_a_kill_outlives_a_power_cut(tool, 
 
 @pytest.mark.slow
 def test_a_log_that_is_not_synced_after_a_kill_is_noticed(tool, tmp_path):
-    lazy = "from klimb.feedback.database import Database\nDatabase._sync_log = lambda *_: None"
+    lazy = "from klimb.feedback.store.database import Database\nDatabase._sync_log = lambda *_: None"
     assert "1 of 1 acknowledged judgements are gone" in tool.cut_store(tmp_path, 0, lazy).losses[0]
 
 
 @pytest.mark.slow
 def test_a_store_that_does_not_sync_is_noticed(tool, tmp_path):
     lazy = """
-from klimb.feedback import database
+from klimb.feedback.store import database
 set_up = database._set_up_sqlite
 def set_up_lazily(connection, record):
     set_up(connection, record)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from klimb.config.criterion import QUESTION
+from klimb.config.reward import RewardConfig
+from klimb.config.train import TrainConfig
 from klimb.demo.model import MODEL, fetch_model
 from klimb.demo.ratings import RATINGS, fetch_ratings, write_ratings
-from klimb.files import make_folder
-from klimb.reward.config import RewardConfig
-from klimb.reward.console import show_reward
-from klimb.reward.training import train_reward
-from klimb.reward.words import QUESTION
-from klimb.train.config import TrainConfig
-from klimb.train.display import Display
-from klimb.train.run import RunResult, train
+from klimb.io.atomic import make_folder
+from klimb.reward.learn.console import show_reward
+from klimb.reward.learn.training import train_reward
+from klimb.training.report.console import Display
+from klimb.training.run import RunResult, train
 
 _NUM_SENTENCES = 1000
 _NUM_JUDGEMENTS = 60
@@ -115,13 +115,13 @@ def _take_ratings(folder: Path, seed: int, console: Console) -> Path:
 
 def _ask_the_user(model: Path, folder: Path, seed: int, console: Console) -> Path:
     """What the user says of the model's own completions, on the page in the browser."""
-    from klimb.feedback.server import serve
-    from klimb.feedback.store import Store
-    from klimb.judge.candidates import draw_to_label, find_models
-    from klimb.judge.config import LabelConfig
-    from klimb.judge.console import watched
-    from klimb.judge.serving import serve_page
-    from klimb.train.prompts import read_prompts
+    from klimb.config.pairwise import LabelConfig
+    from klimb.data.prompts import read_prompts
+    from klimb.feedback.server.serve import serve
+    from klimb.feedback.store.store import Store
+    from klimb.pairwise.candidates import draw_to_label, find_models
+    from klimb.pairwise.console import watched
+    from klimb.pairwise.serving import serve_page
 
     console.print(
         f"You are asked which of two continuations you like better, each cut after {_MAX_NEW_TOKENS} tokens; after "

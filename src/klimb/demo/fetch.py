@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klimb.errors import DataError
-from klimb.files import cache_folder
+from klimb.io.atomic import cache_folder
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from klimb.feedback.records import Judgement
-from klimb.text import Text
+from klimb.io.show import Text
 
 SIDES = {"first": "left", "second": "right"}
 _ARGILLA_VALUES = {"first": "response1", "second": "response2", "tie": "tie"}

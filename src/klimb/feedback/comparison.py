@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from klimb.text import Text
+from klimb.io.show import Text
 
 Preferred = Literal["left", "right", "tie"]
 

@@ -9,8 +9,8 @@ from rich.table import Table
 from klimb.feedback.rater_report import RaterReport
 from klimb.feedback.raters import account_for, opinions_of
 from klimb.feedback.records import Judgement
-from klimb.feedback.store import Store
-from klimb.text import printable
+from klimb.feedback.store.store import Store
+from klimb.io.show import printable
 
 _NAME_WIDTH = 20  # characters of a rater's name that stand in one line
 

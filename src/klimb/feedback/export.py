@@ -18,11 +18,11 @@ from klimb.feedback.formats import ASSISTANT, HUMAN, SYSTEM
 from klimb.feedback.formats.own import MARK, VERSION
 from klimb.feedback.records import Judgement, PairRecord
 from klimb.feedback.tables import write_csv, write_dataset, write_parquet
-from klimb.files import write_file
-from klimb.text import Message, Text
+from klimb.io.atomic import write_file
+from klimb.io.show import Message, Text
 
 if TYPE_CHECKING:
-    from klimb.feedback.store import Store
+    from klimb.feedback.store.store import Store
 
 STORE = "store"
 """The form that holds all of a store: `export_records`."""

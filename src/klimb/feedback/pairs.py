@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from klimb.errors import DataError
 from klimb.feedback.comparison import OUTCOMES, Comparison, Rating
 from klimb.feedback.formats import Feedback
-from klimb.text import Text
+from klimb.io.show import Text
 
 Key = tuple[str, str]
 

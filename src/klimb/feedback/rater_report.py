@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from klimb.core.shares import wilson_interval
 from klimb.feedback.records import Choice, Side
-from klimb.text import Text, printable
+from klimb.io.show import Text, printable
 
 Flag = Literal["place", "undecided", "repeats", "circles", "agreement", "opposite", "speed"]
 """What may be wrong with a rater's answers."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from klimb.text import Text
+from klimb.io.show import Text
 
 Choice = Literal["first", "second", "tie", "both_bad", "skip"]
 """What may be said of a pair."""

@@ -9,10 +9,10 @@ from klimb.errors import DataError
 from klimb.feedback.formats import Feedback, read_feedback
 from klimb.feedback.pairs import compare_ratings
 from klimb.feedback.records import Added
-from klimb.text import printable, redact
+from klimb.io.show import printable, redact
 
 if TYPE_CHECKING:
-    from klimb.feedback.store import Store
+    from klimb.feedback.store.store import Store
 
 _SQLITE = b"SQLite format 3\0"
 NEEDED = (
@@ -104,7 +104,7 @@ def read_sources(sources: Sequence[str | Path]) -> Feedback:
     found = Feedback()
     for source in sources:
         if is_store(source):
-            from klimb.feedback.store import Store  # files need no database
+            from klimb.feedback.store.store import Store  # files need no database
 
             with Store.open(source, must_exist=True) as store:
                 part = store.feedback()

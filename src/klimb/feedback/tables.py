@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from klimb.data.messages import MessageError, unfold
 from klimb.errors import DataError
-from klimb.files import whole_folder, write_file
-from klimb.messages import MessageError, unfold
-from klimb.text import cut
+from klimb.io.atomic import whole_folder, write_file
+from klimb.io.show import cut
 
 _OF_A_DATASET = re.compile(r"data-\d+-of-\d+\.arrow|state\.json|dataset_info\.json|cache-.*\.arrow")
 

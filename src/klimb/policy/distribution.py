@@ -15,7 +15,7 @@ from klimb.kernels import vocabulary as kernels
 
 
 @dataclass(frozen=True)
-class Distribution:
+class SamplingDistribution:
     """How logits become probabilities.
 
     π(v) = exp(z_v / τ) / Σ_u exp(z_u / τ)

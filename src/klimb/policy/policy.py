@@ -13,27 +13,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from klimb.core.rng import Stream, uniform_rows
 from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
-from klimb.policy import chat, plain, sampling
+from klimb.io.show import Text
+from klimb.model import chat
+from klimb.model.layers import use_fast_layers
+from klimb.model.load import WRITER, load, without_progress_bars
+from klimb.model.precision import MixedPrecisionModel, Precision
+from klimb.model.saving import save_whole
+from klimb.model.tokens import readable, require_known
+from klimb.model.trainable import Lora, add_lora, train_last_layers
+from klimb.model.trunk import find_trunk
 from klimb.policy.completions import Completions, join
-from klimb.policy.counted import Stream, uniform_rows
-from klimb.policy.decoding import TextDecoder
-from klimb.policy.distribution import Distribution
-from klimb.policy.layers import use_fast_layers
-from klimb.policy.load import WRITER, load, without_progress_bars
-from klimb.policy.precision import Precision, WorkingCopy
-from klimb.policy.prefix import Engine
+from klimb.policy.distribution import SamplingDistribution
+from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.decoding import TextDecoder
+from klimb.policy.engine.prefix import Engine
+from klimb.policy.engine.prompt_sharing import detect_prompt_sharing
 from klimb.policy.reference import Reference
-from klimb.policy.saving import save_whole
-from klimb.policy.tokens import readable, require_known
-from klimb.policy.trainable import Lora, add_lora, train_last_layers
-from klimb.policy.trunk import find_trunk
-from klimb.policy.way import choose_way
-from klimb.text import Text
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleKey:
     """What the random numbers of a batch are counted by.
 
     Attributes:
@@ -73,7 +74,7 @@ class Policy:
         model: Any,
         tokenizer: Any,
         *,
-        distribution: Distribution | None = None,
+        distribution: SamplingDistribution | None = None,
         micro_batch_size: int | None = None,
         precision: Precision = "float32",
         has_reference: bool = True,
@@ -81,13 +82,13 @@ class Policy:
         self.model = model.eval()
         use_fast_layers(self.model)
         self.tokenizer = tokenizer
-        self.distribution = distribution or Distribution()
+        self.distribution = distribution or SamplingDistribution()
         self.micro_batch_size = micro_batch_size
         self.end_ids = _end_ids(model, tokenizer)
         self.text_decoder = TextDecoder(tokenizer, end_ids=self.end_ids)
         self.num_updates = 0
-        self.way = choose_way(self.model)
-        self._working = WorkingCopy(self.model, precision)
+        self.way = detect_prompt_sharing(self.model)
+        self._working = MixedPrecisionModel(self.model, precision)
         self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
         self.reference = (
             Reference(
@@ -104,7 +105,7 @@ class Policy:
         cls,
         source: str | Path,
         *,
-        distribution: Distribution | None = None,
+        distribution: SamplingDistribution | None = None,
         num_trainable_layers: int | None = None,
         lora: Lora | None = None,
         lora_seed: int = 0,
@@ -220,7 +221,7 @@ class Policy:
         return self.text_decoder(completions.rows_of_ids(), [completions.prompts[o] for o in owners], given)
 
     def sample(
-        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, draw: Draw
+        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, draw: SampleKey
     ) -> Completions:
         """Draw completions; each prompt is read once and shared by its completions.
 
@@ -254,14 +255,14 @@ class Policy:
             if self.way.shares_prompts:
                 parts.append(sampling.draw(self._engine, *arguments))
             else:
-                parts.append(plain.draw(self._working.model, *arguments))
+                parts.append(fallback.draw(self._working.model, *arguments))
         return join(prompts, parts, prompt_of)
 
     def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Score each token of given completions, differentiably in the trainable parameters."""
         if self.way.shares_prompts:
             return sampling.score(self._engine, completions, self.distribution)
-        return plain.score(self._working.model, completions, self.distribution)
+        return fallback.score(self._working.model, completions, self.distribution)
 
     def ref_log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Find log π_ref of each token of completions that the policy drew, in nats; 0 beyond a completion's length.

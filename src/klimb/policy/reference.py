@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.policy import plain, sampling
+from klimb.model.trainable import frozen_copy
 from klimb.policy.completions import Completions
-from klimb.policy.distribution import Distribution
-from klimb.policy.prefix import Engine
-from klimb.policy.trainable import frozen_copy
+from klimb.policy.distribution import SamplingDistribution
+from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.prefix import Engine
 
 
 class Reference:
@@ -30,7 +30,7 @@ class Reference:
     """
 
     def __init__(
-        self, model: Any, engine: Engine, distribution: Distribution, *, shares_prompts: bool
+        self, model: Any, engine: Engine, distribution: SamplingDistribution, *, shares_prompts: bool
     ) -> None:
         self._has_adapter = hasattr(model, "disable_adapter")
         self._model = model if self._has_adapter else frozen_copy(model)
@@ -54,6 +54,6 @@ class Reference:
                 if self._shares_prompts:
                     scores = sampling.score(self._engine, part, self._distribution)
                 else:
-                    scores = plain.score(self._model, part, self._distribution)
+                    scores = fallback.score(self._model, part, self._distribution)
                 found[rows, : scores.shape[1]] = scores.to(found.dtype)
         return found

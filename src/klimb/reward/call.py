@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from klimb.data.rows import RESERVED
 from klimb.errors import RewardError
 from klimb.reward.reward import Batch
 from klimb.reward.state import RewardLog
-from klimb.rows import RESERVED
 
 _HOOKS = inspect.getfile(RewardLog)
 _OLD_NAME = "completions_ids"  # TRL's documentation once called the token ids so

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from klimb.errors import ConfigError, RewardError
-from klimb.policy import chat
+from klimb.io.show import Text
+from klimb.model import chat
 from klimb.reward.failures import Answer, Failed
 from klimb.reward.reward import Batch
 from klimb.reward.scorer import Scorer
-from klimb.text import Text
 
 
 class ClassifierReward:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from klimb.errors import RewardError
-from klimb.text import quote, safe
+from klimb.io.show import quote, safe
 
 _LONGEST_TEXT = 80  # characters of a completion in a message
 _LONGEST_REASON = 500  # characters: what a function raises may hold a whole prompt

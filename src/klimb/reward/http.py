@@ -20,8 +20,8 @@ import httpx
 import tenacity
 from anyio.from_thread import start_blocking_portal
 
+from klimb.config.address import TOKEN_VARIABLE, refuse_secrets
 from klimb.errors import ConfigError, RewardError
-from klimb.reward.address import TOKEN_VARIABLE, refuse_secrets
 from klimb.reward.failures import Answer, Failed, answers
 from klimb.reward.reward import Batch
 

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from klimb.config.address import TOKEN_VARIABLE, is_address, refuse_secrets
 from klimb.errors import ConfigError, RewardError
-from klimb.reward.address import TOKEN_VARIABLE, is_address, refuse_secrets
 from klimb.reward.function import FunctionReward, load_function
 from klimb.reward.loop import EventLoop
 from klimb.reward.reward import Reward, WeightedSum

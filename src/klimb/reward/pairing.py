@@ -54,7 +54,7 @@ def most_unsure(pairs: Sequence[Pair], worth: Float[np.ndarray, " M"], count: in
     Returns:
         The chosen ones, in the order of `pairs`.
     """
-    from klimb.reward.asking import most_telling  # loads a database, which the ring needs not
+    from klimb.reward.learn.active import most_telling  # loads a database, which the ring needs not
 
     chosen: list[int] = []
     left = np.arange(len(pairs))

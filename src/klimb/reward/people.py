@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from klimb.config.serving import ServeOptions
 from klimb.core.preferences import preference_disagreement
+from klimb.feedback.rater_warnings import RaterWatch
 from klimb.feedback.records import Candidate, Choice
-from klimb.feedback.serving import ServeOptions
-from klimb.feedback.warnings import RaterWatch
-from klimb.progress import Say, ignore
+from klimb.io.progress import Say, ignore
 from klimb.reward.load import PEOPLE
 from klimb.reward.pairing import Pair, all_pairs, groups_of, most_unsure, ring, shares_won
 from klimb.reward.record import JudgedPair, JudgementRecord
 from klimb.reward.reward import Batch
 
 if TYPE_CHECKING:
-    from klimb.feedback.live import LivePage
-    from klimb.feedback.store import Store
+    from klimb.feedback.server.live import LivePage
+    from klimb.feedback.store.store import Store
 
 _POLL = 0.3  # seconds between looks at what was said
 _EVEN = 0.5
@@ -125,8 +125,8 @@ class PeopleReward:
         Raises:
             ConfigError: It cannot be listened on.
         """
-        from klimb.feedback.live import FLAGS
-        from klimb.feedback.server import listen
+        from klimb.feedback.server.live import FLAGS
+        from klimb.feedback.server.serve import listen
 
         listen(self._people.serve, FLAGS).close()
 
@@ -162,8 +162,8 @@ class PeopleReward:
 
     def _open(self, step: int) -> "LivePage":
         # A database and a server, which no other run needs.
-        from klimb.feedback.live import LivePage
-        from klimb.feedback.store import Store
+        from klimb.feedback.server.live import LivePage
+        from klimb.feedback.store.store import Store
 
         if self._page is None:
             people = self._people

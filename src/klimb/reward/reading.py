@@ -15,9 +15,9 @@ from klimb.errors import DataError, RewardError, TooLongError
 from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs
-from klimb.policy.load import without_progress_bars
+from klimb.io.show import Text, cut, printable
+from klimb.model.load import without_progress_bars
 from klimb.reward.scorer import Scorer
-from klimb.text import Text, cut, printable
 
 _SHOWN = 20  # refused judgements that are printed one by one
 _SAMPLE = 64  # texts that the saved tokenizer is compared on

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from klimb.errors import RunFolderError
 from klimb.feedback.records import Choice
-from klimb.files import append_text, shorten
-from klimb.text import Text
+from klimb.io.atomic import append_text, shorten
+from klimb.io.show import Text
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 from klimb.errors import RewardError, RewardHangsError
+from klimb.io.show import Message, Text, content_of
 from klimb.reward.failures import Answer, Failed, Failure, answers
 from klimb.reward.state import RewardLog, TrainerState
-from klimb.text import Message, Text, content_of
 
 
 @dataclass(frozen=True)

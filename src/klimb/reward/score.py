@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from klimb.data.messages import MessageError, read_messages, unfold
+from klimb.data.rows import RESERVED, Row, read_rows
 from klimb.errors import DataError, RewardError
-from klimb.files import write_file
-from klimb.messages import MessageError, read_messages, unfold
-from klimb.policy.clock import clock_at, current_moment
-from klimb.progress import Progress, Say, ignore
+from klimb.io.atomic import write_file
+from klimb.io.progress import Progress, Say, ignore
+from klimb.io.show import Message, Text, content_of, plain, problem_with, safe
+from klimb.model.clock import clock_at, current_moment
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch, Rewards, WeightedSum
-from klimb.rows import RESERVED, Row, read_rows
-from klimb.text import Message, Text, content_of, plain, problem_with, safe
 
 _AT_ONCE = 256  # texts handed to the rewards together
 _TEXTS = ("completion", "messages", "text")  # columns in which a text may stand

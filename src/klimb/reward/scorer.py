@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Float
 from safetensors.numpy import load_file, save_file
 
+from klimb.config.criterion import QUESTION
 from klimb.errors import ConfigError, DataError, ModelNotFoundError, RewardError, TooLongError
-from klimb.policy import chat
-from klimb.policy.clock import fix_clock
-from klimb.policy.layers import use_fast_layers
-from klimb.policy.load import SCORER, Loaded, load, without_progress_bars
-from klimb.policy.saving import companions, save_whole
-from klimb.policy.trunk import decoder_layers
+from klimb.io.show import Message, Text
+from klimb.model import chat
+from klimb.model.clock import fix_clock
+from klimb.model.layers import use_fast_layers
+from klimb.model.load import SCORER, Loaded, load, without_progress_bars
+from klimb.model.saving import companions, save_whole
+from klimb.model.trunk import decoder_layers
 from klimb.reward.padding import (
     batch_key,
     can_score,
@@ -32,8 +34,6 @@ from klimb.reward.padding import (
     spare_token,
 )
 from klimb.reward.question import append_question
-from klimb.reward.words import QUESTION
-from klimb.text import Message, Text
 
 ENSEMBLE = "ensemble.safetensors"
 """Beside a model: the heads of an ensemble's members, `heads` (K, D)."""
@@ -365,7 +365,7 @@ def _device(device: str | None) -> str:
 
 
 def _load(source: str | Path, trust_remote_code: bool = False, **options: Any) -> Loaded:
-    """Load a classification model with `klimb.policy.load.load`, in float32, whose messages then name the reward."""
+    """Load a classification model with `klimb.model.load.load`, in float32, whose messages then name the reward."""
     try:
         return load(SCORER, source, trust_remote_code=trust_remote_code, **options)
     except ModelNotFoundError as error:

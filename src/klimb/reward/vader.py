@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from klimb.text import Text, content_of
+from klimb.io.show import Text, content_of
 
 
 def vader(completions: list[Text], **_: Any) -> list[float]:

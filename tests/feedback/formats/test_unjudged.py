@@ -6,7 +6,7 @@ import pytest
 
 from klimb.feedback.formats import read_feedback
 from klimb.feedback.sources import import_files
-from klimb.feedback.store import Store
+from klimb.feedback.store.store import Store
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from klimb.data.lines import parse_json
 from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.formats.choices import VERDICTS, Candidates, find_candidates
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
@@ -11,8 +12,7 @@ from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join
 from klimb.feedback.formats.unjudged import pairs_of
 from klimb.feedback.records import PairRecord
-from klimb.lines import parse_json
-from klimb.text import Text, quote
+from klimb.io.show import Text, quote
 
 _COUNTED = (None, "", "submitted", "completed")
 _FLAT = ".responses"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from klimb.feedback.comparison import Comparison
 from klimb.feedback.formats.fields import Fields, RefusedError
 from klimb.feedback.formats.texts import answer
-from klimb.text import Message, Text, cut, quote
+from klimb.io.show import Message, Text, cut, quote
 
 VERDICTS = (
     "preferred", "preference", "better_response_id", "better_response", "better", "winner", "choice", "comparison",

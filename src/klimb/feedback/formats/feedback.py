@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.records import PairRecord
-from klimb.text import printable
+from klimb.io.show import printable
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from klimb.text import quote
+from klimb.io.show import quote
 
 _ABOUT_ROWS = (
     "id ids uid uuid idx index __index_level_0__ prompt_id question_id conversation_id conversation_hash "

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from klimb.data.lines import parse_json
 from klimb.feedback.comparison import Comparison, Preferred
 from klimb.feedback.formats.choices import VERDICTS, Candidates, find_candidates
 from klimb.feedback.formats.fields import Fields, RefusedError
 from klimb.feedback.formats.texts import checked_prompt, read_prompt, read_rater
 from klimb.feedback.formats.trl import join, number
-from klimb.lines import parse_json
-from klimb.text import Text, quote
+from klimb.io.show import Text, quote
 
 STRENGTHS = ("preference_strength", "overall_preference")  # HelpSteer2 and 3: below 0 is the first, −3 to 3
 _WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")

@@ -9,7 +9,7 @@ from klimb.feedback.formats.texts import checked_rater, completion, read_prompt
 from klimb.feedback.formats.trl import TEXTS, join, number
 from klimb.feedback.formats.unjudged import pairs_of
 from klimb.feedback.records import PairRecord
-from klimb.text import Text, quote
+from klimb.io.show import Text, quote
 
 _ABOUT_TASKS = (
     "total_annotations cancelled_annotations total_predictions comment_count unresolved_comment_count "

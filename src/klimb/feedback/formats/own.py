@@ -3,13 +3,13 @@
 import math
 from typing import Any, Literal
 
+from klimb.data.lines import parse_json
+from klimb.data.messages import MessageError, unfold
 from klimb.feedback.comparison import Comparison, Preferred
 from klimb.feedback.formats.fields import Fields, RefusedError
 from klimb.feedback.formats.texts import checked_rater
 from klimb.feedback.records import Candidate, JudgementRecord, PairRecord
-from klimb.lines import parse_json
-from klimb.messages import MessageError, unfold
-from klimb.text import Text, quote, surrogate_in
+from klimb.io.show import Text, quote, surrogate_in
 
 VERSION = 1
 """Of the form `store`; a change of what its rows mean needs a new one."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from klimb.data.rows import Row, read_rows
 from klimb.errors import DataError
 from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.formats import argilla, hub, label_studio, own, trl
@@ -16,8 +17,7 @@ from klimb.feedback.formats.feedback import Feedback
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
 from klimb.feedback.formats.unjudged import read_two, read_unjudged
 from klimb.feedback.records import PairRecord
-from klimb.rows import Row, read_rows
-from klimb.text import cut, quote
+from klimb.io.show import cut, quote
 
 Reader = Callable[[Fields], list[Any]]
 
@@ -26,7 +26,7 @@ def read_feedback(*files: Path, keep_pairs: bool = False, unjudged: bool = False
     """Read files of feedback, each row in whichever format it has.
 
     Args:
-        files: Of any kind that `klimb.rows.read_rows` reads.
+        files: Of any kind that `klimb.data.rows.read_rows` reads.
         keep_pairs: Whether rows of klimb's own, and rows that nobody has judged, are kept as pairs for a store; what
             stands of them are comparisons otherwise.
         unjudged: Whether the rows are known to hold completions that nobody has judged.

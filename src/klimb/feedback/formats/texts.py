@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
+from klimb.data.messages import MessageError, read_message, read_messages, unfold
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
-from klimb.messages import MessageError, read_message, read_messages, unfold
-from klimb.text import Message, Text, cut, problem_with, quote
+from klimb.io.show import Message, Text, cut, problem_with, quote
 
 HUMAN, ASSISTANT, SYSTEM = "\n\nHuman:", "\n\nAssistant:", "\n\nSystem:"
 PROMPTS = (
@@ -240,7 +240,7 @@ def checked_rater(value: Any) -> str:
     Raises:
         RefusedError: It cannot be kept.
     """
-    from klimb.text import surrogate_in
+    from klimb.io.show import surrogate_in
 
     rater = "" if is_empty(value) else str(value)
     if surrogate_in(rater) or "\0" in rater or len(rater) > _LONGEST_RATER:

@@ -15,7 +15,7 @@ from klimb.feedback.formats.texts import (
     read_rater,
     transcript,
 )
-from klimb.text import Message, Text, quote
+from klimb.io.show import Message, Text, quote
 
 TEXTS = ("completion", "text", "response", "answer", "output")
 SCORES = ("score", "rating", "overall_score", "reward", "helpfulness")

@@ -4,14 +4,14 @@ import contextlib
 import itertools
 from typing import Any
 
+from klimb.data.lines import parse_json
 from klimb.feedback.formats.choices import Candidates, find_candidates
 from klimb.feedback.formats.fields import Fields, RefusedError
 from klimb.feedback.formats.hub import VERDICT_COLUMNS
 from klimb.feedback.formats.texts import read_prompt
 from klimb.feedback.formats.trl import LISTS, RANK_LISTS, SCORE_LISTS, SCORES, join, listed
 from klimb.feedback.records import Candidate, PairRecord
-from klimb.lines import parse_json
-from klimb.text import Message, Text, cut, quote
+from klimb.io.show import Message, Text, cut, quote
 
 _JUDGED = ("chosen", "rejected", *VERDICT_COLUMNS, *SCORES, *SCORE_LISTS, *RANK_LISTS)
 

@@ -1,0 +1,250 @@
+"""One command, few verbs; what they do is imported when they run, so that `klimb --help` answers at once."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tyro
+
+from klimb.cli.options import (
+    Check,
+    Compare,
+    Demo,
+    FeedbackExport,
+    FeedbackImport,
+    FeedbackPrioritise,
+    FeedbackShow,
+    FeedbackVerbs,
+    Label,
+    Report,
+    RewardScore,
+    RewardTrain,
+    RewardVerbs,
+    Train,
+    Update,
+    Verb,
+)
+from klimb.config.pairwise import CompareConfig, LabelConfig
+from klimb.config.reward import RewardConfig
+from klimb.config.train import TrainConfig, read_options, read_run_options
+from klimb.errors import ConfigError, KlimbError, MissingExtraError
+from klimb.io.progress import tell
+from klimb.io.show import safe
+
+_ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
+_NOT_BETTER_THAN_CHANCE = 3
+_INTERRUPTED = 130
+_OF_FEEDBACK = frozenset(
+    ("alembic", "fastapi", "markdown_it", "pydantic", "sqlalchemy", "starlette", "uvicorn")
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0; 2 for bad input; 3 for a reward that was learned and does not beat chance; 130 or 143 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.excepthook = _show_traceback
+    is_debugging = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        verb: Any = tyro.cli(
+            Verb,  # pyright: ignore[reportArgumentType]  tyro takes unions of annotated types
+            prog="klimb",
+            description="Fine-tune model weights from human feedback with a KL-penalised policy gradient. "
+            "--debug, anywhere, shows the traceback of an error.",
+            args=_with_run_options(_with_file_options(arguments)),
+            config=(tyro.conf.ConsolidateSubcommandArgs,),
+        )
+        try:
+            return _run(verb)
+        except ModuleNotFoundError as error:
+            extra = "feedback" if (error.name or "").split(".")[0] in _OF_FEEDBACK else "train"
+            raise MissingExtraError(
+                f"this needs the {extra} extra, which has {error.name}: pip install 'klimb[{extra}]'"
+            ) from error
+    except KlimbError as error:
+        if is_debugging:
+            raise
+        print(safe("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])])), file=sys.stderr)  # noqa: T201
+        return _ARGUMENTS_OR_DATA
+    except OSError as error:  # a full disk, a folder that may not be written
+        if is_debugging:
+            raise
+        print(safe(f"klimb: {error}"), file=sys.stderr)  # noqa: T201
+        return _ARGUMENTS_OR_DATA
+    except KeyboardInterrupt as interruption:
+        if is_debugging:
+            raise
+        print(f"\nklimb: {str(interruption) or 'interrupted; what was written stays'}", file=sys.stderr)  # noqa: T201
+        return getattr(interruption, "exit_code", _INTERRUPTED)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error that was not handled without secrets, and without what would steer the terminal."""
+    sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _run(
+    verb: Train | Check | Update | Report | Demo | RewardVerbs | Label | Compare | FeedbackVerbs,
+) -> int:
+    """Run one verb, and return the exit code."""
+    match verb:
+        case RewardVerbs(verb=chosen):
+            return _run_reward(chosen)
+        case Train():
+            _train(verb)
+        case Check():
+            config = TrainConfig(**vars(verb))  # before PyTorch is loaded: a wrong option is answered at once
+            from klimb.training.run import check
+
+            check(config)
+        case Update():
+            from klimb.cli.update import update_file
+
+            weights = update_file(verb.step, verb.beta, verb.lr, verb.output, verb.log_prob_grads)
+            print(f"{verb.output}: {weights.shape[0]} weights, {weights.dtype}")  # noqa: T201
+        case Report():
+            from klimb.training.report.report import write_report
+            from klimb.training.storage.folder import RunFolder
+
+            print(write_report(RunFolder.open(verb.run)))  # noqa: T201
+        case Demo():
+            from klimb.demo.demo import run_demo
+
+            run_demo(verb.out, verb.seed, label=verb.label)
+        case FeedbackVerbs(verb=chosen):
+            _run_feedback(chosen)
+        case Label():
+            config = LabelConfig(**vars(verb))
+            from klimb.pairwise.label import label
+
+            label(config)
+        case Compare():
+            config = CompareConfig(**vars(verb))
+            from klimb.pairwise.compare import compare
+            from klimb.pairwise.console import show_comparison
+
+            show_comparison(compare(config))
+    return 0
+
+
+def _train(verb: Train) -> None:
+    options = dict(vars(verb))
+    run, accept, from_step = options.pop("resume"), options.pop("accept"), options.pop("from_step")
+    for name, value in (("accept", accept or None), ("from_step", from_step)):
+        if run is None and value is not None:
+            raise ConfigError(f"{name}: has no meaning without --resume")
+    if run is not None and options["out"] != run:
+        raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
+    config = TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
+    from klimb.training.run import train
+
+    train(config, resume=run is not None, accept=accept, from_step=from_step)
+
+
+def _run_reward(verb: RewardTrain | RewardScore) -> int:
+    match verb:
+        case RewardTrain():
+            config = RewardConfig(**vars(verb))
+            from klimb.reward.learn.console import show_reward
+            from klimb.reward.learn.training import train_reward
+
+            result = train_reward(config, tell)
+            show_reward(result)
+            return 0 if result.held_out.beats_chance else _NOT_BETTER_THAN_CHANCE
+        case RewardScore():
+            from klimb.reward.score import score_file
+
+            print(score_file(verb.texts, verb.reward, verb.output, tell))  # noqa: T201
+            return 0
+
+
+def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | FeedbackPrioritise) -> None:
+    from klimb.feedback.store.store import Store
+
+    with Store.open(verb.store, must_exist=not isinstance(verb, FeedbackImport)) as store:
+        match verb:
+            case FeedbackImport():
+                from klimb.feedback.sources import import_files
+
+                options = {
+                    name: value for name, value in vars(verb).items() if name not in ("files", "store")
+                }
+                print("\n".join(import_files(store, verb.files, **options).lines()))  # noqa: T201
+            case FeedbackExport():
+                from klimb.feedback.export import export_store
+
+                print("\n".join(export_store(store, verb.form, verb.output, overwrite=verb.overwrite)))  # noqa: T201
+            case FeedbackShow():
+                from klimb.feedback.console import show_store
+
+                show_store(store)
+            case FeedbackPrioritise():
+                from klimb.reward.learn.active import prioritise
+
+                count = prioritise(store, verb.reward, tell)
+                print(f"{verb.store}: {count:,} pairs in order, the most telling first")  # noqa: T201
+
+
+def _with_file_options(arguments: list[str]) -> list[str]:
+    """Replace `--config FILE` by the options in the file that the command line does not give itself."""
+    if arguments[:1] not in (["train"], ["check"]):
+        return arguments
+    split = _split(arguments, "--config")
+    if "--config" not in split:
+        return arguments
+    place = split.index("--config")
+    if place + 1 == len(split):
+        raise ConfigError("--config: expected a TOML file after it")
+    file, rest = Path(split[place + 1]), split[1:place] + split[place + 2 :]
+    return [arguments[0], *_not_given(read_options(file), rest), *rest]
+
+
+def _with_run_options(arguments: list[str]) -> list[str]:
+    """Add to `--resume RUN` the options that the run has and the command line does not give itself."""
+    split = _split(arguments, "--resume")
+    if arguments[:1] != ["train"] or "--resume" not in split:
+        return arguments
+    place = split.index("--resume")
+    if place + 1 == len(split):
+        raise ConfigError("--resume: expected the folder of a run after it")
+    run, usual = split[place + 1], {field.name: field.default for field in fields(TrainConfig)}
+    options = {
+        name: value
+        for name, value in (read_run_options(Path(run)) | {"out": run}).items()
+        if (tuple(value) if isinstance(value, list) else value) != usual[name]
+    }
+    return ["train", *_not_given(options, split[1:]), *split[1:]]
+
+
+def _split(arguments: list[str], flag: str) -> list[str]:
+    """Take `flag=value` apart."""
+    return [
+        part
+        for argument in arguments
+        for part in (argument.split("=", 1) if argument.startswith(f"{flag}=") else [argument])
+    ]
+
+
+def _not_given(options: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Write as arguments those options that these do not give themselves."""
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    added: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if not given & {flag, flag.replace("--", "--no-", 1)}:
+            added += _as_arguments(flag, value)
+    return added
+
+
+def _as_arguments(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    values = value if isinstance(value, list) else [value]
+    return [flag, *map(str, values)]

@@ -1,0 +1,1 @@
+"""Options of each verb, checked before anything heavy is loaded."""

@@ -1,0 +1,211 @@
+"""The options of labelling and comparing, checked before anything is loaded."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from klimb.config.criterion import Criterion
+from klimb.config.serving import ServeOptions
+from klimb.errors import ConfigError
+from klimb.io.show import redacted
+
+PEOPLE = "people"
+"""The judge that is not a reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """How completions are drawn, and how people are asked about them."""
+
+    prompt_column: str = "prompt"
+    """Column of the prompts, plain text or chat messages."""
+
+    max_new_tokens: int = 64
+    """Most tokens of a completion, its end token included."""
+
+    skip_special_tokens: Literal["chat", "all"] = "chat"
+    """Special tokens that are left out of the texts of completions. chat: those that end, begin or pad a text and those
+    that the chat template writes around turns; others, such as <think>, stay. all: every one, as TRL does."""
+
+    temperature: float = 1.0
+    """Of the distribution that completions are drawn from; 1 is the model's own."""
+
+    seed: int = 0
+    """Decides every random number."""
+
+    device: str | None = None
+    """Where a model runs, such as cpu or cuda:1; the first GPU if there is one, else the CPU."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Only for models whose makers you trust."""
+
+    host: str = "127.0.0.1"
+    """Address that the page is served at; 127.0.0.1 is reached from this computer alone."""
+
+    port: int = 8321
+    """Port that the page is served at."""
+
+    rater: str | None = None
+    """Name of the one person who judges; whoever opens the page gives a name otherwise."""
+
+    per_pair: int = 1
+    """People who are asked about a pair."""
+
+    guidelines: Path | None = None
+    """What raters are to look for: a Markdown file, shown at the start and again on the key g."""
+
+    rater_token: str | None = None
+    """What the raters' link ends in, at least 16 letters and digits, so that links survive a restart; made up where one
+    is needed. The environment variable KLIMB_RATER_TOKEN says the same, out of the sight of others on this machine."""
+
+    browser: bool = True
+    """Open the page in a browser."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"temperature: expected a finite number above 0, got {self.temperature}")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed: expected a number from 0 up to below 2^64, got {self.seed}")
+        self.serve_options()
+        self.read_guidelines()
+
+    def serve_options(self) -> ServeOptions:
+        """How the page is served.
+
+        Raises:
+            ConfigError: One of them makes no sense.
+        """
+        return ServeOptions(
+            host=self.host,
+            port=self.port,
+            rater=self.rater,
+            per_pair=self.per_pair,
+            rater_token=self.rater_token,
+        ).with_environment()
+
+    def read_guidelines(self) -> str:
+        """What raters are to look for, in Markdown; "" where nothing was written down.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        if self.guidelines is None:
+            return ""
+        try:
+            return self.guidelines.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ConfigError(f"guidelines: {self.guidelines}: {reason}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(JudgeConfig):
+    """Which pairs people are asked about."""
+
+    model: tuple[str, ...] = ()
+    """One model, of which two completions a prompt are compared, or two, one completion of each: a Hugging Face folder,
+    a .gguf file, a hub name, or the folder of a run. By default nothing is sampled, and the store's own pairs are asked
+    about."""
+
+    prompts: Path | None = None
+    """Prompts to sample completions of: a .jsonl, .csv or .parquet file."""
+
+    store: str | None = None
+    """Where pairs and judgements are kept: a SQLite file or a postgresql:// URL. By default feedback.db in the first
+    model's folder where that is a run's, else here."""
+
+    num_pairs_per_prompt: int = 1
+    """Pairs drawn for each prompt."""
+
+    criterion: str | None = None
+    """What people look for, in words for it and against it, as `klimb reward train --criterion` takes it: shown on the
+    page, and where the reward starts that is learned along."""
+
+    learn_along: bool = True
+    """While people judge, learn a reward from what they said, and tell them how far it has come. Reads texts with the
+    first model; nothing without --model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.model) > 2:
+            raise ConfigError(f"model: expected one model or two, got {len(self.model)}")
+        if self.model and self.prompts is None:
+            raise ConfigError("prompts: expected a file of prompts that the models are to answer")
+        if self.prompts is not None and not self.model:
+            raise ConfigError(
+                "model: expected one or two models to answer the prompts; or leave --prompts out"
+            )
+        if self.criterion is not None:
+            Criterion.parse(self.criterion)
+        if self.num_pairs_per_prompt < 1:
+            raise ConfigError(f"num_pairs_per_prompt: expected at least 1, got {self.num_pairs_per_prompt}")
+
+    def read_guidelines(self) -> str:
+        """The guidelines, and what the criterion's words say of what is better."""
+        written = super().read_guidelines()
+        if self.criterion is None:
+            return written
+        words = Criterion.parse(self.criterion)
+        return f"Better: {', '.join(words.liked)}. Worse: {', '.join(words.disliked)}.\n\n{written}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(JudgeConfig):
+    """Which models are compared, on what, and by whom."""
+
+    model_a: str
+    """One model: a Hugging Face folder, a .gguf file, a hub name, or the folder of a run."""
+
+    model_b: str
+    """The model that it is compared with."""
+
+    prompts: Path
+    """Prompts that both answer: a .jsonl, .csv or .parquet file."""
+
+    by: tuple[str, ...] = (PEOPLE,)
+    """Who judges: people, on a page in the browser, or rewards, named as `klimb train --reward` takes them; several
+    judge each for itself."""
+
+    completions_per_prompt: int = 4
+    """Completions of each model for each prompt; the first of A is compared with the first of B, and so on."""
+
+    tie_margin: float = 0.0
+    """Difference of two rewards up to which they count as equal, in the reward's unit."""
+
+    store: str | None = None
+    """Where people's judgements are kept: a SQLite file or a postgresql:// URL. By default a .db file beside --out."""
+
+    out: Path = Path("compare.html")
+    """The page to write; a .json file beside it has the numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.completions_per_prompt < 1:
+            raise ConfigError(
+                f"completions_per_prompt: expected at least 1, got {self.completions_per_prompt}"
+            )
+        if not (math.isfinite(self.tie_margin) and self.tie_margin >= 0):
+            raise ConfigError(f"tie_margin: expected a finite number of at least 0, got {self.tie_margin}")
+        if not self.by:
+            raise ConfigError(f"by: expected {PEOPLE}, or a reward, or several")
+        if len(set(self.by)) < len(self.by):
+            raise ConfigError(f"by: each judge may be named once, got {', '.join(self.by)}")
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"out: expected a name that ends in .html, got {self.out}")
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """The judges that are rewards."""
+        return tuple(judge for judge in self.by if judge != PEOPLE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON types, without the secrets of URLs and links."""
+        options = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if name != "rater_token"
+        }
+        return redacted(options)

@@ -1,0 +1,156 @@
+"""The options of learning a reward, checked before anything is loaded."""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from klimb.config.criterion import QUESTION, Criterion
+from klimb.errors import ConfigError
+
+_USUAL_LR = {"lora": 1e-4, "whole": 1e-5}
+_OF_TUNING = ("num_epochs", "batch_size", "lr", "warmup_share", "max_grad_norm", "micro_batch_size")
+_FOREIGN = {"head": (*_OF_TUNING, "lora_rank"), "lora": (), "whole": ("lora_rank",)}
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How a reward model is learned from feedback."""
+
+    feedback: tuple[str, ...]
+    """Feedback: files in any of the formats of docs/feedback.md, stores that klimb label writes, postgresql:// URLs."""
+
+    base: str
+    """The model that reads the texts: a Hugging Face folder, a GGUF file or a hub name."""
+
+    out: Path
+    """The folder to write: a model that AutoModelForSequenceClassification opens, and a report."""
+
+    without_raters: tuple[str, ...] = ()
+    """Raters whose judgements are left out, by name: those who answer by place or at random, for example."""
+
+    method: Literal["head", "lora", "whole"] = "head"
+    """What is learned: a linear head on frozen features, read once; or, by passes over the pairs with a gradient, a
+    low-rank adapter on every linear layer and the head, or all weights."""
+
+    num_layers: int | None = None
+    """Keep the first so many decoder layers of the base; all by default."""
+
+    criterion: str | None = None
+    """What people look for, in words for it and against it: "cheerful, happy / gloomy, sad". The base's own sense of
+    these words is where learning starts, which is worth many judgements; with head and few of them."""
+
+    question: str | None = None
+    """Text that is appended to whatever is read; a decoder's head sees its last token. With a criterion, a question
+    that its words may answer. By default klimb's own, about the text's mood, with few pairs or a criterion; "" for
+    none."""
+
+    standardise: bool = True
+    """Count scores in standard deviations between answers to one prompt (between texts, where they have no prompts),
+    so that beta and lr carry over from one reward to the next; else in the nats that judgements were predicted in."""
+
+    max_length: int | None = None
+    """Most tokens of a prompt and its completion; as many as the base reads by default. Longer ones are refused."""
+
+    truncate: Literal["left", "right"] | None = None
+    """Cut longer texts on this side instead, in learning and wherever the reward is used; None refuses them."""
+
+    min_gap: float = 0.0
+    """Least difference of two ratings that counts as a preference, in the ratings' unit."""
+
+    pairs_per_text: int = 20
+    """How many others a rated text without a prompt is paired with."""
+
+    held_out: float | None = None
+    """Share of the prompts (of the texts, where they have none) that the model is tested on. By default 0.2; with
+    method head and at most 500 pairs all are learned from, and each tenth is tested on what the others teach."""
+
+    num_members: int = 1
+    """Members of an ensemble, each learned from prompts drawn anew; 1 for none. With head only."""
+
+    num_epochs: int = 1
+    """Passes over the pairs, with lora and whole; the weights of the best are kept."""
+
+    batch_size: int = 32
+    """Pairs that a step learns from, with lora and whole."""
+
+    lr: float | None = None
+    """Learning rate after warm-up, with lora and whole; by default 1e-4 with lora, 1e-5 with whole."""
+
+    warmup_share: float = 0.1
+    """Share of the steps over which the learning rate rises to lr, with lora and whole; then it falls to 0."""
+
+    max_grad_norm: float | None = 1.0
+    """Longest gradient, over all weights that move, with lora and whole; longer ones are scaled down to it.
+    None: never."""
+
+    lora_rank: int = 16
+    """Rank of the adapter, with lora."""
+
+    micro_batch_size: int | None = None
+    """Texts that go through the model at once, with lora and whole; all of a step by default. Fewer take less memory
+    and up to a third more time, and change results only by rounding."""
+
+    seed: int = 0
+    """Decides the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's first values."""
+
+    def __post_init__(self) -> None:
+        if self.criterion is not None:
+            Criterion.parse(self.criterion)
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out: expected a share between 0 and 1, got {self.held_out:g}")
+        if self.num_members < 1:
+            raise ConfigError(f"num_members: expected at least 1, got {self.num_members}")
+        if self.pairs_per_text < 1:
+            raise ConfigError(f"pairs_per_text: expected at least 1, got {self.pairs_per_text}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max_length: expected at least 1, got {self.max_length}")
+        if self.truncate not in (None, "left", "right"):
+            raise ConfigError(f"truncate: expected left or right, got {self.truncate!r}")
+        if self.min_gap < 0:
+            raise ConfigError(f"min_gap: expected at least 0, got {self.min_gap:g}")
+        if not self.feedback:
+            raise ConfigError("feedback: expected at least one file")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed: expected a number from 0 up to below 2^64, got {self.seed}")
+        self._check_method()
+        self._check_tuning()
+
+    @property
+    def used_lr(self) -> float:
+        """The learning rate, as given or as is usual with the method; head has none."""
+        return _USUAL_LR[self.method] if self.lr is None else self.lr
+
+    def used_question(self, *, is_few: bool) -> str | None:
+        """The question, as given; None for klimb's own where the base can be asked one, "" for none."""
+        if self.question is not None:
+            return self.question
+        if self.criterion is not None:
+            return QUESTION
+        return None if is_few else ""
+
+    def _check_method(self) -> None:
+        if self.criterion is not None and (self.method != "head" or self.held_out is not None):
+            raise ConfigError(
+                "criterion: is for few judgements: with method head and without held_out; leave one out"
+            )
+        if self.num_members > 1 and self.method != "head":
+            raise ConfigError(
+                f"num_members: an ensemble is one of heads on frozen features; with method {self.method} it is 1, "
+                f"got {self.num_members}"
+            )
+        for field in fields(self):
+            if field.name in _FOREIGN[self.method] and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{field.name}: has no meaning with method {self.method}")
+
+    def _check_tuning(self) -> None:
+        for name in ("num_epochs", "batch_size", "lora_rank", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        for name in ("lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}: expected a finite number above 0, got {value:g}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ConfigError(f"warmup_share: expected a share from 0 to 1, got {self.warmup_share:g}")

@@ -1,0 +1,1 @@
+"""Rows of files, chat messages and prompts."""

@@ -1,0 +1,1 @@
+"""The raters' page: application, guard, and serving."""

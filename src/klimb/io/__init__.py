@@ -1,0 +1,1 @@
+"""Files that are whole or not there, pages, and text that is safe to show."""

@@ -1,0 +1,1 @@
+"""Drawing and scoring completions over shared prompts."""

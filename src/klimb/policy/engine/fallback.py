@@ -1,0 +1,104 @@
+"""The plain way to draw and to score: every completion with a prompt of its own, through the model as it is.
+
+For architectures that `klimb.policy.engine.prefix` does not fit; and what it is tested against.
+Axes: N completions, T tokens, S tokens of prompt and completion.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from klimb.policy.completions import Completions, join
+from klimb.policy.distribution import SamplingDistribution
+from klimb.policy.engine.sampling import DecodeState
+
+
+@torch.no_grad()
+def draw(
+    model: Any,
+    prompts: list[list[int]],
+    prompt_of: Int[Tensor, " N"],
+    uniforms: Float[Tensor, "N T"],
+    distribution: SamplingDistribution,
+    end_ids: list[int],
+) -> Completions:
+    """Draw completions as `sampling.draw` does, by transformers' own generation loop.
+
+    Prompts of one length at a time, since padding is not right in every architecture.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompt_of.device)[prompt_of]
+    groups = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
+    usual = model.generation_config
+    model.generation_config = GenerationConfig()  # what is not said below is off
+    try:
+        parts = [
+            _draw_equal(
+                model,
+                [prompts[index] for index in prompt_of[rows].tolist()],
+                uniforms[rows],
+                distribution,
+                end_ids,
+            )
+            for rows in groups
+        ]
+    finally:
+        model.generation_config = usual
+    order = torch.cat(groups)
+    return join(prompts, parts, prompt_of[order]).rows(torch.argsort(order))
+
+
+def _draw_equal(
+    model: Any,
+    prompts: list[list[int]],
+    uniforms: Float[Tensor, "N T"],
+    distribution: SamplingDistribution,
+    end_ids: list[int],
+) -> Completions:
+    """Draw one completion for each of some prompts of one length."""
+    record = DecodeState(uniforms, end_ids)
+    ids = torch.tensor(prompts, device=uniforms.device)
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        logits_processor=LogitsProcessorList([_ForcedToken(record, distribution)]),
+        generation_config=GenerationConfig(
+            max_new_tokens=uniforms.shape[1], do_sample=False, eos_token_id=end_ids or None, pad_token_id=0
+        ),
+    )
+    return record.completions(prompts, torch.arange(len(prompts), device=uniforms.device))
+
+
+def score(model: Any, completions: Completions, distribution: SamplingDistribution) -> Float[Tensor, "N T"]:
+    """Find the log-prob of every token of given completions as `sampling.score` does."""
+    prompts = [completions.prompts[index] for index in completions.prompt_of.tolist()]
+    rows = [
+        prompt + ids[:length]
+        for prompt, ids, length in zip(
+            prompts, completions.ids.tolist(), completions.lengths.tolist(), strict=True
+        )
+    ]
+    longest = max(map(len, rows))
+    device = completions.ids.device
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    before = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)[:, None]
+    places = (before + torch.arange(completions.ids.shape[1], device=device)).clamp(max=longest - 1)
+    after = logits[torch.arange(len(rows), device=device)[:, None], places]
+    log_probs = distribution.token_log_probs(after, completions.ids)
+    return log_probs.masked_fill(~completions.mask, 0.0)
+
+
+class _ForcedToken(LogitsProcessor):
+    """Leaves generation no choice but the token that our own random number chose."""
+
+    def __init__(self, record: DecodeState, distribution: SamplingDistribution) -> None:
+        self._record = record
+        self._distribution = distribution
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002  transformers' signature
+        token = self._record.draw(scores, self._distribution)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)

@@ -1,0 +1,172 @@
+"""Drawing completions, and scoring given ones, over shared prompts.
+
+Axes: B prompts, N completions, n of them not yet ended, T tokens, V vocabulary.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from klimb.errors import DivergedError
+from klimb.policy.completions import Completions, TrunkStates
+from klimb.policy.distribution import SamplingDistribution, inverse_cdf
+from klimb.policy.engine.prefix import Engine, Prefix
+
+_LEAVE_AT = 0.25  # share of completions that have ended at which they leave the batch
+
+
+@torch.no_grad()
+def draw(
+    engine: Engine,
+    prompts: list[list[int]],
+    prompt_of: Int[Tensor, " N"],
+    uniforms: Float[Tensor, "N T"],
+    distribution: SamplingDistribution,
+    end_ids: list[int],
+) -> Completions:
+    """Draw completions token by token, each prompt read once.
+
+    Args:
+        engine: The model.
+        prompts: Token ids of B prompts.
+        prompt_of: For each completion the index of its prompt, (N,).
+        uniforms: One number a token and completion, (N, T), float64; T is the most tokens that
+            a completion may have.
+        distribution: What tokens are drawn from.
+        end_ids: Token ids of which any ends a completion, as its last token.
+
+    Returns:
+        The N completions.
+
+    Raises:
+        DivergedError: The model's predictions are not numbers.
+    """
+    with engine.trunk.recorded() if engine.trunk else nullcontext([]) as states:
+        prefix = Prefix(engine, prompts, prompt_of, capacity=uniforms.shape[1])
+        record = DecodeState(uniforms, end_ids)
+        logits = engine.vocabulary.logits(prefix.hidden)[prompt_of]
+        drawn_at: list[Tensor] = []
+        while True:
+            token = record.draw(logits, distribution)
+            staying = record.leave()
+            if record.is_done:
+                break
+            if staying is not None:
+                prefix.keep(staying)
+                token = token[staying]
+            drawn_at.append(record.rows)
+            logits = prefix.logits(prefix.extend(token[:, None])[:, -1])
+    completions = record.completions(prompts, prompt_of)
+    return completions if not states else completions.with_states(_gather(states, drawn_at, len(prompt_of)))
+
+
+def score(
+    engine: Engine, completions: Completions, distribution: SamplingDistribution
+) -> Float[Tensor, "N T"]:
+    """Find the log-prob of every token of given completions, each prompt read once.
+
+    The vocabulary is projected at the tokens that completions have, and nowhere else. Gradients flow to the
+    model's parameters, through the shared prompts too, unless they are switched off around it.
+
+    Args:
+        engine: The model.
+        completions: What to score.
+        distribution: What the tokens count as drawn from.
+
+    Returns:
+        Log-probs, (N, T), in nats; 0 beyond a completion's length.
+    """
+    states = completions.states if engine.trunk else None
+    prompt_states, token_states = (None, None) if states is None else (states.prompts, states.tokens)
+    prefix = Prefix(engine, completions.prompts, completions.prompt_of, states=prompt_states)
+    ids, mask = completions.ids, completions.mask
+    hidden = prefix.hidden[completions.prompt_of][:, None]
+    if ids.shape[1] > 1:
+        hidden = torch.cat([hidden, prefix.extend(ids[:, :-1], token_states)], dim=1)
+    log_probs = engine.vocabulary.token_log_probs(hidden[mask], ids[mask], distribution)
+    return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
+
+
+class DecodeState:
+    """Completions as they grow: what was drawn for whom, who has ended, who is still in the batch.
+
+    Attributes:
+        rows: Which completions are in the batch, (n,).
+
+    Args:
+        uniforms: One number a token and completion, (N, T), float64.
+        end_ids: Token ids of which any ends a completion.
+    """
+
+    def __init__(self, uniforms: Float[Tensor, "N T"], end_ids: list[int]) -> None:
+        device = uniforms.device
+        self._uniforms = uniforms
+        self._ends = torch.tensor(end_ids, dtype=torch.long, device=device)
+        self._ids = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+        self._log_probs: list[Tensor] = []
+        self._entropies: list[Tensor] = []
+        self._lengths = torch.zeros(uniforms.shape[0], dtype=torch.long, device=device)
+        self._has_ended = torch.zeros(uniforms.shape[0], dtype=torch.bool, device=device)
+        self._position = 0
+        self._num_ended = 0
+        self.rows = torch.arange(uniforms.shape[0], device=device)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all have ended, or are as long as they may be."""
+        return self._position == self._uniforms.shape[1] or self._num_ended == len(self._lengths)
+
+    def draw(self, logits: Float[Tensor, "n V"], distribution: SamplingDistribution) -> Int[Tensor, " n"]:
+        """Draw the next token of every completion in the batch; those of ended ones count for nothing."""
+        log_probs = distribution.log_probs(logits)
+        if bool(log_probs[:, 0].isnan().any()):  # one NaN among a row's logits makes all its log-probs NaN
+            raise DivergedError(
+                "the model's predictions are not numbers (NaN); a lower --lr may keep them so"
+            )
+        rows, position = self.rows, self._position
+        probs = log_probs.exp()
+        token = inverse_cdf(probs, self._uniforms[rows, position])
+        is_open = ~self._has_ended[rows]
+        self._ids[rows, position] = token
+        for column, values in (
+            (self._log_probs, log_probs.gather(1, token[:, None])[:, 0]),
+            (self._entropies, distribution.entropy(log_probs, probs)),
+        ):
+            column.append(values.new_zeros(len(self._lengths)).index_copy_(0, rows, values * is_open))
+        self._lengths[rows] += is_open
+        self._has_ended[rows] |= torch.isin(token, self._ends)
+        self._num_ended = int(self._has_ended.sum())
+        self._position += 1
+        return token
+
+    def leave(self) -> Int[Tensor, " n"] | None:
+        """Let the ended leave the batch where they are many; returns which of its rows stay."""
+        num_open = len(self._lengths) - self._num_ended
+        if num_open == 0 or num_open > (1 - _LEAVE_AT) * len(self.rows):
+            return None
+        staying = (~self._has_ended[self.rows]).nonzero()[:, 0]
+        self.rows = self.rows[staying]
+        return staying
+
+    def completions(self, prompts: list[list[int]], prompt_of: Int[Tensor, " N"]) -> Completions:
+        """What was drawn."""
+        return Completions(
+            prompts=prompts,
+            prompt_of=prompt_of,
+            ids=self._ids[:, : self._position],
+            lengths=self._lengths,
+            finish_reasons=["end" if ended else "length" for ended in self._has_ended.tolist()],
+            token_log_probs=torch.stack(self._log_probs, dim=1),
+            token_entropies=torch.stack(self._entropies, dim=1),
+        )
+
+
+def _gather(states: list[Tensor], drawn_at: list[Tensor], num_completions: int) -> TrunkStates:
+    """Bring the trunk's outputs, pass by pass, into the completions' order."""
+    prompts, *passes = states
+    tokens = prompts.new_zeros(num_completions, len(passes), prompts.shape[2])
+    for position, (rows, state) in enumerate(zip(drawn_at, passes, strict=True)):
+        tokens[rows, position] = state[:, 0]
+    return TrunkStates(prompts, tokens)

@@ -1,0 +1,135 @@
+"""A rollout: prompts → completions → rewards, and the KL of each completion from the reference.
+
+Axes: B prompts, G completions a prompt, N = B·G completions.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from klimb.config.train import TrainConfig
+from klimb.core.kl import k1
+from klimb.data.prompts import PromptRow
+from klimb.model import chat
+from klimb.policy.completions import Completions
+from klimb.policy.policy import Policy, SampleKey
+from klimb.reward.reward import Batch, Rewards, WeightedSum
+from klimb.reward.state import TrainerState
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions with their rewards and their KL.
+
+    Attributes:
+        rows: The rows that the B prompts came from.
+        completions: The N completions, ordered by prompt.
+        texts: Their texts, (N,).
+        rewards: Their rewards, (N,), and what went wrong with some.
+        kl: log π − log π_ref of each, (N,), in nats; None where the policy has no reference.
+        seconds: Time spent on `sampling`, `reward` and `reference`.
+        openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
+    """
+
+    rows: list[PromptRow]
+    completions: Completions
+    texts: list[str]
+    rewards: Rewards
+    kl: list[float] | None
+    seconds: dict[str, float]
+    openings: list[str] | None = None
+
+    @property
+    def valid(self) -> list[int]:
+        """Indices of the completions that have a reward."""
+        return [index for index, reward in enumerate(self.rewards.total) if reward is not None]
+
+
+class Stopwatch:
+    """Seconds from lap to lap, by name; work queued on the device counts where it was queued."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under a name."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def rollout(
+    policy: Policy,
+    reward: WeightedSum,
+    rows: list[PromptRow],
+    *,
+    completions_per_prompt: int,
+    max_new_tokens: int,
+    draw: SampleKey,
+    state: TrainerState | None = None,
+) -> Rollout:
+    """Draw completions, score them, and measure how far they are from the reference, if there is one."""
+    timer = Stopwatch(policy.model.device)
+    prompts = [policy.encode(row.prompt, row.columns) for row in rows]
+    completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
+    texts = policy.decode(completions, [row.prompt for row in rows])
+    timer.lap("sampling")
+    batch = reward_inputs(policy, rows, completions, texts, state)
+    rewards = reward(batch)
+    timer.lap("reward")
+    kl: list[float] | None = None
+    if policy.reference is not None:
+        kl = k1(completions.log_probs, policy.ref_log_probs(completions).sum(dim=1)).tolist()
+        timer.lap("reference")
+    return Rollout(rows, completions, texts, rewards, kl, timer.seconds, batch.openings)
+
+
+def reward_inputs(
+    policy: Policy,
+    rows: Sequence[PromptRow],
+    completions: Completions,
+    texts: list[str],
+    state: TrainerState | None = None,
+) -> Batch:
+    """Put completions of some rows' prompts, and their texts, as a reward gets them."""
+    owners = [rows[int(index)] for index in completions.prompt_of]
+    columns = {name: [row.columns[name] for row in owners] for name in rows[0].columns}
+    as_read = [policy.render(row.prompt, row.columns) for row in rows]
+    opened = [chat.opening(row.prompt, text) for row, text in zip(rows, as_read, strict=True)]
+    prompt_of = completions.prompt_of.tolist()
+    return Batch(
+        [row.prompt for row in owners],
+        texts,
+        columns,
+        rendered=[as_read[index] for index in prompt_of],
+        completion_ids=completions.rows_of_ids(),
+        openings=[opened[index] for index in prompt_of] if any(opened) else None,
+        state=state or TrainerState(),
+    )
+
+
+def trainer_state(config: TrainConfig, num_prompts: int, step: int) -> TrainerState:
+    """How far a run is, as reward functions are told.
+
+    Args:
+        config: The run's options.
+        num_prompts: Prompts that are trained on.
+        step: Updates of the weights so far.
+    """
+    share = config.prompts_per_step / num_prompts
+    return TrainerState(
+        epoch=step * share,
+        global_step=step,
+        max_steps=config.num_steps,
+        eval_steps=config.eval_every,
+        save_steps=config.checkpoint_every,
+        train_batch_size=config.prompts_per_step,
+        num_train_epochs=math.ceil(config.num_steps * share),
+    )

@@ -1,0 +1,121 @@
+"""Evaluating a policy: completions of the evaluation prompts, and what rewards and judges think of them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from klimb.config.train import TrainConfig
+from klimb.core.rng import Stream
+from klimb.data.prompts import PromptRow
+from klimb.errors import RewardError
+from klimb.io.progress import Progress, Say, ignore
+from klimb.policy.policy import Policy, SampleKey
+from klimb.reward.failures import Tolerance
+from klimb.reward.reward import WeightedSum
+from klimb.rl.rollout import Rollout, rollout, trainer_state
+from klimb.training.evaluate.estimates import mean
+
+EVALUATED_AT_ONCE = 64
+"""Completions that an evaluation draws and scores at once."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a policy on prompts.
+
+    Attributes:
+        policy: The policy, evaluated as it is at the time.
+        reward: What is trained on, and the judges.
+        rows: The evaluation prompts.
+        config: The options of the run.
+        num_prompts: How many prompts are trained on; as many as the evaluation has where None.
+        say: Takes lines about how far an evaluation is.
+    """
+
+    policy: Policy
+    reward: WeightedSum
+    rows: list[PromptRow]
+    config: TrainConfig
+    num_prompts: int | None = None
+    say: Say = ignore
+
+    def evaluate_start(self) -> list[dict[str, Any]]:
+        """Evaluate the policy as it is before its run.
+
+        Raises:
+            RewardError: Rewards failed for more completions than may fail, or the judge that the best is kept by has no
+                opinion on any.
+        """
+        rows, judge = self.evaluate("before", 0), self.config.keep_best
+        if judge is not None and math.isnan(mean(rows, judge).mean):
+            raise RewardError(
+                f"reward {judge}: returned None for every completion of the evaluation prompts, so the best "
+                "cannot be kept by it; choose another --keep-best"
+            )
+        return rows
+
+    def evaluate(self, when: str, step: int) -> list[dict[str, Any]]:
+        """Evaluate the policy; each evaluation draws with the same random numbers, which pairs them.
+
+        Args:
+            when: `before`, `after` or `step-000010`, as its lines say.
+            step: Steps that the policy was trained for.
+
+        Raises:
+            RewardError: Rewards failed for more completions than may fail.
+        """
+        group = self.config.eval_completions_per_prompt
+        at_once = max(EVALUATED_AT_ONCE // group, 1)
+        evaluation = []
+        tolerance = Tolerance(self.config.max_failed, group * len(self.rows))
+        num_prompts = self.num_prompts or len(self.rows)
+        state = trainer_state(self.config, num_prompts, step)
+        progress = Progress("judging", group * len(self.rows), "completions", self.say)
+        for start in range(0, len(self.rows), at_once):
+            part = self.rows[start : start + at_once]
+            indices = list(range(start, start + len(part)))
+            drawn = rollout(
+                self.policy,
+                self.reward,
+                part,
+                completions_per_prompt=group,
+                max_new_tokens=self.config.max_new_tokens,
+                draw=SampleKey(self.config.seed, 0, indices, Stream.EVALUATE),
+                state=state,
+            )
+            tolerance.take(drawn.rewards.failures)
+            evaluation += completion_rows(drawn, start, when=when, step=step)
+            progress.advance(group * len(part))
+        return evaluation
+
+
+def completion_rows(rollout: Rollout, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:
+    """A row for each completion, as `completions.jsonl` and `evaluations.jsonl` have them: where a reward failed, why.
+
+    What reward functions logged stands under `extra`, and what the prompt opened of the completion under `opening`,
+    where there is anything.
+
+    Args:
+        rollout: The completions.
+        first_index: The number of the first of their prompts.
+        columns: What stands first in every row.
+    """
+    lengths, reasons = rollout.completions.lengths.tolist(), rollout.rewards.reasons
+    extra, openings = rollout.rewards.extra, rollout.openings
+    return [
+        columns
+        | {
+            "prompt_index": first_index + owner,
+            "prompt": rollout.rows[owner].prompt,
+            "completion": rollout.texts[index],
+            "reward": rollout.rewards.total[index],
+            "rewards": {name: values[index] for name, values in rollout.rewards.parts.items()},
+            **({} if rollout.kl is None else {"kl": rollout.kl[index]}),
+            "length": lengths[index],
+            "finish_reason": rollout.completions.finish_reasons[index],
+            "failure": reasons.get(index),
+        }
+        | ({"extra": {name: values[index] for name, values in extra.items()}} if extra else {})
+        | ({"opening": openings[index]} if openings and openings[index] else {})
+        for index, owner in enumerate(rollout.completions.prompt_of.tolist())
+    ]

@@ -1,0 +1,241 @@
+"""A run from configuration to fine-tuned model and report: steps, evaluations, checkpoints, signals."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from klimb.config.train import TrainConfig
+from klimb.errors import ConfigError, KlimbError
+from klimb.model.clock import clock_at, current_moment
+from klimb.reward.people import WaitStoppedError
+from klimb.rl.declaration import declare
+from klimb.training.evaluate.best import BestSoFar
+from klimb.training.evaluate.estimates import Rows
+from klimb.training.evaluate.evaluator import Evaluator
+from klimb.training.evaluate.summary import Summary, summarise
+from klimb.training.evaluation import EvaluationLoop
+from klimb.training.observer import Observer, Observers
+from klimb.training.people import asking, store_claimed
+from klimb.training.preflight.preflight import Preflight, PreflightInputs, run_preflight, same_random_numbers
+from klimb.training.recorder import Recorder
+from klimb.training.report.console import Display
+from klimb.training.setup import describe, prepare
+from klimb.training.signals import Interruption, listening
+from klimb.training.storage.environment import ENVIRONMENT, describe_environment
+from klimb.training.storage.fingerprint import CLOCK, read_moment, take_fingerprints
+from klimb.training.storage.folder import RunFolder
+from klimb.training.storage.resume import Resumption, plan_resumption
+from klimb.training.storage.retention import Checkpoints, note_last_good
+from klimb.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run left its files, and what it changed."""
+
+    folder: RunFolder
+    summary: Summary
+
+
+def train(
+    config: TrainConfig,
+    observer: Observer | None = None,
+    *,
+    resume: bool = False,
+    accept: Sequence[str] = (),
+    from_step: int | None = None,
+) -> RunResult:
+    """Fine-tune a model.
+
+    Everything that can be wrong with the configuration and its files is found before the model
+    is loaded, and everything about prompts before the first step.
+
+    Args:
+        config: The options.
+        observer: Is told of each event; shows the run in a terminal where None.
+        resume: Resume the run in `config.out`, to the same bits as if it had not been interrupted.
+        accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
+        from_step: Updates of the checkpoint that the resumed run goes back to, and what came after is removed; the
+            newest good one where None.
+
+    Returns:
+        The run's folder and what changed.
+
+    Raises:
+        KlimbError: Something is wrong with an option, a file, a reward or the model; the
+            message says what, where, and what to do. After the first update a checkpoint of
+            the last one is left in the run's folder, unless the weights have diverged.
+        RunInterrupted: Ctrl-C or SIGTERM came; the step was finished and a checkpoint was written.
+    """
+    observer = observer or Display()
+    if from_step is not None and not resume:
+        raise ConfigError("from_step: has no meaning without resume")
+    if not resume:
+        with store_claimed(config), clock_at(current_moment()):
+            RunFolder.require_free(config.out)
+            return _train(config, observer)
+    folder = RunFolder.find(config.out)
+    moment = read_moment(folder.fingerprints) or current_moment()
+    with store_claimed(config), folder.claimed(), clock_at(moment):
+        resumption = plan_resumption(config, from_step)
+        observer.run_resumed(resumption.sentences())
+        if resumption.is_finished:
+            return RunResult(folder, _summary(config, folder, folder.read_best()))
+        return _train(config, observer, resumption, accept)
+
+
+def check(config: TrainConfig, observer: Observer | None = None) -> Preflight:
+    """Make the checks that a run makes before its first step, and nothing else.
+
+    Raises:
+        KlimbError: Something would keep the run from beginning; the message says what, where, and what to do.
+    """
+    observer = observer or Display()
+    RunFolder.require_free(config.out)
+    inputs, _, _ = prepare(config, observer)
+    return _preflight(inputs, observer, with_memory=True)
+
+
+def _train(
+    config: TrainConfig,
+    observer: Observer,
+    resumption: Resumption | None = None,
+    accept: Sequence[str] = (),
+) -> RunResult:
+    inputs, rows, eval_rows = prepare(config, observer)
+    policy, reward = inputs.policy, inputs.reward
+    content = take_fingerprints(config) | {ENVIRONMENT: describe_environment(policy.model.device)}
+    content |= {CLOCK: {"moment": current_moment().isoformat()}}
+    if resumption is not None:
+        observer.run_resumed(resumption.compare(content, accept))
+    observer.run_started(config, declare(config), describe(config, policy, rows))
+    if config.preflight:
+        _preflight(inputs, observer)
+
+    # Evaluated before anything is written: a reward that fails at once leaves no folder behind.
+    evaluator = Evaluator(policy, reward.unattended(), eval_rows, config, len(rows), observer.message)
+    evaluations = [] if resumption is None else resumption.evaluations
+    before = None
+    if not evaluations:
+        observer.evaluation_started("before", len(eval_rows))
+        before = evaluator.evaluate_start()
+    folder = resumption.folder if resumption else RunFolder.create(config.out, config.to_dict(), content)
+    run = _Run(Trainer.start(config, rows, policy, reward), evaluator, folder, observer)
+    with contextlib.nullcontext() if resumption else folder.claimed():
+        if resumption is not None:
+            run.restore(resumption)
+            resumption.rewind(content, accept)
+        summary = run.finish(before, evaluations)
+    return RunResult(folder, summary)
+
+
+def _preflight(inputs: PreflightInputs, observer: Observer, *, with_memory: bool = False) -> Preflight:
+    with same_random_numbers():
+        found = run_preflight(inputs)
+        observer.preflight_finished(found, with_memory=with_memory)
+    found.require_passed()
+    return found
+
+
+class _Run:
+    """A trainer with its folder, its evaluations, its checkpoints and its observers.
+
+    Args:
+        trainer: Takes the steps.
+        evaluator: Evaluates the policy.
+        folder: Where the run's files are.
+        observer: Is told of each event, after the run's own recorder.
+    """
+
+    def __init__(self, trainer: Trainer, evaluator: Evaluator, folder: RunFolder, observer: Observer) -> None:
+        self._trainer, self._folder, self._config = trainer, folder, trainer.config
+        self._observer = Observers(Recorder(folder, observer.message), observer)
+        self._checkpoints = Checkpoints(folder, trainer, trainer.config)
+        self._evaluations = EvaluationLoop(evaluator, self._checkpoints, folder, self._observer)
+        self._num_recorded = 0  # steps whose lines are written
+
+    def restore(self, resumption: Resumption) -> None:
+        """Take up the state of an interrupted run."""
+        if resumption.checkpoint is not None:
+            self._checkpoints.restore(resumption.checkpoint)
+            self._num_recorded = self._trainer.step
+
+    def finish(self, before: Rows | None, evaluations: Sequence[Rows]) -> Summary:
+        """Run to the end, or leave a folder from which the run can be resumed, and say so in what is raised.
+
+        Args:
+            before: The evaluation of the policy before its run; None where the run is resumed.
+            evaluations: The evaluations of an interrupted run, the start first.
+        """
+        folder, trainer = self._folder, self._trainer
+        try:
+            with (
+                listening(f"go on with: klimb train --resume {self._config.out}") as interruption,
+                asking(trainer.reward, interruption),
+            ):
+                if before is None:
+                    self._evaluations.rebuild(evaluations)
+                else:
+                    self._evaluations.start(before)
+                self._take_steps(interruption)
+            summary = _summary(self._config, folder, self._evaluations.best)
+            self._observer.run_finished(folder, summary)
+        except KlimbError as error:
+            self._checkpoints.save_and_annotate(error, self._num_recorded)
+            note_last_good(error, folder, trainer.step)
+            raise
+        except OSError as error:
+            raise self._checkpoints.translate(error, self._num_recorded) from error
+        finally:
+            self._observer.steps_stopped()
+        return summary
+
+    def _take_steps(self, interruption: Interruption) -> None:
+        """Take the steps that are left, write the model, and evaluate it.
+
+        Raises:
+            RunInterrupted: A signal came; the step was finished and a checkpoint was written.
+        """
+        trainer, evaluations = self._trainer, self._evaluations
+        continues = evaluations.evaluate_if_due(trainer.step)
+        while continues and trainer.step < self._config.num_steps:
+            with contextlib.suppress(WaitStoppedError):
+                self._train_step()
+            self._leave_if_asked(interruption)
+            continues = evaluations.evaluate_if_due(trainer.step)
+            self._leave_if_asked(interruption)
+        self._observer.steps_stopped()
+        self._checkpoints.save()
+        kept = evaluations.restore_best(trainer.step)
+        self._folder.save_model(trainer.policy.save)
+        if interruption.was_asked_for:
+            self._leave(interruption)
+        evaluations.final_evaluation(kept)
+
+    def _train_step(self) -> None:
+        """Take a step, record it, act on what guards found, and write a checkpoint when one is due."""
+        result, guards = self._trainer.train_step(), self._trainer.guards
+        self._observer.step_finished(result.metrics, result.rollout)
+        self._num_recorded = self._trainer.step
+        self._observer.guards_alarmed(guards.new(result.findings), guards.act(result.findings))
+        self._checkpoints.save_if_due()
+
+    def _leave_if_asked(self, interruption: Interruption) -> None:
+        if interruption.was_asked_for:
+            self._observer.steps_stopped()
+            self._checkpoints.save()
+            self._leave(interruption)
+
+    def _leave(self, interruption: Interruption) -> NoReturn:
+        self._observer.run_interrupted(self._trainer.step)
+        interruption.leave(self._trainer.step)
+
+
+def _summary(config: TrainConfig, folder: RunFolder, best: BestSoFar | None) -> Summary:
+    return summarise(
+        folder.read("evaluations"),
+        are_held_out=config.eval_prompts is not None,
+        judges=config.judges,
+        best=best,
+    )

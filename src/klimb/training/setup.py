@@ -1,0 +1,126 @@
+"""What a run is made of, read and loaded before its first step."""
+
+import itertools
+
+from klimb.config.train import TrainConfig
+from klimb.data.prompts import PromptFile, PromptRow, indices_of_step, read_prompts, require_held_out
+from klimb.model.clock import current_moment, reads_clock
+from klimb.model.trainable import Lora
+from klimb.policy.distribution import SamplingDistribution
+from klimb.policy.engine.decoding import TextDecoder
+from klimb.policy.lengths import check_lengths
+from klimb.policy.policy import Policy
+from klimb.reward.load import PEOPLE, load_rewards, require_proven
+from klimb.training.evaluate.estimates import short_name
+from klimb.training.observer import Observer
+from klimb.training.people import ask_people, join_people
+from klimb.training.preflight.preflight import PreflightInputs, require_room
+from klimb.training.preflight.resources import device_of
+from klimb.training.storage.environment import describe_slowness, require_paths
+
+_MOST_TRAINING_PROMPTS_EVALUATED = 32  # where no held-out prompts are given
+
+
+def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, PromptFile, list[PromptRow]]:
+    """Read and load all that a run is made of.
+
+    Everything that can be wrong with the options and their files is found before the model is loaded.
+
+    Returns:
+        What preflight looks at, the training prompts, and the evaluation prompts.
+
+    Raises:
+        KlimbError: Something is wrong with an option, a file, a reward or the model.
+    """
+    require_paths(device_of(config.device), config.precision)
+    if not config.accept_unproven_reward:
+        require_proven(config.reward)
+    rows = PromptFile(config.prompts, config.prompt_column)
+    eval_rows = _rows_to_evaluate(config, rows)
+    indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
+    reward = load_rewards(
+        [ask_people(config, observer.message) if name == PEOPLE else name for name in config.reward],
+        config.reward_weights,
+        judges=config.judges,
+        caution=config.caution,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        timeout=config.reward_timeout,
+    )
+    join_people(config, reward, observer.message)
+    base = require_room(config)
+    observer.model_loading(config.model)
+    policy = load_policy(config)
+    longest = check_lengths(
+        policy, itertools.chain(rows, eval_rows), config.max_new_tokens, reward.check_prompt
+    )
+    return PreflightInputs(config, policy, reward, rows, len(eval_rows), longest, base), rows, eval_rows
+
+
+def load_policy(config: TrainConfig) -> Policy:
+    """Load the policy that a configuration asks for."""
+    lora = None
+    if config.lora_rank is not None:
+        lora = Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
+    policy = Policy.load(
+        config.model,
+        distribution=SamplingDistribution(config.temperature),
+        num_trainable_layers=config.num_trainable_layers,
+        lora=lora,
+        lora_seed=config.seed,
+        micro_batch_size=config.micro_batch_size,
+        precision=config.precision,
+        has_reference=config.measures_kl,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
+    return policy
+
+
+def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, str]:
+    """Say in a line each what model, batch and device are, and what a person should know of them."""
+    num_moved = sum(p.numel() for p in policy.trainable().values())
+    num_parameters = sum(p.numel() for p in policy.model.parameters())
+    batch = config.prompts_per_step * config.completions_per_prompt
+    facts = {
+        "model": f"{config.model}, {num_parameters:,} parameters, {num_moved:,} of them trained",
+        "batch": f"{config.prompts_per_step} of {len(rows)} prompts × {config.completions_per_prompt} "
+        f"completions = {batch} a step, up to {config.max_new_tokens} tokens each",
+        "device": f"{policy.model.device}, {config.precision}",
+    }
+    if policy.notes:
+        facts["loading"] = "; ".join(policy.notes)
+    if not config.measures_kl:
+        facts["KL"] = "not measured, as beta is 0: no reference is kept, and no pass is made through one"
+    slowness = describe_slowness(policy.model.device, config.precision)
+    if slowness:
+        facts["slow"] = slowness
+    if not policy.way.shares_prompts:
+        facts["prompts"] = f"run again for every completion, which is slow: {policy.way.reason}"
+    if reads_clock(policy.tokenizer):
+        facts["clock"] = (
+            f"the chat template writes the time: {current_moment()} in this run, also when resumed"
+        )
+    if rows.repeats is not None:
+        facts["repeats"] = str(rows.repeats)
+    if config.eval_every is not None:
+        facts["judging"] = _evaluation_words(config)
+    return facts
+
+
+def _rows_to_evaluate(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
+    if config.eval_prompts is None:
+        return rows[:_MOST_TRAINING_PROMPTS_EVALUATED]
+    held_out = read_prompts(config.eval_prompts, config.prompt_column)
+    require_held_out(held_out, rows)
+    return held_out
+
+
+def _evaluation_words(config: TrainConfig) -> str:
+    words = f"every {config.eval_every} steps"
+    if config.keep_best is not None:
+        words += f"; the weights are kept that {short_name(config.keep_best)} finds best"
+    if config.patience is not None:
+        words += f"; {config.patience} evaluations in a row with nothing better end the run"
+    return words

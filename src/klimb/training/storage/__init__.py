@@ -1,0 +1,1 @@
+"""A run's folder: lines, checkpoints, and how it resumes."""

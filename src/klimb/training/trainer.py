@@ -1,0 +1,106 @@
+"""The trainer: takes one step after another, and knows no screen, no file and no signal."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from klimb.config.train import TrainConfig
+from klimb.data.prompts import PromptRow, indices_of_step
+from klimb.policy.policy import Policy, SampleKey
+from klimb.reward.reward import WeightedSum
+from klimb.rl.guards import Finding, Guards
+from klimb.rl.metrics import step_metrics
+from klimb.rl.optimizer import PolicyOptimizer
+from klimb.rl.rollout import Rollout
+from klimb.rl.schedule import KLCoefficient
+from klimb.rl.step import take_step
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of a run that later steps depend on, besides weights and optimiser."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it, as JSON types."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        metrics: Its line of `metrics.jsonl`.
+        rollout: The completions that were drawn, and their rewards.
+        findings: What guards found.
+    """
+
+    metrics: dict[str, Any]
+    rollout: Rollout
+    findings: list[Finding]
+
+
+@dataclass
+class Trainer:
+    """A policy on its way: what a step works on, and how many steps were taken.
+
+    Attributes:
+        config: The options of the run.
+        rows: The training prompts.
+        policy: What is trained.
+        reward: What it is trained on, and the judges.
+        optimizer: What moves the weights.
+        coefficient: The KL coefficient, which may move.
+        guards: What looks at each step.
+        step: Steps taken so far.
+        num_updates: Updates of the weights at the end of the last whole step.
+    """
+
+    config: TrainConfig
+    rows: Sequence[PromptRow]
+    policy: Policy
+    reward: WeightedSum
+    optimizer: PolicyOptimizer
+    coefficient: KLCoefficient
+    guards: Guards
+    step: int = 0
+    num_updates: int = 0
+
+    @classmethod
+    def start(
+        cls, config: TrainConfig, rows: Sequence[PromptRow], policy: Policy, reward: WeightedSum
+    ) -> "Trainer":
+        """Begin at the policy's present weights, with an optimiser that remembers nothing."""
+        optimizer = PolicyOptimizer(policy, config)
+        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), Guards(config, optimizer))
+
+    @property
+    def parts(self) -> Mapping[str, Stateful]:
+        """What besides weights, optimiser and `step` a checkpoint must hold, by name."""
+        return {"kl_coefficient": self.coefficient, "guards": self.guards}
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether the last step was a whole one: its weights are those of `step`."""
+        return self.num_updates == self.policy.num_updates
+
+    def train_step(self) -> StepResult:
+        """Draw completions, score them, and move the weights once."""
+        config = replace(self.config, beta=self.coefficient.beta)
+        indices = indices_of_step(self.step, len(self.rows), config.prompts_per_step, config.seed)
+        rows, draw = [self.rows[index] for index in indices], SampleKey(config.seed, self.step, indices)
+        rollout, update = take_step(
+            self.policy, self.reward, self.optimizer, rows, draw, config, num_prompts=len(self.rows)
+        )
+        metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {"beta": config.beta}
+        findings = self.guards.look(metrics)
+        metrics["guards"] = [finding.guard for finding in findings]
+        if rollout.kl is not None:
+            self.coefficient.adapt(statistics.fmean(rollout.kl), len(rollout.completions))
+        self.step, self.num_updates = self.step + 1, self.policy.num_updates
+        return StepResult(metrics, rollout, findings)
