@@ -255,7 +255,10 @@ def make_setting(make_config):
         config = make_config(**changes)
         rows = PromptFile(config.prompts, config.prompt_column)
         reward = load_rewards(
-            config.reward, config.reward_weights, judges=config.judges, caution=config.caution
+            config.reward,
+            config.reward_weights,
+            judges=config.judges,
+            uncertainty_penalty=config.uncertainty_penalty,
         )
         policy = load_policy(config)
         longest = check_lengths(policy, rows, config.max_new_tokens)

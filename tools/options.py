@@ -1,4 +1,4 @@
-"""Write docs/options.md from the configuration's dataclass, so that the two cannot differ.
+"""Write docs/options.md from the sections' dataclasses, so that the two cannot differ.
 
 Run by `make format`; the tests compare.
 """
@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 from pathlib import Path
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import SECTIONS
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 
@@ -19,21 +19,29 @@ def render() -> str:
         "# Options of a run",
         "",
         "Each is a flag of `klimb train` (`--num-steps 20`), a key of a file given by `--config run.toml`",
-        "(`num_steps = 20`), and a field of `klimb.config.train.TrainConfig`. The command line goes before the file.",
-        "",
-        "| option | default | what it is |",
-        "|---|---|---|",
+        "(`num_steps = 20`, flat or in a table named as its section: `[optimizer]`), and a field of",
+        "`klimb.config.train.TrainConfig`. The command line goes before the file.",
     ]
-    texts = _docstrings()
-    for field in dataclasses.fields(TrainConfig):
-        default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
-        lines.append(f"| `{field.name}` | {default} | {texts[field.name]} |")
+    for name, section in SECTIONS.items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            str(section.__doc__),
+            "",
+            "| option | default | what it is |",
+            "|---|---|---|",
+        ]
+        texts = _docstrings(section)
+        for field in dataclasses.fields(section):
+            default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
+            lines.append(f"| `{field.name}` | {default} | {texts[field.name]} |")
     return "\n".join(lines) + "\n"
 
 
-def _docstrings() -> dict[str, str]:
+def _docstrings(section: type) -> dict[str, str]:
     """The string under each field."""
-    (tree,) = ast.parse(inspect.getsource(TrainConfig)).body
+    (tree,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(tree, ast.ClassDef)
     texts: dict[str, str] = {}
     for statement, following in zip(tree.body, tree.body[1:], strict=False):

@@ -256,10 +256,12 @@ def test_with_caution_and_without_a_text_is_read_at_the_same_token(write_jsonl, 
     scorer = Scorer.load(result.folder, device="cpu")
     scorer.members = np.stack(
         [scorer.head.weight.detach().numpy()[0]] * 3
-    )  # they agree: caution takes nothing off
+    )  # they agree: uncertainty_penalty takes nothing off
     scorer.save(tmp_path / "agreeing")
     batch = Batch([chats()[0]["prompt"]] * 2, ["aaa", "zzz"])
-    plain, cautious = (load_rewards([str(tmp_path / "agreeing")], caution=c)(batch).total for c in (0.0, 3.0))
+    plain, cautious = (
+        load_rewards([str(tmp_path / "agreeing")], uncertainty_penalty=c)(batch).total for c in (0.0, 3.0)
+    )
     np.testing.assert_allclose(plain, cautious, atol=1e-6)
 
 

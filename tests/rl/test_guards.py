@@ -74,8 +74,14 @@ def test_a_healthy_run_is_left_alone(guard):
             watch_high_entropy, {"max_entropy": 4.0}, "max_entropy 4", {"entropy": 5.1}, {"entropy": 4.1},
             "entropy 4.10 nats a token, above",
         ),
-        (watch_one_text, {"max_same": 0.5}, "max_same 0.5", {"same": 0.91}, {"same": 0.75}, "75% of the completions"),
-        (watch_spike, {"max_spike": 3.0}, "max_spike 3", {"grad_norm": 10.1}, {"grad_norm": 3.1}, "3.1 times as long"),
+        (
+            watch_one_text, {"max_duplicate_share": 0.5}, "max_duplicate_share 0.5",
+            {"same": 0.91}, {"same": 0.75}, "75% of the completions",
+        ),
+        (
+            watch_spike, {"max_grad_spike": 3.0}, "max_grad_spike 3",
+            {"grad_norm": 10.1}, {"grad_norm": 3.1}, "3.1 times as long",
+        ),
     ],
 )  # fmt: skip
 def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
@@ -100,8 +106,8 @@ def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
         (watch_kl, {"max_kl": 20.0}, {"kl": 20.0}),
         (watch_low_entropy, {"min_entropy": 0.5}, {"entropy": 0.5}),
         (watch_high_entropy, {"max_entropy": 4.0}, {"entropy": 4.0}),
-        (watch_one_text, {"max_same": 0.5}, {"same": 0.5}),
-        (watch_spike, {"max_spike": 3.0}, {"grad_norm": 3.0}),
+        (watch_one_text, {"max_duplicate_share": 0.5}, {"same": 0.5}),
+        (watch_spike, {"max_grad_spike": 3.0}, {"grad_norm": 3.0}),
     ],
 )
 def test_a_bound_itself_is_allowed(guard, changes, at):
@@ -135,8 +141,8 @@ def test_few_completions_may_be_one_text():
         ({}, 6e-4, True),
         ({"precision": "bfloat16"}, 0.05, False),
         ({"precision": "bfloat16"}, 0.13, True),
-        ({"max_sampler_gap": 0.01}, 0.004, False),
-        ({"max_sampler_gap": 0.01}, 0.006, True),
+        ({"max_logprob_mismatch": 0.01}, 0.004, False),
+        ({"max_logprob_mismatch": 0.01}, 0.006, True),
     ],
 )
 def test_a_gap_that_creeps_up_is_told_before_it_stops_the_run(changes, gap, is_found):
@@ -164,7 +170,7 @@ def test_only_what_is_new_is_shown_again():
 
 
 def test_a_usual_bound_never_stops_or_slows():
-    guards, optimizer = make_guards(on_guard="slow")
+    guards, optimizer = make_guards(on_alarm="slow")
     for step in steps(*[{"kl": 999.0, "same": 1.0, "entropy": 99.0}] * 50):
         assert guards.act(guards.look(step)) is None
     assert optimizer.rate_scale == 1.0
@@ -177,7 +183,7 @@ def test_a_stated_bound_stops_with_cause_and_remedy():
 
 
 def test_slowing_halves_the_rate_with_rests_between_and_then_stops():
-    guards, optimizer = make_guards(max_kl=10.0, on_guard="slow")
+    guards, optimizer = make_guards(max_kl=10.0, on_alarm="slow")
     scales = []
     *slowed, last = steps(*[{}] * 16)
     for step in slowed:
@@ -195,7 +201,7 @@ def test_guards_that_are_restored_go_on_as_if_they_had_not_been_away():
         *[{"grad_norm": 1.0, "kl": 12.0 if step in {3, 20} else 1.0} for step in range(40)],
         {"grad_norm": 11.0},
     )
-    options = {"max_kl": 10.0, "on_guard": "slow"}
+    options = {"max_kl": 10.0, "on_alarm": "slow"}
     whole, whole_ascent = make_guards(**options)
     expected = []
     for step in run:
@@ -231,8 +237,8 @@ def test_the_state_does_not_grow_with_the_run():
         ({"max_kl": 1e-6, "lr": 0.05}, 2, "KL"),
         ({"min_entropy": 50.0}, 1, "below min_entropy 50"),
         ({"max_entropy": 0.01}, 1, "above max_entropy 0.01"),
-        ({"max_same": 0.01}, 1, "more than max_same 0.01"),
-        ({"max_spike": 1e-6}, 6, "past max_spike 1e-06"),
+        ({"max_duplicate_share": 0.01}, 1, "more than max_duplicate_share 0.01"),
+        ({"max_grad_spike": 1e-6}, 6, "past max_grad_spike 1e-06"),
     ],
 )
 def test_each_guard_stops_a_run(changes, step, words, make_config):
@@ -266,7 +272,7 @@ def test_the_checkpoint_of_the_start_is_none_to_go_back_to(make_config):
 
 
 def test_a_run_is_slowed_and_its_lines_say_so(make_config):
-    options = make_config(num_steps=12, max_kl=1e-6, on_guard="slow", lr=0.02)
+    options = make_config(num_steps=12, max_kl=1e-6, on_alarm="slow", lr=0.02)
     screen = io.StringIO()
     train(options, Display(Console(file=screen, width=300)))
     lines = lines_of(options)

@@ -229,12 +229,12 @@ def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_mo
     with torch.no_grad():
         next(iter(policy.trainable().values())).mul_(1.5)
     weights = flatten(policy.trainable().values())
-    with pytest.raises(SamplerGapError, match=r"differ by .* nats a token.*--max-sampler-gap"):
+    with pytest.raises(SamplerGapError, match=r"differ by .* nats a token.*--max-logprob-mismatch"):
         PolicyOptimizer(policy, config()).step(
             reinforce, judged.completions, torch.ones(9, dtype=torch.float64)
         )
     assert (flatten(policy.trainable().values()) == weights).all()
-    PolicyOptimizer(policy, config(max_sampler_gap=10.0)).step(
+    PolicyOptimizer(policy, config(max_logprob_mismatch=10.0)).step(
         reinforce, judged.completions, torch.ones(9, dtype=torch.float64)
     )
     assert (flatten(policy.trainable().values()) != weights).any()

@@ -28,9 +28,10 @@ from klimb.cli.options import (
     Update,
     Verb,
 )
+from klimb.config.names import meant_by
 from klimb.config.pairwise import CompareConfig, LabelConfig
 from klimb.config.reward import RewardConfig
-from klimb.config.train import TrainConfig, read_options, read_run_options
+from klimb.config.train import TrainConfig, present_name, read_options, read_run_options
 from klimb.errors import ConfigError, KlimbError, MissingExtraError
 from klimb.io.progress import tell
 from klimb.io.show import safe
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog="klimb",
             description="Fine-tune model weights from human feedback with a KL-penalised policy gradient. "
             "--debug, anywhere, shows the traceback of an error.",
-            args=_with_run_options(_with_file_options(arguments)),
+            args=_with_run_options(_with_file_options(_with_present_names(arguments))),
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
         try:
@@ -190,6 +191,34 @@ def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | Feedbac
 
                 count = prioritise(store, verb.reward, tell)
                 print(f"{verb.store}: {count:,} pairs in order, the most telling first")  # noqa: T201
+
+
+def _with_present_names(arguments: list[str]) -> list[str]:
+    """Replace former names of options by the present ones, and refuse what is no option with the nearest that is.
+
+    Raises:
+        ConfigError: There is no such option of the verbs that take those of a run.
+    """
+    if arguments[:1] not in (["train"], ["check"]):
+        return arguments
+    known = {field.name for field in fields(Train if arguments[0] == "train" else Check)}
+    named: list[str] = []
+    for argument in arguments:
+        flag, sign, value = argument.partition("=")
+        if not flag.startswith("--") or flag in ("--help", "--config"):
+            named.append(argument)
+            continue
+        name = flag[2:].replace("-", "_")
+        no, bare = ("no-", name[3:]) if name.startswith("no_") and name not in known else ("", name)
+        present = present_name(bare)
+        if present not in known:
+            meant = meant_by(bare, known)
+            advice = (
+                f"did you mean --{meant.replace('_', '-')}?" if meant else "klimb train --help lists them"
+            )
+            raise ConfigError(f"{flag}: no such option; {advice}")
+        named.append(f"--{no}{present.replace('_', '-')}{sign}{value}")
+    return named
 
 
 def _with_file_options(arguments: list[str]) -> list[str]:

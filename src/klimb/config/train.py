@@ -5,226 +5,54 @@ import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from klimb.config.address import refuse_secrets
+from klimb.config.names import BASELINES, FORMER, unknown
+from klimb.config.sections import (
+    SECTIONS,
+    AlgorithmOptions,
+    CheckpointOptions,
+    DataOptions,
+    EvaluationOptions,
+    GuardOptions,
+    ModelOptions,
+    OptimizerOptions,
+    PeopleOptions,
+    PreflightOptions,
+    RewardOptions,
+    SamplingOptions,
+)
 from klimb.config.serving import ServeOptions
 from klimb.errors import ConfigError
+from klimb.io.progress import warn
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The options of a run."""
-
-    model: str
-    """What to fine-tune: a Hugging Face folder, a .gguf file, or a hub name."""
-
-    prompts: Path
-    """Prompts to train on: a .jsonl, .csv or .parquet file."""
-
-    reward: tuple[str, ...]
-    """One or more rewards: vader, module:function, file.py:function, the http(s) address of a service, a
-    sequence-classification model with one output, or people, who compare each step's completions on a page while the
-    run waits. Several are added up."""
-
-    out: Path
-    """The run's folder; it must not exist yet, or be empty."""
-
-    reward_weights: tuple[float, ...] | None = None
-    """Weight of each reward in the sum; 1 each by default."""
-
-    judges: tuple[str, ...] = ()
-    """Rewards that are asked about every completion and never trained on, named as the rewards are: where one of
-    them turns down while the reward climbs, the policy has begun to please the reward alone."""
-
-    caution: float = 0.0
-    """How many times an ensemble's spread is taken off a reward model's score, so that the policy is not drawn to where
-    its members disagree; 0 takes the model's own score."""
-
-    accept_unproven_reward: bool = False
-    """Train on a learned reward even if it does not beat chance on what people said, as its reward.json records."""
-
-    max_failed: float = 0.1
-    """Share of a step's, or of an evaluation's, completions whose reward may fail before the run stops. They are left
-    out, so the rest is what is learned from: of a few the batch hardly changes; many mean that the reward is broken, or
-    fails for one kind of completion, which the policy would then learn nothing against."""
-
-    reward_timeout: float | None = None
-    """Seconds that a reward which is a function may take for a batch, or a service for a request. None: a function may
-    take as long as it likes, a service 60 s. With a limit a function runs in a thread other than the main one."""
-
-    people_host: str = "127.0.0.1"
-    """Address of the page with reward people. On any but a loopback one it is open to those with the printed link."""
-
-    people_port: int = 8321
-    """Port of that page."""
-
-    people_rater: str | None = None
-    """Name of the one person who judges on this machine; by default the page asks for a name."""
-
-    people_per_pair: int = 1
-    """Judgements wanted of each pair, by as many people."""
-
-    people_pairs: int | None = None
-    """Pairs of each step's completions that people are asked about: those on which the ensemble of the learned reward
-    beside people disagrees most. Other completions take the learned reward alone. None: each completion is compared
-    with its neighbours."""
-
-    refit_every: int = 0
-    """Steps after which the learned reward beside people is learned anew, from its head and what people said in this
-    run until then; evaluations stay with the reward as it was at the start. 0: never."""
-
-    prompt_column: str = "prompt"
-    """Column of the prompts, plain text or chat messages; the other columns go to the reward."""
-
-    eval_prompts: Path | None = None
-    """Prompts to judge by, before and after, none of them a training prompt; by default the first 32 of those."""
-
-    eval_completions_per_prompt: int = 4
-    """Completions drawn for each prompt that is judged by."""
-
-    eval_every: int | None = None
-    """Steps between evaluations on the prompts that are judged by; one more follows the last step. None: only before
-    and after."""
-
-    keep_best: str | None = None
-    """Judge, or `reward`, by whose mean on the prompts that are judged by the best weights are kept, those of the start
-    among them; the model that is saved is then the best, not the last. Needs eval_every."""
-
-    patience: int | None = None
-    """Evaluations in a row without a new best after which the run stops; None: never. Needs keep_best."""
-
-    num_trainable_layers: int | None = None
-    """Train the last so many layers only; all by default."""
-
-    lora_rank: int | None = None
-    """Train a low-rank adapter of this rank instead of the weights themselves."""
-
-    lora_alpha: float | None = None
-    """Scale of the adapter; twice its rank by default, which keeps its learning rate rank-independent."""
-
-    trust_remote_code: bool = False
-    """Run Python code that comes with a model. Only for models whose makers you trust."""
-
-    device: str | None = None
-    """Where the model runs, such as cpu or cuda:1; the first GPU if there is one, else the CPU."""
-
-    prompts_per_step: int = 8
-    """Prompts in a batch."""
-
-    completions_per_prompt: int = 4
-    """Completions drawn for each prompt: its group. More give a better baseline."""
-
-    max_new_tokens: int = 64
-    """Most tokens of a completion, its end token included."""
-
-    skip_special_tokens: Literal["chat", "all"] = "chat"
-    """Special tokens that are left out of the texts of completions. chat: those that end, begin or pad a text and those
-    that the chat template writes around turns; others, such as <think>, stay. all: every one, as TRL does."""
-
-    temperature: float = 1.0
-    """Of the distribution that is sampled, scored and trained; 1 is the model's own."""
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in; the weights that move are float32 in either case."""
-
-    micro_batch_size: int | None = None
-    """Completions that go through the model at once; all by default. Changes memory, and results only by rounding."""
-
-    objective: Literal["reinforce"] = "reinforce"
-    """What is ascended: reinforce is the plain policy gradient."""
-
-    baseline: Literal["none", "batch_mean", "leave_one_out", "group_normalised"] = "leave_one_out"
-    """What is subtracted from each reward; leave_one_out is unbiased and quiet."""
-
-    beta: float = 0.05
-    """KL coefficient: reward units that one nat away from the reference costs. At 0, without kl_target and max_kl, no
-    reference is kept and no KL measured, which saves its memory and a pass over every batch."""
-
-    kl_target: float | None = None
-    """KL from the reference that beta is moved towards, in nats a completion: after each step beta grows where the KL
-    was above, and shrinks where it was below. None: beta stays as it is."""
-
-    kl_horizon: int = 500
-    """Completions over which beta, where it is moved, changes by at most a fifth; over the 3,200 of a usual run it can
-    then change by a factor of 3.6."""
-
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    """How the gradient moves the weights; sgd, without clipping, is the definition's own step."""
-
-    lr: float = 1e-5
-    """Learning rate, after warm-up. About 1e-5 suits all weights of a model, 1e-4 an adapter."""
-
-    weight_decay: float = 0.0
-    """Decoupled decay of the weights a step, times lr; the KL penalty already holds them back."""
-
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's running mean and running square of the gradient."""
-
-    adam_epsilon: float = 1e-8
-    """Added to AdamW's root mean square, in units of the gradient."""
-
-    max_grad_norm: float | None = 1.0
-    """Longest gradient, over all weights; longer ones are scaled down to it. None: never."""
-
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly to lr."""
-
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after warm-up: stay, or fall to 0 over num_steps, along a line or half a cosine."""
-
-    max_sampler_gap: float | None = None
-    """Mean |log-prob in sampling − log-prob in training| of a token, in nats, above which a run stops;
-    None: 0.001 in float32, 0.25 in bfloat16."""
-
-    on_guard: Literal["stop", "slow"] = "stop"
-    """What passing one of the five bounds below does: stop ends the run at a checkpoint, slow halves the learning rate
-    from then on, and stops at the fourth time. Where a bound is None a usual one warns and does nothing else."""
-
-    max_kl: float | None = None
-    """Mean KL from the reference, in nats a completion, past which on_guard acts. The demo ends at 9 to 11 for
-    completions of 20 tokens, and is healthy. None: 3 nats a token warn."""
-
-    min_entropy: float | None = None
-    """Mean entropy, in nats a token, below which on_guard acts: the model says one thing over and over. None: a tenth
-    of the first step's warns."""
-
-    max_entropy: float | None = None
-    """Mean entropy, in nats a token, above which on_guard acts: the model comes apart. None: 3 nats more than in the
-    first step warn."""
-
-    max_same: float | None = None
-    """Share of a step's completions that may be one and the same text before on_guard acts. None: 0.9 warns."""
-
-    max_spike: float | None = None
-    """How many times as long as the longest of the last 20 gradients one may be before on_guard acts, from the sixth
-    step on. None: 10 warns."""
-
-    num_steps: int = 100
-    """Updates of the weights."""
-
-    checkpoint_every: int = 50
-    """Steps between checkpoints; one more is written at the end."""
-
-    keep_checkpoints: int | None = 3
-    """Newest checkpoints that are kept, and the best one besides where keep_best is set; older ones are removed. Should
-    the newest be damaged, the one before it is taken, so 1 is thrifty rather than safe. None: all are kept."""
-
-    preflight: bool = True
-    """Look before the first step whether policy, reference and sampler agree, completions can end, rewards differ, and
-    memory and disk suffice; what fails stops the run."""
-
-    seed: int = 0
-    """Decides every random number of the run."""
+class TrainConfig(  # dataclasses take fields from the last base to the first
+    PreflightOptions,
+    GuardOptions,
+    CheckpointOptions,
+    EvaluationOptions,
+    OptimizerOptions,
+    AlgorithmOptions,
+    SamplingOptions,
+    PeopleOptions,
+    RewardOptions,
+    DataOptions,
+    ModelOptions,
+):
+    """The options of a run, all sections together."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "baseline", BASELINES.get(self.baseline, self.baseline))
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
         for name in (
             "beta",
-            "caution",
+            "uncertainty_penalty",
             "lr",
             "weight_decay",
             "warmup_steps",
@@ -262,8 +90,10 @@ class TrainConfig:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ConfigError("lora_alpha: has no meaning without lora_rank")
-        if self.max_same is not None and self.max_same >= 1:
-            raise ConfigError(f"max_same: expected a share below 1, got {self.max_same}")
+        if self.max_duplicate_share is not None and self.max_duplicate_share >= 1:
+            raise ConfigError(
+                f"max_duplicate_share: expected a share below 1, got {self.max_duplicate_share}"
+            )
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed: expected a share from 0 to 1, got {self.max_failed}")
         refuse_secrets((*self.reward, *self.judges))
@@ -356,7 +186,8 @@ class TrainConfig:
     def from_dict(cls, options: dict[str, Any]) -> "TrainConfig":
         """Rebuild a configuration from what `to_dict` gave."""
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+            FORMER.get(key, key): tuple(value) if isinstance(value, list) else value
+            for key, value in options.items()
         }
         paths = {
             key: Path(values[key]) for key in ("prompts", "out", "eval_prompts") if values[key] is not None
@@ -369,13 +200,13 @@ _ABOVE_ZERO = (
     "temperature",
     "max_grad_norm",
     "lora_alpha",
-    "max_sampler_gap",
+    "max_logprob_mismatch",
     "kl_target",
     "max_kl",
     "min_entropy",
     "max_entropy",
-    "max_same",
-    "max_spike",
+    "max_duplicate_share",
+    "max_grad_spike",
     "reward_timeout",
 )
 _AT_LEAST_ONE = (
@@ -397,10 +228,10 @@ _AT_LEAST_ONE = (
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """Read options from a TOML file, whose keys are the option names with underscores.
+    """Read options from a TOML file: the option names with underscores, flat or in tables named as the sections are.
 
     Raises:
-        ConfigError: The file is missing or not TOML, or has an option that does not exist.
+        ConfigError: The file is missing or not TOML, or has an option or a section that does not exist.
     """
     try:
         options = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -409,10 +240,42 @@ def read_options(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not a TOML file: {error}") from error
     known = {field.name for field in fields(TrainConfig)}
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"{file}: unknown option {name!r}; the options are {', '.join(sorted(known))}")
-    return options
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        of_section = value if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict):
+            _check_section(file, name, value)
+        for key, setting in of_section.items():
+            present = present_name(key)
+            if present not in known:
+                raise ConfigError(f"{file}: {unknown(key, known)}")
+            if present in flat:
+                raise ConfigError(f"{file}: {present}: stands there twice; leave one out")
+            flat[present] = setting
+    return flat
+
+
+def present_name(name: str) -> str:
+    """Return an option's name; a former one is replaced, with a warning."""
+    if name in FORMER:
+        warn(f"the option {name} is now called {FORMER[name]}; the former name will go with the next version")
+    return FORMER.get(name, name)
+
+
+def _check_section(file: Path, name: str, options: dict[str, Any]) -> None:
+    """Raise unless a table of a TOML file is a section, and its keys are of that section."""
+    if name not in SECTIONS:
+        raise ConfigError(f"{file}: unknown section [{name}]; the sections are {', '.join(SECTIONS)}")
+    own = {field.name for field in fields(SECTIONS[name])}
+    for key in options:
+        present = FORMER.get(key, key)
+        home = next((section for section, kind in SECTIONS.items() if present in _names_of(kind)), None)
+        if present not in own and home is not None:
+            raise ConfigError(f"{file}: {key}: stands in [{name}], and belongs to [{home}]")
+
+
+def _names_of(section: type) -> set[str]:
+    return {field.name for field in fields(section)}
 
 
 def read_run_options(run: Path) -> dict[str, Any]:
@@ -423,7 +286,7 @@ def read_run_options(run: Path) -> dict[str, Any]:
     """
     file = run / "config.json"
     try:
-        options = json.loads(file.read_text(encoding="utf-8"))
+        options: Any = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{run}: not the folder of a run: cannot read config.json: {error.strerror}"
@@ -433,9 +296,10 @@ def read_run_options(run: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigError(f"{file}: expected the options of a run, got another kind of JSON")
     options.pop("resumed", None)
+    options = {FORMER.get(name, name): value for name, value in options.items()}
     known = {field.name for field in fields(TrainConfig)}
-    if unknown := options.keys() - known:
+    if others := options.keys() - known:
         raise ConfigError(
-            f"{file}: unknown option {min(unknown)!r}; the run was begun by another version of klimb"
+            f"{file}: unknown option {min(others)!r}; the run was begun by another version of klimb"
         )
     return options

@@ -3,6 +3,7 @@
 Lines and nothing else, so that a log file shows them as a terminal does; work that is soon done prints none.
 """
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,11 @@ Say = Callable[[str], None]
 def tell(line: str) -> None:
     """Print a line at once, also into a file."""
     print(line, flush=True)  # noqa: T201
+
+
+def warn(line: str) -> None:
+    """Print a warning to standard error."""
+    print(f"klimb: warning: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def ignore(_: str) -> None:

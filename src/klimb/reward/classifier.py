@@ -28,7 +28,7 @@ class ClassifierReward:
 
     Args:
         source: The model's folder or its name on the hub.
-        caution: c; 0 takes the model's own score.
+        uncertainty_penalty: c; 0 takes the model's own score.
         device: Where it goes; the first GPU if there is one, else the CPU, where None.
         trust_remote_code: Whether Python code that comes with the model may run.
 
@@ -40,17 +40,17 @@ class ClassifierReward:
         self,
         source: str | Path,
         *,
-        caution: float = 0.0,
+        uncertainty_penalty: float = 0.0,
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self.name = str(source)
         self.scorer = Scorer.load(source, device=device, trust_remote_code=trust_remote_code)
         self.notes = self.scorer.notes
-        self._caution = caution
-        if caution and self.scorer.members is None:
+        self._uncertainty_penalty = uncertainty_penalty
+        if uncertainty_penalty and self.scorer.members is None:
             raise ConfigError(
-                f"caution: reward {source} has no ensemble whose spread could be taken off: learn it with "
+                f"uncertainty_penalty: reward {source} has no ensemble whose spread could be taken off: learn it with "
                 "klimb reward train --num-members 4"
             )
 
@@ -111,7 +111,7 @@ class ClassifierReward:
         return encoded
 
     def _scores(self, texts: list[list[int]]) -> list[float]:
-        if not self._caution or self.scorer.members is None:
+        if not self._uncertainty_penalty or self.scorer.members is None:
             return self.scorer.scores(texts).tolist()
         scores = self.scorer.features(texts).astype(np.float64) @ self.scorer.members.T
-        return (scores.mean(axis=1) - self._caution * scores.std(axis=1)).tolist()
+        return (scores.mean(axis=1) - self._uncertainty_penalty * scores.std(axis=1)).tolist()

@@ -23,7 +23,7 @@ def load_rewards(
     weights: Sequence[float] | None = None,
     *,
     judges: Sequence[str] = (),
-    caution: float = 0.0,
+    uncertainty_penalty: float = 0.0,
     device: str | None = None,
     trust_remote_code: bool = False,
     timeout: float | None = None,
@@ -35,7 +35,8 @@ def load_rewards(
             address of a service, or a sequence-classification model: a folder or a name on the Hugging Face hub.
         weights: One number a reward; 1 for each where None.
         judges: Rewards that are asked too and count for nothing, named as the others are.
-        caution: How many times an ensemble's spread is taken off a reward model's score; judges keep theirs.
+        uncertainty_penalty: How many times an ensemble's spread is taken off a reward model's score; judges keep
+            theirs.
         device: Where a reward model goes; the first GPU if there is one, else the CPU, where None.
         trust_remote_code: Whether Python code that comes with a reward model may run.
         timeout: Seconds that a function may take for a batch, or a service for a request; where None a function may
@@ -61,7 +62,7 @@ def load_rewards(
 
     loop = EventLoop()  # one for all, so that asynchronous rewards wait together
 
-    def load(spec: str | Reward, caution: float) -> Reward:
+    def load(spec: str | Reward, uncertainty_penalty: float) -> Reward:
         if not isinstance(spec, str):
             return spec
         if is_address(spec):
@@ -70,9 +71,11 @@ def load_rewards(
             return FunctionReward(spec, load_function(BUILT_IN[spec]))
         if ":" in spec:
             return FunctionReward(spec, load_function(spec), timeout, loop)
-        return _model(spec, caution, device, trust_remote_code)
+        return _model(spec, uncertainty_penalty, device, trust_remote_code)
 
-    return WeightedSum([load(spec, caution) for spec in specs], weights, [load(spec, 0.0) for spec in judges])
+    return WeightedSum(
+        [load(spec, uncertainty_penalty) for spec in specs], weights, [load(spec, 0.0) for spec in judges]
+    )
 
 
 def require_proven(specs: Sequence[str]) -> None:
@@ -98,11 +101,13 @@ def _service(url: str, timeout: float | None) -> Reward:
     return HttpReward(url, token=os.environ.get(TOKEN_VARIABLE) or None, patience=patience)
 
 
-def _model(spec: str, caution: float, device: str | None, trust_remote_code: bool) -> Reward:
+def _model(spec: str, uncertainty_penalty: float, device: str | None, trust_remote_code: bool) -> Reward:
     if Path(spec).expanduser().is_dir() or (spec.count("/") == 1 and not spec.startswith((".", "/", "~"))):
         from klimb.reward.classifier import ClassifierReward
 
-        return ClassifierReward(spec, caution=caution, device=device, trust_remote_code=trust_remote_code)
+        return ClassifierReward(
+            spec, uncertainty_penalty=uncertainty_penalty, device=device, trust_remote_code=trust_remote_code
+        )
     raise RewardError(
         f"reward {spec}: unknown; expected a built-in ({', '.join(BUILT_IN)}), module:function, "
         "file.py:function, an http(s) address, or a sequence-classification model (folder or hub name)"

@@ -109,8 +109,8 @@ def watch_high_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | 
 
 
 def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
-    """Whether more of a batch than `max_same` is one and the same text."""
-    same, stated = steps[-1]["same"], config.max_same
+    """Whether more of a batch than `max_duplicate_share` is one and the same text."""
+    same, stated = steps[-1]["same"], config.max_duplicate_share
     if stated is None and config.prompts_per_step * config.completions_per_prompt < _FEW:
         return None
     bound = _USUAL_SAME if stated is None else stated
@@ -118,7 +118,7 @@ def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None
         return None
     return Finding(
         "one text",
-        f"{same:.0%} of the completions are one text, more than {_show(bound, stated, 'max_same')}",
+        f"{same:.0%} of the completions are one text, more than {_show(bound, stated, 'max_duplicate_share')}",
         "a reward that one text pleases whatever the prompt",
         "mend the reward, or raise --beta",
         stated is not None,
@@ -126,16 +126,16 @@ def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None
 
 
 def watch_spike(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
-    """Whether the gradient is longer than `max_spike` times the longest of the steps before."""
+    """Whether the gradient is longer than `max_grad_spike` times the longest of the steps before."""
     earlier = [step["grad_norm"] for step in steps[-_REMEMBERED - 1 : -1]]
-    norm, stated = steps[-1]["grad_norm"], config.max_spike
+    norm, stated = steps[-1]["grad_norm"], config.max_grad_spike
     bound = _USUAL_SPIKE if stated is None else stated
     if len(earlier) < _FIRST_SPIKE or max(earlier) == 0 or norm <= bound * max(earlier):
         return None
     return Finding(
         "spike",
         f"a gradient {norm / max(earlier):.1f} times as long as any of the {len(earlier)} steps before, "
-        f"past {_show(bound, stated, 'max_spike')}",
+        f"past {_show(bound, stated, 'max_grad_spike')}",
         "a reward out of all proportion, or a batch unlike the others",
         "look at this step's completions and rewards, and keep --max-grad-norm",
         stated is not None,
@@ -143,8 +143,8 @@ def watch_spike(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
 
 
 def watch_gap(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
-    """Whether sampling and training drift apart; at `max_sampler_gap` itself a run stops before the weights move."""
-    bound = _NEAR * (config.max_sampler_gap or USUAL_GAPS[config.precision])
+    """Whether sampling and training drift apart; at `max_logprob_mismatch` a run stops before the weights move."""
+    bound = _NEAR * (config.max_logprob_mismatch or USUAL_GAPS[config.precision])
     gap = statistics.fmean(step["sampler_gap_mean"] for step in steps[-_FIRST_SPIKE:])
     if gap <= bound:
         return None
@@ -212,7 +212,7 @@ class Guards:
         now, reasons = self._steps[-1]["step"], "; ".join(map(str, stated))
         if self._slowed_at and now - self._slowed_at[-1] < _REST:
             return None
-        if self._config.on_guard == "stop" or len(self._slowed_at) == MOST_SLOWINGS:
+        if self._config.on_alarm == "stop" or len(self._slowed_at) == MOST_SLOWINGS:
             times = f" after {MOST_SLOWINGS} halvings of the learning rate" if self._slowed_at else ""
             raise GuardError(f"step {now + 1}{times}: {reasons}")
         self._slowed_at.append(now)

@@ -57,7 +57,7 @@ class PolicyOptimizer:
         self._config = config
         self.rate_scale = 1.0
         self._max_grad_norm = config.max_grad_norm
-        self._max_gap = config.max_sampler_gap or USUAL_GAPS[config.precision]
+        self._max_gap = config.max_logprob_mismatch or USUAL_GAPS[config.precision]
         self._names = {id(weight): name for name, weight in policy.trainable().items()}
         # A large weight is moved a piece at a time, so that no more than that of its gradient is ever widened.
         self._pieces = {
@@ -195,10 +195,10 @@ class PolicyOptimizer:
     def _check_gap(self, gap: float) -> None:
         if gap > self._max_gap:  # what is not a number is told of as a gradient that is not
             raise SamplerGapError(
-                f"sampling and training differ by {gap:.2g} nats a token on average, more than max_sampler_gap "
+                f"sampling and training differ by {gap:.2g} nats a token on average, more than max_logprob_mismatch "
                 f"{self._max_gap:g}, after {self._policy.num_updates} updates; the weights were left as they are. "
                 "The gradient would be that of another policy than was sampled: use --precision float32, or raise "
-                "--max-sampler-gap if the gap has been creeping up in metrics.jsonl and you accept it"
+                "--max-logprob-mismatch if the gap has been creeping up in metrics.jsonl and you accept it"
             )
 
 

@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import AlgorithmOptions, OptimizerOptions
 from klimb.core.kl import adaptive_beta
 
 LARGEST_ERROR = 0.2
 """Distance of the KL from its target, relative to that, up to which the coefficient moves the faster."""
 
 
-def learning_rate(config: TrainConfig, num_updates: int) -> float:
+def learning_rate(config: OptimizerOptions, num_updates: int) -> float:
     """Find the learning rate of the step that follows so many updates.
 
     It rises linearly over W = warmup_steps, then stays, or falls over the rest of T = num_steps: with t updates made
@@ -36,7 +36,7 @@ class KLCoefficient:
         beta: The coefficient of the next step.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: AlgorithmOptions) -> None:
         self.beta = config.beta
         self._target, self._horizon = config.kl_target, config.kl_horizon
 

@@ -42,7 +42,7 @@ def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, P
         [ask_people(config, observer.message) if name == PEOPLE else name for name in config.reward],
         config.reward_weights,
         judges=config.judges,
-        caution=config.caution,
+        uncertainty_penalty=config.uncertainty_penalty,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         timeout=config.reward_timeout,

@@ -179,14 +179,14 @@ def test_caution_takes_the_ensembles_spread_off(tmp_path, model_folder):
     features = scorer.features([scorer.encode("", text) for text in batch.texts])
     scores = features.astype(np.float64) @ scorer.members.astype(np.float64).T
     assert (scores.std(axis=1) > 0).all()
-    found = load_rewards([str(out)], caution=2.0)(batch).total
+    found = load_rewards([str(out)], uncertainty_penalty=2.0)(batch).total
     np.testing.assert_allclose(found, scores.mean(axis=1) - 2 * scores.std(axis=1), rtol=1e-6)
 
 
 def test_caution_needs_an_ensemble(tmp_path, model_folder):
     out = train_reward(make_config(tmp_path, model_folder)).folder
     with pytest.raises(KlimbError, match="has no ensemble whose spread could be taken off"):
-        load_rewards([str(out)], caution=1.0)
+        load_rewards([str(out)], uncertainty_penalty=1.0)
 
 
 def test_scores_are_the_same_to_the_bit_after_reloading(tmp_path, model_folder):

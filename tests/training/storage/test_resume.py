@@ -92,7 +92,7 @@ def test_a_run_on_an_ensemble_with_caution_resumes_to_the_same_bits(
     scorer = Scorer.from_base(model_folder)
     scorer.members = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)  # 16 numbers of a text
     scorer.save(tmp_path / "ensemble")
-    changes = {"num_steps": 3, "reward": (str(tmp_path / "ensemble"),), "caution": 0.5}
+    changes = {"num_steps": 3, "reward": (str(tmp_path / "ensemble"),), "uncertainty_penalty": 0.5}
     whole, cut = make_options(**changes), make_options(out=tmp_path / "cut", **changes)
     run(whole)
     assert len({row["reward"] for row in RunFolder.open(whole.out).read("completions")}) > 6

@@ -124,7 +124,7 @@ def _probe_checks(inputs: PreflightInputs) -> list[CheckResult]:
         return [CheckResult("start", "failed", f"before any training {error}", remedy)]
     return [
         check_start(policy, probe, _START_BOUNDS[config.precision]),
-        check_sampler(policy, probe, config.max_sampler_gap or USUAL_GAPS[config.precision]),
+        check_sampler(policy, probe, config.max_logprob_mismatch or USUAL_GAPS[config.precision]),
         check_rewards(unattended, probe, config)
         if unattended.rewards
         else CheckResult("rewards", "passed", "people are asked at each step, and not beforehand"),

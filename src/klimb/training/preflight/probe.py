@@ -108,7 +108,9 @@ def check_sampler(policy: Policy, probe: Probe, bound: float) -> CheckResult:
     words = f"{float(gap.mean()):.2g} nats a token apart, at most {float(gap.max()):.2g} (bound {bound:g})"
     if float(gap.mean()) <= bound:  # not so either where it is not a number
         return CheckResult("sampler", "passed", words)
-    remedy = "use --precision float32, or raise --max-sampler-gap if you accept another policy's gradient"
+    remedy = (
+        "use --precision float32, or raise --max-logprob-mismatch if you accept another policy's gradient"
+    )
     return CheckResult("sampler", "failed", words, remedy)
 
 

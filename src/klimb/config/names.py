@@ -1,0 +1,74 @@
+"""Names of options: those of earlier versions, those of other libraries, and the nearest to a typing error."""
+
+import difflib
+from collections.abc import Collection
+
+FORMER = {
+    "caution": "uncertainty_penalty",
+    "on_guard": "on_alarm",
+    "max_same": "max_duplicate_share",
+    "max_spike": "max_grad_spike",
+    "max_sampler_gap": "max_logprob_mismatch",
+}
+"""Options that had another name in klimb 0.1, and their present names; this version understands both."""
+
+_ELSEWHERE = {
+    "learning_rate": "lr",
+    "num_generations": "completions_per_prompt",
+    "group_size": "completions_per_prompt",
+    "max_completion_length": "max_new_tokens",
+    "max_response_length": "max_new_tokens",
+    "response_length": "max_new_tokens",
+    "per_device_train_batch_size": "prompts_per_step",
+    "train_batch_size": "prompts_per_step",
+    "rollout_batch_size": "prompts_per_step",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "max_steps": "num_steps",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "eval_steps": "eval_every",
+    "output_dir": "out",
+    "model_name_or_path": "model",
+    "pretrain": "model",
+    "dataset_name": "prompts",
+    "prompt_data": "prompts",
+    "input_key": "prompt_column",
+    "reward_funcs": "reward",
+    "reward_model_path": "reward",
+    "kl_coef": "beta",
+    "init_kl_coef": "beta",
+    "target_kl": "kl_target",
+    "advantage_estimator": "baseline",
+    "optim": "optimiser",
+    "optimizer": "optimiser",
+    "lr_scheduler_type": "lr_schedule",
+    "lora_r": "lora_rank",
+    "bf16": "precision",
+    "dtype": "precision",
+}
+"""Options of TRL, OpenRLHF and verl, and what klimb calls them."""
+
+BASELINES = {"rloo": "leave_one_out", "grpo": "group_normalised"}
+"""Names that the literature has for baselines."""
+
+
+def meant_by(name: str, known: Collection[str]) -> str | None:
+    """Find the option that someone meant by a name which is none; None where nothing is near.
+
+    Args:
+        name: What was written, with underscores.
+        known: The options that there are.
+    """
+    found = FORMER.get(name) or _ELSEWHERE.get(name)
+    if found is not None and found in known:
+        return found
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return near[0] if near else None
+
+
+def unknown(name: str, known: Collection[str]) -> str:
+    """Say that there is no such option, and which may be meant, in the words of a file of options."""
+    meant = meant_by(name, known)
+    if meant is not None:
+        return f"unknown option {name!r}; did you mean {meant!r}?"
+    return f"unknown option {name!r}; the options are {', '.join(sorted(known))}"
