@@ -57,6 +57,6 @@ def test_checkpoints_of_a_run_that_was_killed_before_outlive_a_power_cut(tool, t
 
 @pytest.mark.slow
 def test_a_run_that_does_not_sync_its_folders_is_noticed(tool, tmp_path):
-    lazy = "from klimb import files\nfiles._sync_folder = lambda path: None"
+    lazy = "from klimb.io import atomic\natomic._sync_folder = lambda path: None"
     tally = tool.cut_run(tmp_path, 2, "", lazy, num_mixtures=2)
     assert any("had been written" in line for line in tally.losses)
