@@ -106,7 +106,7 @@ def cut_short(file):
         (
             "state.json",
             lambda file: file.write_text("{}"),
-            r"state\.json: altered: expected step, num_updates",
+            r"state\.json: altered: expected num_updates",
         ),
         ("state.json", another_beta, r"state\.json: altered since it was written"),
         ("state.json", lambda file: file.write_bytes(b"\xff"), r"state\.json: cut short or altered"),
@@ -178,6 +178,17 @@ def test_weights_of_another_policy_are_refused_and_change_nothing(
     ):
         checkpoints.restore_weights(3)
     assert all(torch.equal(weight, present[name]) for name, weight in policy.trainable().items())
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_a_checkpoint_of_klimb_0_1_has_as_many_steps_as_updates(folder):
+    from klimb.training.storage.checkpoint import seal
+
+    file = folder.checkpoint(3) / "state.json"
+    state = json.loads(file.read_text())
+    del state["step"]
+    file.write_text(json.dumps(state | {"seal": seal(state)}))
+    assert folder.open_checkpoint(3).step == 3
 
 
 @pytest.mark.usefixtures("checkpoints")

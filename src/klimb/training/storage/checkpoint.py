@@ -166,14 +166,14 @@ def _read_state(file: Path) -> dict[str, Any]:
         raise RunFolderError(f"{file}: cut short or altered: {error}; choose another checkpoint") from error
     if not (
         isinstance(state, dict)
-        and isinstance(state.get("step"), int)
         and isinstance(state.get("num_updates"), int)
         and isinstance(state.get("remembered"), dict)
         and isinstance(state.get("sha256"), dict)
     ):
         raise RunFolderError(
-            f"{file}: altered: expected step, num_updates, remembered and sha256; choose another checkpoint"
+            f"{file}: altered: expected num_updates, remembered and sha256; choose another checkpoint"
         )
     if state.get("seal") != seal(state):
         raise RunFolderError(f"{file}: altered since it was written; choose another checkpoint")
+    state.setdefault("step", state["num_updates"])  # klimb 0.1 made one update a step, and wrote that alone
     return state
