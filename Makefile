@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
-demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model on it, judge it: four to five minutes
+demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model on it, judge it: three to five minutes
 	$(BIN)/klimb demo
 
 test: $(VENV)/.dev  ## the default tests: offline, CPU only, about seven minutes on two cores
