@@ -52,5 +52,5 @@ dataset = argilla.Dataset(
 )
 dataset.id = uuid.uuid4()
 dataset.records.from_json(records)
-kept = [argilla.DecodeState.from_dict(one) for one in json.loads(records.read_text())]
+kept = [argilla.Record.from_dict(one) for one in json.loads(records.read_text())]
 exported.write_text(json.dumps({"sent": sent, "records": [one.to_dict() for one in kept]}))
