@@ -4,6 +4,7 @@ Importing it loads NumPy and the array-API layer only; PyTorch and the rest load
 parts that need them.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from klimb.core.advantages import batch_mean, group_normalised, leave_one_out, no_baseline, whiten
@@ -12,18 +13,25 @@ from klimb.core.objectives import reinforce
 from klimb.core.stream import streamed_weight_update
 from klimb.core.update import adjusted_rewards, gradient_ascent, policy_gradient, rlhf_weight_update
 from klimb.data.blocks import row_blocks
-from klimb.errors import KlimbError
+from klimb.errors import KlimbError, MissingExtraError
 
 if TYPE_CHECKING:
+    from klimb.api import Policy, RewardModel, Run, compare, train
     from klimb.model.gradients import log_prob_gradients
+    from klimb.training.signals import RunInterrupted
 
 __version__ = "0.1.0"
 
 __all__ = [
     "KlimbError",
+    "Policy",
+    "RewardModel",
+    "Run",
+    "RunInterrupted",
     "adaptive_beta",
     "adjusted_rewards",
     "batch_mean",
+    "compare",
     "exact_kl",
     "gradient_ascent",
     "group_normalised",
@@ -38,14 +46,31 @@ __all__ = [
     "rlhf_weight_update",
     "row_blocks",
     "streamed_weight_update",
+    "train",
     "whiten",
 ]
 
 
+_LOADED_WHEN_ASKED = {
+    "Policy": "klimb.api",
+    "RewardModel": "klimb.api",
+    "Run": "klimb.api",
+    "RunInterrupted": "klimb.training.signals",
+    "compare": "klimb.api",
+    "log_prob_gradients": "klimb.model.gradients",
+    "train": "klimb.api",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Load what needs PyTorch when it is asked for."""
-    if name == "log_prob_gradients":
-        from klimb.model.gradients import log_prob_gradients
-
-        return log_prob_gradients
-    raise AttributeError(f"module 'klimb' has no attribute {name!r}")
+    if name not in _LOADED_WHEN_ASKED:
+        raise AttributeError(f"module 'klimb' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LOADED_WHEN_ASKED[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("klimb"):
+            raise
+        raise MissingExtraError(
+            f"klimb.{name} needs the train extra, which has {error.name}: pip install 'klimb[train]'"
+        ) from error

@@ -143,10 +143,13 @@ def _train(verb: Train) -> None:
             raise ConfigError(f"{name}: has no meaning without --resume")
     if run is not None and options["out"] != run:
         raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
-    config = TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
-    from klimb.training.run import train
+    TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
+    import klimb
 
-    train(config, resume=run is not None, accept=accept, from_step=from_step)
+    if run is None:
+        klimb.train(**options)
+    else:
+        klimb.Run(options.pop("out")).resume(accept=accept, from_step=from_step, **options)
 
 
 def _run_reward(verb: RewardTrain | RewardScore) -> int:

@@ -278,6 +278,16 @@ def _names_of(section: type) -> set[str]:
     return {field.name for field in fields(section)}
 
 
+def _inputs_of(run: Path, options: dict[str, Any]) -> dict[str, str]:
+    """Where a run's own inputs lie if its folder was moved since it began."""
+    inputs = Path(str(options.get("out"))) / "inputs"
+    return {
+        name: str(run / "inputs" / Path(value).relative_to(inputs))
+        for name in ("model", "prompts", "eval_prompts")
+        if isinstance(value := options.get(name), str) and Path(value).is_relative_to(inputs)
+    }
+
+
 def read_run_options(run: Path) -> dict[str, Any]:
     """Read the options that a run has, from the `config.json` in its folder.
 
@@ -297,6 +307,7 @@ def read_run_options(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: expected the options of a run, got another kind of JSON")
     options.pop("resumed", None)
     options = {FORMER.get(name, name): value for name, value in options.items()}
+    options |= _inputs_of(run, options)
     known = {field.name for field in fields(TrainConfig)}
     if others := options.keys() - known:
         raise ConfigError(

@@ -30,6 +30,7 @@ from klimb.policy.engine import fallback, sampling
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.prefix import Engine
 from klimb.policy.engine.prompt_sharing import detect_prompt_sharing
+from klimb.policy.generate import Generation, as_prompts
 from klimb.policy.reference import Reference
 
 
@@ -257,6 +258,51 @@ class Policy:
             else:
                 parts.append(fallback.draw(self._working.model, *arguments))
         return join(prompts, parts, prompt_of)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Text | Sequence[Text],
+        n: int = 1,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> list[str] | list[list[str]]:
+        """Draw completions and return their texts.
+
+        The same arguments give the same texts. The random numbers of a completion belong to the seed, to its prompt's
+        place in the list, and to its own place among the n.
+
+        Args:
+            prompt: A text, which is continued; messages, which are answered in the chat template; or a list of either.
+            n: Completions of each prompt, at least 1.
+            max_new_tokens: Most tokens of a completion, its end token included.
+            temperature: Of the distribution that is drawn from; the policy's own where None.
+            seed: Decides every random number.
+
+        Returns:
+            The n texts of one prompt, or for a list of prompts such a list of each.
+
+        Raises:
+            ArgumentError: An argument is out of range.
+            DataError: A prompt cannot be read.
+        """
+        generation = Generation(n, max_new_tokens, temperature, seed)
+        prompts, is_one = as_prompts(prompt)
+        found: list[list[str]] = []
+        usual = self.distribution
+        self.distribution = generation.distribution(usual)
+        try:
+            for indices in generation.batches(len(prompts)):
+                asked = [prompts[index] for index in indices]
+                key = SampleKey(seed, 0, indices, Stream.EVALUATE)
+                encoded = [self.encode(one) for one in asked]
+                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, draw=key), asked)
+                found += [texts[start : start + n] for start in range(0, len(texts), n)]
+        finally:
+            self.distribution = usual
+        return found[0] if is_one else found
 
     def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Score each token of given completions, differentiably in the trainable parameters."""

@@ -10,7 +10,7 @@ from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.lengths import check_lengths
 from klimb.policy.policy import Policy
-from klimb.reward.load import PEOPLE, load_rewards, require_proven
+from klimb.reward.load import NO_FUNCTIONS, PEOPLE, Functions, load_rewards, named, require_proven
 from klimb.training.evaluate.estimates import short_name
 from klimb.training.observer import Observer
 from klimb.training.people import ask_people, join_people
@@ -21,10 +21,17 @@ from klimb.training.storage.environment import describe_slowness, require_paths
 _MOST_TRAINING_PROMPTS_EVALUATED = 32  # where no held-out prompts are given
 
 
-def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, PromptFile, list[PromptRow]]:
+def prepare(
+    config: TrainConfig, observer: Observer, functions: Functions = NO_FUNCTIONS
+) -> tuple[PreflightInputs, PromptFile, list[PromptRow]]:
     """Read and load all that a run is made of.
 
     Everything that can be wrong with the options and their files is found before the model is loaded.
+
+    Args:
+        config: The options.
+        observer: Receives messages about what takes long.
+        functions: Rewards and judges that were given as objects, by the names that `config` has for them.
 
     Returns:
         What preflight looks at, the training prompts, and the evaluation prompts.
@@ -39,9 +46,12 @@ def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, P
     eval_rows = _rows_to_evaluate(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     reward = load_rewards(
-        [ask_people(config, observer.message) if name == PEOPLE else name for name in config.reward],
+        [
+            ask_people(config, observer.message) if name == PEOPLE else named(name, functions)
+            for name in config.reward
+        ],
         config.reward_weights,
-        judges=config.judges,
+        judges=[named(name, functions) for name in config.judges],
         uncertainty_penalty=config.uncertainty_penalty,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
