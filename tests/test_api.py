@@ -288,7 +288,7 @@ def test_the_command_line_says_that_a_function_is_needed_from_python(train, tmp_
     with pytest.raises(klimb.RunInterrupted):
         train(out=tmp_path / "cut", observer=Silent(stop_after=1))
     assert main(["train", "--resume", str(tmp_path / "cut")]) == 2
-    assert "resume in Python with klimb.Run(folder).resume(reward=the_function)" in capsys.readouterr().err
+    assert f"klimb.Run('{tmp_path / 'cut'}').resume(reward=letters)" in capsys.readouterr().err
 
 
 def test_the_folder_of_a_run_is_not_overwritten(train, tmp_path):

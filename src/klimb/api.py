@@ -392,7 +392,8 @@ def _require_functions(config: TrainConfig, functions: Functions) -> None:
     for name in named:
         if name.startswith(OBJECT) and name not in functions:
             raise ConfigError(
-                f"reward: the run was begun with the function {name.removeprefix(OBJECT)}; give it: resume(reward=…)"
+                f"reward: the run was begun in Python with the function {name.removeprefix(OBJECT)}; give it again: "
+                f"klimb.Run({str(config.out)!r}).resume(reward={name.removeprefix(OBJECT)})"
             )
     for name in functions:
         if name not in named:

@@ -144,12 +144,12 @@ def _train(verb: Train) -> None:
     if run is not None and options["out"] != run:
         raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
     TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
-    import klimb
+    from klimb import api
 
     if run is None:
-        klimb.train(**options)
+        api.train(**options)
     else:
-        klimb.Run(options.pop("out")).resume(accept=accept, from_step=from_step, **options)
+        api.Run(options.pop("out")).resume(accept=accept, from_step=from_step, **options)
 
 
 def _run_reward(verb: RewardTrain | RewardScore) -> int:

@@ -3,7 +3,7 @@
 import numbers
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -51,7 +51,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return _typed_plain(name, value, hint)
 
 
-def _typed_plain(name: str, value: Any, kind: Any) -> Any:
+def _typed_plain(name: str, value: object, kind: Any) -> Any:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     is_path = isinstance(value, os.PathLike)
     is_as_it_should = isinstance(value, kind) and (is_number or kind not in (int, float))
@@ -64,8 +64,8 @@ def _typed_plain(name: str, value: Any, kind: Any) -> Any:
         int: isinstance(value, numbers.Integral) and is_number,
     }
     if is_meant.get(kind):
-        make: Callable[[Any], Any] = kind
-        return make(value)
+        plain: Any = value  # whose type was looked at just now
+        return kind(plain)
     raise ConfigError(f"{name}: expected {_WORDS.get(kind, kind.__name__)}, got {quote(value)}")
 
 
