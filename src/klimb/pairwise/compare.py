@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,12 +24,14 @@ from klimb.pairwise.candidates import Drawn, NamedModel, draw_to_compare, find_m
 from klimb.pairwise.console import watched
 from klimb.pairwise.report import draw_report
 from klimb.pairwise.results import ComparisonResult, Example, Side
-from klimb.pairwise.serving import Serve
 from klimb.pairwise.tally import Opinions, opinions_of_scores, tally
 from klimb.reward.load import NO_FUNCTIONS, Functions, load_rewards, named
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.training.evaluate.estimates import short_name
 from klimb.training.evaluate.summary import show_prompt
+
+if TYPE_CHECKING:
+    from klimb.pairwise.serving import Serve  # rewards need no server
 
 _AT_ONCE = 64  # completions that a reward is given together
 _MOST_EXAMPLES = 64
@@ -37,7 +40,7 @@ _MOST_EXAMPLES = 64
 def compare(
     config: CompareConfig,
     say: Say = tell,
-    serve: Serve | None = None,
+    serve: "Serve | None" = None,
     *,
     functions: Functions = NO_FUNCTIONS,
 ) -> ComparisonResult:
@@ -67,7 +70,9 @@ def compare(
         return _compare(config, say, serve, functions)
 
 
-def _compare(config: CompareConfig, say: Say, serve: Serve | None, functions: Functions) -> ComparisonResult:
+def _compare(
+    config: CompareConfig, say: Say, serve: "Serve | None", functions: Functions
+) -> ComparisonResult:
     rows = read_prompts(config.prompts, config.prompt_column)
     models = find_models((config.model_a, config.model_b))
     make_folder(config.out.parent)
@@ -130,7 +135,7 @@ def _draw(
 
 
 def _ask_people(
-    rows: list[PromptRow], drawn: tuple[Drawn, Drawn], config: CompareConfig, say: Say, serve: Serve | None
+    rows: list[PromptRow], drawn: tuple[Drawn, Drawn], config: CompareConfig, say: Say, serve: "Serve | None"
 ) -> Opinions:
     from klimb.feedback.server.serve import serve as serve_in_browser  # rewards need no server
     from klimb.feedback.store.store import Store
