@@ -1,7 +1,6 @@
 """From a folder, a hub name or a GGUF file to a model and its tokenizer, which are what is in the files."""
 
 import contextlib
-import hashlib
 import io
 import json
 import re
@@ -24,6 +23,7 @@ from transformers.utils import logging
 
 from klimb.errors import ConfigError, DataError, KlimbError, ModelNotFoundError
 from klimb.io.atomic import cache_folder, whole_folder
+from klimb.io.digest import cached_sha256
 from klimb.model.allocation import keep_memory_flat, use_allowed_threads
 from klimb.model.complete import check_complete, require_finite, require_room
 from klimb.model.headers import stored_weights
@@ -197,8 +197,7 @@ def convert_gguf(file: Path) -> Path:
     Raises:
         ModelNotFoundError: The file cannot be read as a GGUF model.
     """
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = cached_sha256(file)
     folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
     if folder.exists():
         return folder

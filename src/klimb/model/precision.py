@@ -25,7 +25,8 @@ class MixedPrecisionModel:
 
     def __init__(self, model: Any, precision: Precision) -> None:
         self.model = model
-        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        moved = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._names, self._weights = list(moved), list(moved.values())
         self._copies = self._weights
         if precision == "bfloat16":
             self.model = copy.deepcopy(model).to(torch.bfloat16)
@@ -40,16 +41,16 @@ class MixedPrecisionModel:
                 weight.grad = wide if weight.grad is None else weight.grad.add_(wide)
                 working.grad = None
 
-    def take_gradients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Give away each weight with its gradient, in the dtype that it was found in; none is left behind."""
+    def take_gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """Give away each weight's name with its gradient, in the dtype that it was found in; none is left behind."""
         if any(weight.grad is not None for weight in self._weights):
             self.widen_gradients()
-        taken: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for weight, working in zip(self._weights, self._copies, strict=True):
+        taken: list[tuple[str, torch.Tensor]] = []
+        for name, weight, working in zip(self._names, self._weights, self._copies, strict=True):
             gradient = working.grad if weight.grad is None else weight.grad
             weight.grad = working.grad = None
             if gradient is not None:
-                taken.append((weight, gradient))
+                taken.append((name, gradient))
         return taken
 
     @torch.no_grad()

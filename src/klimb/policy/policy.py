@@ -165,8 +165,8 @@ class Policy:
         """Make room for another pass's gradients, where they are found in less than the weights' own precision."""
         self._working.widen_gradients()
 
-    def take_gradients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Give away the weights that move, each with its gradient in the dtype that it was found in."""
+    def take_gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """Give away the names of the weights that move, each with its gradient in the dtype that it was found in."""
         return self._working.take_gradients()
 
     def moved(self) -> None:

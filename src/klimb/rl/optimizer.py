@@ -20,7 +20,8 @@ from klimb.rl.schedule import learning_rate
 USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
 """Most by which sampling and training may differ on average, in nats a token; on SmolLM2 6e-6 and 0.05 are seen."""
 
-_REMEMBERED = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": set[str]()}  # of a weight that has moved
+_AVERAGES = ("exp_avg", "exp_avg_sq")  # of a weight that AdamW has moved, each in its shape
+_STATE = {"adamw": {"step", *_AVERAGES}, "sgd": set[str]()}
 
 _PORTION = 1 << 22  # weights moved at a time: 16 MB of gradients in float32
 
@@ -58,10 +59,11 @@ class PolicyOptimizer:
         self.rate_scale = 1.0
         self._max_grad_norm = config.max_grad_norm
         self._max_gap = config.max_logprob_mismatch or USUAL_GAPS[config.precision]
-        self._names = {id(weight): name for name, weight in policy.trainable().items()}
+        self._weights = policy.trainable()
+        self._averages: dict[str, dict[str, Tensor]] = {}
         # A large weight is moved a piece at a time, so that no more than that of its gradient is ever widened.
         self._pieces = {
-            name: weight.detach().view(-1).split(_PORTION) for name, weight in policy.trainable().items()
+            name: weight.detach().view(-1).split(_PORTION) for name, weight in self._weights.items()
         }
         moved = [piece for pieces in self._pieces.values() for piece in pieces]
         if config.optimiser == "sgd":
@@ -133,56 +135,68 @@ class PolicyOptimizer:
         return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0)
 
     def moments(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, by the weight's name, the piece of it, and what it is."""
-        return {
-            f"{name}/{number}/{key}": value
-            for name, pieces in self._pieces.items()
-            for number, piece in enumerate(pieces)
-            for key, value in self.optimiser.state[piece].items()
-        }
+        """The state by `name/step`, `name/exp_avg` and `name/exp_avg_sq`; averages have the shape of their weight."""
+        moments: dict[str, Tensor] = {}
+        for name, averages in self._averages.items():
+            moments |= {f"{name}/{what}": average for what, average in averages.items()}
+            moments[f"{name}/step"] = self.optimiser.state[self._pieces[name][0]]["step"]
+        return moments
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
-        """Let the optimiser remember what `moments` gave, a tensor at a time.
+        """Give the optimiser the state that `moments` returned, a tensor at a time.
+
+        The form of klimb 0.1 is read, too, in which a weight's averages were flat pieces: `name/0/exp_avg`, `name/1/…`.
 
         Raises:
             ArgumentError: Names or shapes are not those of the weights that move; nothing is changed.
         """
-        pieces = {
-            f"{name}/{number}": piece
-            for name, pieces in self._pieces.items()
-            for number, piece in enumerate(pieces)
-        }
-        remembered: dict[str, set[str]] = {}
-        for key in moments:
-            place, _, what = key.rpartition("/")
-            remembered.setdefault(place, set()).add(what)
-            if place not in pieces:
-                raise ArgumentError(f"moments: {key} is of none of the weights that move")
-            if what != "step" and moments[key].shape != pieces[place].shape:
-                raise ArgumentError(
-                    f"moments: expected {key} as {tuple(pieces[place].shape)}, got {tuple(moments[key].shape)}"
-                )
-        expected = _REMEMBERED[self._config.optimiser]
-        for place, found in remembered.items():
-            if found != expected:
-                raise ArgumentError(
-                    f"moments: expected {', '.join(sorted(expected)) or 'nothing'} of {place}, "
-                    f"got {', '.join(sorted(found))}"
-                )
+        keys = _keys_by_name(moments, self._weights)
+        for name, found in keys.items():
+            self._require_state(name, found, moments)
         self.optimiser.state.clear()
-        for place, found in remembered.items():
-            piece = pieces[place]
-            self.optimiser.state[piece] = {
-                what: moments[f"{place}/{what}"].to(piece.device) for what in sorted(found)
-            }
+        self._averages.clear()
+        for name, found in keys.items():
+            averages = self._add_state(name, moments[found["step"][0]])
+            for what in _AVERAGES:
+                pieces = averages[what].view(-1).split([moments[key].numel() for key in found[what]])
+                for piece, key in zip(pieces, found[what], strict=True):
+                    piece.copy_(moments[key].view(-1))
 
-    def _move(self, gradients: list[tuple[Tensor, Tensor]], scale: float) -> None:
+    def _require_state(self, name: str, keys: Mapping[str, list[str]], moments: Mapping[str, Tensor]) -> None:
+        """Raise unless a weight's state has all parts that the optimiser keeps, in the weight's shape."""
+        expected = _STATE[self._config.optimiser]
+        if set(keys) != expected:
+            raise ArgumentError(
+                f"moments: expected {', '.join(sorted(expected)) or 'nothing'} of {name}, "
+                f"got {', '.join(sorted(keys))}"
+            )
+        shape = self._weights[name].shape
+        for what in _AVERAGES:
+            shapes = [moments[key].shape for key in keys[what]]
+            is_flat = all(len(piece) == 1 for piece in shapes) and len(keys["step"]) == len(shapes)
+            if shapes != [shape] and not (is_flat and sum(map(math.prod, shapes)) == shape.numel()):
+                raise ArgumentError(
+                    f"moments: expected {name}/{what} as {tuple(shape)}, got {', '.join(map(str, map(tuple, shapes)))}"
+                )
+
+    def _add_state(self, name: str, step: Tensor | None = None) -> dict[str, Tensor]:
+        """Make a weight's averages, zero and in its shape, of which the optimiser gets views, piece by piece."""
+        weight = self._weights[name].detach()
+        averages = self._averages[name] = {what: torch.zeros_like(weight) for what in _AVERAGES}
+        start = torch.zeros((), dtype=torch.float32) if step is None else step
+        for number, piece in enumerate(self._pieces[name]):
+            views = {what: average.view(-1).split(_PORTION)[number] for what, average in averages.items()}
+            self.optimiser.state[piece] = {"step": start.to(weight.device, copy=True), **views}
+        return averages
+
+    def _move(self, gradients: list[tuple[str, Tensor]], scale: float) -> None:
         """Let the optimiser move some weights after the others: of few at a time is the gradient held in full width."""
         portion: list[Tensor] = []
         while gradients:
-            weight, gradient = gradients.pop()
-            pieces = self._pieces[self._names[id(weight)]]
-            for piece, part in zip(pieces, gradient.reshape(-1).split(_PORTION), strict=True):
+            name, gradient = gradients.pop()
+            if _STATE[self._config.optimiser] and name not in self._averages:
+                self._add_state(name)
+            for piece, part in zip(self._pieces[name], gradient.reshape(-1).split(_PORTION), strict=True):
                 piece.grad = part.to(piece.dtype)
                 if scale != 1:
                     piece.grad *= scale
@@ -200,6 +214,25 @@ class PolicyOptimizer:
                 "The gradient would be that of another policy than was sampled: use --precision float32, or raise "
                 "--max-logprob-mismatch if the gap has been creeping up in metrics.jsonl and you accept it"
             )
+
+
+def _keys_by_name(
+    moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, dict[str, list[str]]]:
+    """Find the keys of each weight's state, by what they are of it; several where they are of pieces, in order."""
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    for key in moments:
+        place, _, what = key.rpartition("/")
+        name, _, number = (place, "", "0") if place in weights else place.rpartition("/")
+        if name not in weights or not number.isdecimal():
+            raise ArgumentError(f"moments: {key} is of none of the weights that move")
+        found.setdefault(name, {}).setdefault(int(number), {})[what] = key
+    by_name: dict[str, dict[str, list[str]]] = {name: {} for name in found}
+    for name, pieces in found.items():
+        for number in sorted(pieces):
+            for what, key in pieces[number].items():
+                by_name[name].setdefault(what, []).append(key)
+    return by_name
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

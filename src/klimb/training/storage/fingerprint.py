@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 from klimb.config.address import is_address
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, KlimbError, RunFolderError
-from klimb.io.atomic import sha256
+from klimb.io.digest import cached_sha256
 from klimb.model.load import config_place, resolve
 from klimb.reward.load import BUILT_IN, NO_FUNCTIONS, PEOPLE, Functions
 from klimb.training.storage.sources import (
@@ -150,7 +150,7 @@ def _difference(then: Fingerprint, now: Fingerprint) -> str:
 
 
 def _checksums(files: Files) -> Fingerprint:
-    return {name: sha256(file) for name, file in files.items()}
+    return {name: cached_sha256(file) for name, file in files.items()}
 
 
 def _model(source: str, *, is_base: bool = False) -> Fingerprint:
