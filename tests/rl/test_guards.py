@@ -30,7 +30,7 @@ HEALTHY = {
     "kl": 12.0,
     "length": 16.0,
     "entropy": 2.0,
-    "same": 0.1,
+    "duplicate_rate": 0.1,
     "grad_norm": 1.0,
     "sampler_gap_mean": 6e-6,
 }
@@ -76,7 +76,7 @@ def test_a_healthy_run_is_left_alone(guard):
         ),
         (
             watch_one_text, {"max_duplicate_share": 0.5}, "max_duplicate_share 0.5",
-            {"same": 0.91}, {"same": 0.75}, "75% of the completions",
+            {"duplicate_rate": 0.91}, {"duplicate_rate": 0.75}, "75% of the completions",
         ),
         (
             watch_spike, {"max_grad_spike": 3.0}, "max_grad_spike 3",
@@ -106,7 +106,7 @@ def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
         (watch_kl, {"max_kl": 20.0}, {"kl": 20.0}),
         (watch_low_entropy, {"min_entropy": 0.5}, {"entropy": 0.5}),
         (watch_high_entropy, {"max_entropy": 4.0}, {"entropy": 4.0}),
-        (watch_one_text, {"max_duplicate_share": 0.5}, {"same": 0.5}),
+        (watch_one_text, {"max_duplicate_share": 0.5}, {"duplicate_rate": 0.5}),
         (watch_spike, {"max_grad_spike": 3.0}, {"grad_norm": 3.0}),
     ],
 )
@@ -128,9 +128,13 @@ def test_a_spike_needs_steps_before_it_and_a_gradient_that_is_not_0():
 
 
 def test_few_completions_may_be_one_text():
-    assert watch_one_text(steps({"same": 1.0}), config(prompts_per_step=1, completions_per_prompt=3)) is None
     assert (
-        watch_one_text(steps({"same": 1.0}), config(prompts_per_step=1, completions_per_prompt=4)) is not None
+        watch_one_text(steps({"duplicate_rate": 1.0}), config(prompts_per_step=1, completions_per_prompt=3))
+        is None
+    )
+    assert (
+        watch_one_text(steps({"duplicate_rate": 1.0}), config(prompts_per_step=1, completions_per_prompt=4))
+        is not None
     )
 
 
@@ -164,22 +168,22 @@ def make_guards(**changes):
 
 def test_only_what_is_new_is_shown_again():
     guards, _ = make_guards()
-    shown = [[found.guard for found in guards.new(guards.look(step))] for step in
-             steps({}, {"kl": 99.0}, {"kl": 99.0}, {"kl": 99.0, "same": 1.0}, {}, {"kl": 99.0})]  # fmt: skip
+    shown = [[found.guard for found in guards.new(guards.check(step))] for step in
+             steps({}, {"kl": 99.0}, {"kl": 99.0}, {"kl": 99.0, "duplicate_rate": 1.0}, {}, {"kl": 99.0})]  # fmt: skip
     assert shown == [[], ["kl"], [], ["one text"], [], ["kl"]]
 
 
 def test_a_usual_bound_never_stops_or_slows():
     guards, optimizer = make_guards(on_alarm="slow")
-    for step in steps(*[{"kl": 999.0, "same": 1.0, "entropy": 99.0}] * 50):
-        assert guards.act(guards.look(step)) is None
+    for step in steps(*[{"kl": 999.0, "duplicate_rate": 1.0, "entropy": 99.0}] * 50):
+        assert guards.act(guards.check(step)) is None
     assert optimizer.rate_scale == 1.0
 
 
 def test_a_stated_bound_stops_with_cause_and_remedy():
     guards, _ = make_guards(max_kl=10.0)
     with pytest.raises(GuardError, match=r"^step 1: KL 12\.0 .* max_kl 10; likely a reward .*: raise --beta"):
-        guards.act(guards.look(*steps({})))
+        guards.act(guards.check(*steps({})))
 
 
 def test_slowing_halves_the_rate_with_rests_between_and_then_stops():
@@ -187,9 +191,9 @@ def test_slowing_halves_the_rate_with_rests_between_and_then_stops():
     scales = []
     *slowed, last = steps(*[{}] * 16)
     for step in slowed:
-        guards.act(guards.look(step))
+        guards.act(guards.check(step))
         scales.append(optimizer.rate_scale)
-    found = guards.look(last)
+    found = guards.check(last)
     with pytest.raises(GuardError, match="step 16 after 3 halvings of the learning rate: KL"):
         guards.act(found)
     assert scales == [0.5] * 5 + [0.25] * 5 + [0.125] * 5
@@ -205,19 +209,19 @@ def test_guards_that_are_restored_go_on_as_if_they_had_not_been_away():
     whole, whole_ascent = make_guards(**options)
     expected = []
     for step in run:
-        found = whole.look(step)
+        found = whole.check(step)
         expected.append((found, whole.new(found), whole.act(found), whole_ascent.rate_scale))
     for cut in (1, 4, 5, 25, 40):
         first, first_ascent = make_guards(**options)
         got = []
         for step in run[:cut]:
-            found = first.look(step)
+            found = first.check(step)
             got.append((found, first.new(found), first.act(found), first_ascent.rate_scale))
         second, second_ascent = make_guards(**options)
         second.restore(json.loads(json.dumps(first.state())))
         assert second_ascent.rate_scale == first_ascent.rate_scale
         for step in run[cut:]:
-            found = second.look(step)
+            found = second.check(step)
             got.append((found, second.new(found), second.act(found), second_ascent.rate_scale))
         assert got == expected
 
@@ -226,7 +230,7 @@ def test_the_state_does_not_grow_with_the_run():
     guards, _ = make_guards()
     sizes = []
     for step in steps(*[{}] * 200):
-        guards.look(step)
+        guards.check(step)
         sizes.append(len(json.dumps(guards.state())))
     assert max(sizes[100:]) <= max(sizes[:50]) + 100
 
@@ -297,7 +301,7 @@ def test_a_usual_bound_is_shown_and_the_run_goes_on(make_config, tmp_path):
     train(options, Display(Console(file=screen, width=300)))
     lines = lines_of(options)
     assert len(lines) == 25
-    assert lines[-1]["same"] > 0.9
+    assert lines[-1]["duplicate_rate"] > 0.9
     assert "one text" in lines[-1]["guards"]
     assert screen.getvalue().count("of the completions are one text") == len(
         [1 for before, now in itertools.pairwise(lines)

@@ -11,6 +11,7 @@ from typing import Any
 
 from klimb.config.train import TrainConfig
 from klimb.errors import GuardError
+from klimb.rl.metrics import with_present_names
 from klimb.rl.optimizer import USUAL_GAPS, PolicyOptimizer
 
 Step = dict[str, Any]
@@ -21,7 +22,7 @@ MOST_SLOWINGS = 3
 
 _REST = 5  # steps from one halving to the next, so that the first can show
 _REMEMBERED = 20  # steps that are looked back at, besides the first
-_KEPT = ("step", "kl", "length", "entropy", "same", "grad_norm", "sampler_gap_mean", "guards")
+_KEPT = ("step", "kl", "length", "entropy", "duplicate_rate", "grad_norm", "sampler_gap_mean", "guards")
 
 # Usual bounds, past what three seeds of the demo showed in their 40 steps: at most 0.69 nats a token from the
 # reference, 64 % of the first entropy at least, one text for 6 % of a batch at most, a gradient 1.16 times the longest.
@@ -110,15 +111,15 @@ def watch_high_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | 
 
 def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
     """Whether more of a batch than `max_duplicate_share` is one and the same text."""
-    same, stated = steps[-1]["same"], config.max_duplicate_share
+    share, stated = steps[-1]["duplicate_rate"], config.max_duplicate_share
     if stated is None and config.prompts_per_step * config.completions_per_prompt < _FEW:
         return None
     bound = _USUAL_SAME if stated is None else stated
-    if same <= bound:
+    if share <= bound:
         return None
     return Finding(
         "one text",
-        f"{same:.0%} of the completions are one text, more than {_show(bound, stated, 'max_duplicate_share')}",
+        f"{share:.0%} of the completions are one text, more than {_show(bound, stated, 'max_duplicate_share')}",
         "a reward that one text pleases whatever the prompt",
         "mend the reward, or raise --beta",
         stated is not None,
@@ -183,8 +184,8 @@ class Guards:
         self._steps: list[Step] = []
         self._slowed_at: list[int] = []
 
-    def look(self, step: Step) -> list[Finding]:
-        """Take note of a step and say what is found of it."""
+    def check(self, step: Step) -> list[Finding]:
+        """Run every guard on the newest step, and return what they found."""
         self._steps.append({name: step[name] for name in _KEPT if name in step})
         if len(self._steps) > _REMEMBERED + 2:
             del self._steps[1]
@@ -225,7 +226,7 @@ class Guards:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, the learning rate included."""
-        self._steps = [dict(step) for step in state["steps"]]
+        self._steps = [with_present_names(step) for step in state["steps"]]
         self._slowed_at = list(state["slowed_at"])
         self._slow()
 

@@ -98,7 +98,7 @@ class Trainer:
             self.policy, self.reward, self.optimizer, rows, draw, config, num_prompts=len(self.rows)
         )
         metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {"beta": config.beta}
-        findings = self.guards.look(metrics)
+        findings = self.guards.check(metrics)
         metrics["guards"] = [finding.guard for finding in findings]
         if rollout.kl is not None:
             self.coefficient.adapt(statistics.fmean(rollout.kl), len(rollout.completions))

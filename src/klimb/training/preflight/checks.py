@@ -101,7 +101,7 @@ def check_tools(policy: Policy, rows: Sequence[PromptRow]) -> list[CheckResult]:
 def _check_template(tokenizer: Any, end_ids: list[int]) -> CheckResult:
     named, look = (
         ", ".join(_names(tokenizer, end_ids)),
-        "look whether completions end: `ended` in metrics.jsonl",
+        "look whether completions end: `eos_rate` in metrics.jsonl",
     )
     try:
         turn_end = find_turn_end(tokenizer)

@@ -124,7 +124,7 @@ class Display(Observer):
 
     def step_finished(self, metrics: dict[str, Any], rollout: Rollout) -> None:
         """A step was taken."""
-        failed = f"  failed {metrics['failed']}" if metrics["failed"] else ""
+        failed = f"  failed {metrics['reward_failures']}" if metrics["reward_failures"] else ""
         kl = f"  KL {metrics['kl']:.2f}" if "kl" in metrics else ""
         line = (
             f"reward {_signed(metrics['reward'], 3)}{kl}  entropy {metrics['entropy']:.2f}  "
