@@ -13,6 +13,7 @@ from klimb.errors import DivergedError, GuardError
 from klimb.rl.guards import (
     GUARDS,
     MOST_SLOWINGS,
+    Bounds,
     Guards,
     watch_gap,
     watch_high_entropy,
@@ -41,6 +42,11 @@ def config(**changes):
     return TrainConfig.from_dict(options | changes)
 
 
+def bounds(**changes):
+    options = config(**changes)
+    return Bounds(options, options.completions_per_step, options.precision)
+
+
 def steps(*changes):
     return [HEALTHY | {"step": number} | change for number, change in enumerate(changes)]
 
@@ -59,7 +65,7 @@ def test_a_healthy_run_is_left_alone(guard):
         *[{"entropy": 2.6 - 0.02 * step, "kl": 0.3 * step, "grad_norm": 1 + step % 3} for step in range(40)]
     )
     for number in range(1, 41):
-        assert guard(run[:number], config()) is None
+        assert guard(run[:number], bounds()) is None
 
 
 @pytest.mark.parametrize(
@@ -88,11 +94,11 @@ def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
     guard, changes, option, usual, past, words
 ):
     before = [{}] * 6
-    assert guard(steps(*before, past), config()) is None
-    warning = guard(steps(*before, usual), config())
+    assert guard(steps(*before, past), bounds()) is None
+    warning = guard(steps(*before, usual), bounds())
     assert not warning.is_stated
     assert "the usual" in str(warning)
-    found = guard(steps(*before, past), config(**changes))
+    found = guard(steps(*before, past), bounds(**changes))
     assert found.is_stated
     assert words in str(found)
     assert option in str(found)
@@ -111,29 +117,29 @@ def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
     ],
 )
 def test_a_bound_itself_is_allowed(guard, changes, at):
-    assert guard(steps(*[{}] * 6, at), config(**changes)) is None
+    assert guard(steps(*[{}] * 6, at), bounds(**changes)) is None
 
 
 def test_the_usual_kl_grows_with_the_completions():
-    assert watch_kl(steps({"kl": 600.0, "length": 300.0}), config()) is None
-    assert watch_kl(steps({"kl": 600.0, "length": 100.0}), config()) is not None
+    assert watch_kl(steps({"kl": 600.0, "length": 300.0}), bounds()) is None
+    assert watch_kl(steps({"kl": 600.0, "length": 100.0}), bounds()) is not None
 
 
 def test_a_spike_needs_steps_before_it_and_a_gradient_that_is_not_0():
-    assert watch_spike(steps(*[{}] * 4, {"grad_norm": 1e9}), config()) is None
-    assert watch_spike(steps(*[{}] * 5, {"grad_norm": 1e9}), config()) is not None
-    assert watch_spike(steps(*[{"grad_norm": 0.0}] * 9, {"grad_norm": 1e9}), config()) is None
+    assert watch_spike(steps(*[{}] * 4, {"grad_norm": 1e9}), bounds()) is None
+    assert watch_spike(steps(*[{}] * 5, {"grad_norm": 1e9}), bounds()) is not None
+    assert watch_spike(steps(*[{"grad_norm": 0.0}] * 9, {"grad_norm": 1e9}), bounds()) is None
     rare_reward = [{"grad_norm": 0.0}] * 8 + [{"grad_norm": 1.0}]
-    assert watch_spike(steps(*rare_reward, *[{"grad_norm": 0.0}] * 5, {"grad_norm": 1.5}), config()) is None
+    assert watch_spike(steps(*rare_reward, *[{"grad_norm": 0.0}] * 5, {"grad_norm": 1.5}), bounds()) is None
 
 
 def test_few_completions_may_be_one_text():
     assert (
-        watch_one_text(steps({"duplicate_rate": 1.0}), config(prompts_per_step=1, completions_per_prompt=3))
+        watch_one_text(steps({"duplicate_rate": 1.0}), bounds(prompts_per_step=1, completions_per_prompt=3))
         is None
     )
     assert (
-        watch_one_text(steps({"duplicate_rate": 1.0}), config(prompts_per_step=1, completions_per_prompt=4))
+        watch_one_text(steps({"duplicate_rate": 1.0}), bounds(prompts_per_step=1, completions_per_prompt=4))
         is not None
     )
 
@@ -150,7 +156,7 @@ def test_few_completions_may_be_one_text():
     ],
 )
 def test_a_gap_that_creeps_up_is_told_before_it_stops_the_run(changes, gap, is_found):
-    found = watch_gap(steps(*[{"sampler_gap_mean": gap}] * 6), config(**changes))
+    found = watch_gap(steps(*[{"sampler_gap_mean": gap}] * 6), bounds(**changes))
     assert (found is not None) == is_found
     assert found is None or not found.is_stated
 
@@ -163,7 +169,7 @@ def test_one_text_is_counted_over_the_whole_batch():
 def make_guards(**changes):
     optimizer = object.__new__(PolicyOptimizer)  # nothing of it but its rate is touched
     optimizer.rate_scale = 1.0
-    return Guards(config(**changes), optimizer), optimizer
+    return Guards(bounds(**changes), optimizer), optimizer
 
 
 def test_only_what_is_new_is_shown_again():

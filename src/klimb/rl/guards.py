@@ -7,9 +7,9 @@ policy before its update. A bound that is stated in the options is acted upon; w
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import GuardOptions
 from klimb.errors import GuardError
 from klimb.rl.metrics import with_present_names
 from klimb.rl.optimizer import USUAL_GAPS, PolicyOptimizer
@@ -58,13 +58,28 @@ class Finding:
         return f"{self.words}; likely {self.cause}: {self.remedy}"
 
 
-Guard = Callable[[Sequence[Step], TrainConfig], Finding | None]
-"""(steps so far, options) → what is found of the newest."""
+@dataclass(frozen=True)
+class Bounds:
+    """What guards compare a step with.
+
+    Attributes:
+        options: The bounds that are stated.
+        completions_per_step: Completions of a step; of few, one text may be a large share.
+        precision: What the model computes in, which decides the usual mismatch of log-probs.
+    """
+
+    options: GuardOptions
+    completions_per_step: int
+    precision: Literal["float32", "bfloat16"]
 
 
-def watch_kl(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+Guard = Callable[[Sequence[Step], Bounds], Finding | None]
+"""(steps so far, bounds) → what is found of the newest."""
+
+
+def watch_kl(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the policy is further from its reference than `max_kl`, in nats a completion."""
-    kl, stated = steps[-1].get("kl"), config.max_kl
+    kl, stated = steps[-1].get("kl"), bounds.options.max_kl
     if kl is None:  # not measured
         return None
     bound = _USUAL_KL * steps[-1]["length"] if stated is None else stated
@@ -79,9 +94,9 @@ def watch_kl(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
     )
 
 
-def watch_low_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_low_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the entropy has fallen below `min_entropy`, in nats a token: the policy says the same over and over."""
-    entropy, stated = steps[-1]["entropy"], config.min_entropy
+    entropy, stated = steps[-1]["entropy"], bounds.options.min_entropy
     bound = _LEAST_SHARE_OF_ENTROPY * steps[0]["entropy"] if stated is None else stated
     if entropy >= bound:
         return None
@@ -94,9 +109,9 @@ def watch_low_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | N
     )
 
 
-def watch_high_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_high_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the entropy has risen above `max_entropy`, in nats a token: the policy comes apart."""
-    entropy, stated = steps[-1]["entropy"], config.max_entropy
+    entropy, stated = steps[-1]["entropy"], bounds.options.max_entropy
     bound = steps[0]["entropy"] + _MOST_ADDED_ENTROPY if stated is None else stated
     if entropy <= bound:
         return None
@@ -109,10 +124,10 @@ def watch_high_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | 
     )
 
 
-def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_one_text(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether more of a batch than `max_duplicate_share` is one and the same text."""
-    share, stated = steps[-1]["duplicate_rate"], config.max_duplicate_share
-    if stated is None and config.prompts_per_step * config.completions_per_prompt < _FEW:
+    share, stated = steps[-1]["duplicate_rate"], bounds.options.max_duplicate_share
+    if stated is None and bounds.completions_per_step < _FEW:
         return None
     bound = _USUAL_SAME if stated is None else stated
     if share <= bound:
@@ -126,10 +141,10 @@ def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None
     )
 
 
-def watch_spike(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_spike(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the gradient is longer than `max_grad_spike` times the longest of the steps before."""
     earlier = [step["grad_norm"] for step in steps[-_REMEMBERED - 1 : -1]]
-    norm, stated = steps[-1]["grad_norm"], config.max_grad_spike
+    norm, stated = steps[-1]["grad_norm"], bounds.options.max_grad_spike
     bound = _USUAL_SPIKE if stated is None else stated
     if len(earlier) < _FIRST_SPIKE or max(earlier) == 0 or norm <= bound * max(earlier):
         return None
@@ -143,9 +158,9 @@ def watch_spike(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
     )
 
 
-def watch_gap(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_gap(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether sampling and training drift apart; at `max_logprob_mismatch` a run stops before the weights move."""
-    bound = _NEAR * (config.max_logprob_mismatch or USUAL_GAPS[config.precision])
+    bound = _NEAR * (bounds.options.max_logprob_mismatch or USUAL_GAPS[bounds.precision])
     gap = statistics.fmean(step["sampler_gap_mean"] for step in steps[-_FIRST_SPIKE:])
     if gap <= bound:
         return None
@@ -175,12 +190,12 @@ class Guards:
     Slowing halves the learning rate from the next step on, at most `MOST_SLOWINGS` times, and then stops.
 
     Args:
-        config: The options.
+        bounds: What steps are compared with, and what is done past a bound.
         optimizer: Whose learning rate is lowered.
     """
 
-    def __init__(self, config: TrainConfig, optimizer: PolicyOptimizer) -> None:
-        self._config, self._optimizer = config, optimizer
+    def __init__(self, bounds: Bounds, optimizer: PolicyOptimizer) -> None:
+        self._bounds, self._optimizer = bounds, optimizer
         self._steps: list[Step] = []
         self._slowed_at: list[int] = []
 
@@ -189,7 +204,7 @@ class Guards:
         self._steps.append({name: step[name] for name in _KEPT if name in step})
         if len(self._steps) > _REMEMBERED + 2:
             del self._steps[1]
-        findings = [found for guard in GUARDS if (found := guard(self._steps, self._config))]
+        findings = [found for guard in GUARDS if (found := guard(self._steps, self._bounds))]
         self._steps[-1]["guards"] = [finding.guard for finding in findings]
         return findings
 
@@ -213,7 +228,7 @@ class Guards:
         now, reasons = self._steps[-1]["step"], "; ".join(map(str, stated))
         if self._slowed_at and now - self._slowed_at[-1] < _REST:
             return None
-        if self._config.on_alarm == "stop" or len(self._slowed_at) == MOST_SLOWINGS:
+        if self._bounds.options.on_alarm == "stop" or len(self._slowed_at) == MOST_SLOWINGS:
             times = f" after {MOST_SLOWINGS} halvings of the learning rate" if self._slowed_at else ""
             raise GuardError(f"step {now + 1}{times}: {reasons}")
         self._slowed_at.append(now)

@@ -74,12 +74,12 @@ def train(
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
-        with store_claimed(config), clock_at(current_moment()):
+        with store_claimed(config, asks_people=config.asks_people), clock_at(current_moment()):
             RunFolder.require_free(config.out)
             return _train(config, observer, functions)
     folder = RunFolder.find(config.out)
     moment = read_moment(folder.fingerprints) or current_moment()
-    with store_claimed(config), folder.claimed(), clock_at(moment):
+    with store_claimed(config, asks_people=config.asks_people), folder.claimed(), clock_at(moment):
         resumption = plan_resumption(config, from_step)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:

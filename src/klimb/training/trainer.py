@@ -9,7 +9,7 @@ from klimb.config.train import TrainConfig
 from klimb.data.prompts import PromptRow, indices_of_step
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import WeightedSum
-from klimb.rl.guards import Finding, Guards
+from klimb.rl.guards import Bounds, Finding, Guards
 from klimb.rl.metrics import step_metrics
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import Rollout
@@ -77,7 +77,8 @@ class Trainer:
     ) -> "Trainer":
         """Begin at the policy's present weights, with an optimiser that remembers nothing."""
         optimizer = PolicyOptimizer(policy, config)
-        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), Guards(config, optimizer))
+        guards = Guards(Bounds(config, config.completions_per_step, config.precision), optimizer)
+        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), guards)
 
     @property
     def parts(self) -> Mapping[str, Stateful]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from klimb.config.address import is_address
+from klimb.config.sections import EvaluationOptions
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, RunFolderError
 from klimb.reward.load import PEOPLE
@@ -176,7 +177,9 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
         )
     metrics = StepLines.scan(folder.path / "metrics.jsonl")
     evaluations = EvaluationLines.scan(folder.path / "evaluations.jsonl")
-    if from_step is None and _is_finished(folder, config, len(metrics.ends), evaluations):
+    if from_step is None and _is_finished(
+        folder, config, evaluations, has_all_steps=len(metrics.ends) == config.num_steps
+    ):
         return Resumption(folder, config, len(metrics.ends), changes=changes, is_finished=True)
     completions = StepLines.scan(folder.path / "completions.jsonl")
     num_lines = min(len(metrics.ends), len(completions.ends))
@@ -261,14 +264,14 @@ def _compare(before: TrainConfig, config: TrainConfig) -> tuple[dict[str, tuple[
 
 
 def _is_finished(
-    folder: RunFolder, config: TrainConfig, num_steps: int, evaluations: EvaluationLines
+    folder: RunFolder, options: EvaluationOptions, evaluations: EvaluationLines, *, has_all_steps: bool
 ) -> bool:
     is_out_of_patience = False
-    if config.keep_best is not None and config.patience is not None and evaluations.along:
-        best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.along], config.keep_best)
-        is_out_of_patience = best.num_since >= config.patience
+    if options.keep_best is not None and options.patience is not None and evaluations.along:
+        best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.along], options.keep_best)
+        is_out_of_patience = best.num_since >= options.patience
     has_all = evaluations.after is not None and folder.model.is_dir() and folder.report.is_file()
-    return has_all and (num_steps == config.num_steps or is_out_of_patience)
+    return has_all and (has_all_steps or is_out_of_patience)
 
 
 def _check_lines(
@@ -295,15 +298,15 @@ def _check_lines(
 
 
 def _check_best(
-    folder: RunFolder, config: TrainConfig, step: int, evaluations: EvaluationLines, has_changes: bool
+    folder: RunFolder, options: EvaluationOptions, step: int, evaluations: EvaluationLines, has_changes: bool
 ) -> None:
     """Raise unless the best weights until a checkpoint can be had.
 
     Where their checkpoint is gone, better ones had been found, and will be found again unless options change.
     """
-    if config.keep_best is None:
+    if options.keep_best is None:
         return
-    best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.until(step)], config.keep_best)
+    best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.until(step)], options.keep_best)
     if best.step == step:
         return
     if folder.checkpoint(best.step).is_dir():
