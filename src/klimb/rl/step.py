@@ -17,12 +17,13 @@ from klimb.reward.failures import Tolerance
 from klimb.reward.reward import WeightedSum
 from klimb.rl.optimizer import PolicyOptimizer, UpdateStats
 from klimb.rl.rollout import Rollout, Stopwatch, rollout, trainer_state
+from klimb.rl.sampler import Sampler
 
 OBJECTIVES = {"reinforce": reinforce}
 """The surrogate objectives under the names that a configuration uses."""
 
 
-def take_step(
+def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     policy: Policy,
     reward: WeightedSum,
     optimizer: PolicyOptimizer,
@@ -31,6 +32,7 @@ def take_step(
     config: TrainConfig,
     *,
     num_prompts: int | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[Rollout, UpdateStats]:
     """Move the policy's weights once.
 
@@ -45,6 +47,7 @@ def take_step(
         draw: What the random numbers are counted by.
         config: The options.
         num_prompts: How many prompts the run has; those of this step where None.
+        sampler: What draws the completions; the policy itself where None.
     """
     drawn = rollout(
         policy,
@@ -54,6 +57,7 @@ def take_step(
         max_new_tokens=config.max_new_tokens,
         draw=draw,
         state=trainer_state(config, num_prompts or len(rows), draw.step),
+        sampler=sampler,
     )
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
     timer = Stopwatch(policy.model.device)

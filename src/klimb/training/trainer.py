@@ -13,6 +13,7 @@ from klimb.rl.guards import Bounds, Finding, Guards
 from klimb.rl.metrics import step_metrics
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import Rollout
+from klimb.rl.sampler import Sampler
 from klimb.rl.schedule import KLCoefficient
 from klimb.rl.step import take_step
 
@@ -59,6 +60,7 @@ class Trainer:
         guards: What looks at each step.
         step: Steps taken so far.
         num_updates: Updates of the weights at the end of the last whole step.
+        sampler: What draws the completions of steps; the policy itself where None.
     """
 
     config: TrainConfig
@@ -70,6 +72,7 @@ class Trainer:
     guards: Guards
     step: int = 0
     num_updates: int = 0
+    sampler: Sampler | None = None
 
     @classmethod
     def start(
@@ -96,7 +99,14 @@ class Trainer:
         indices = indices_of_step(self.step, len(self.rows), config.prompts_per_step, config.seed)
         rows, draw = [self.rows[index] for index in indices], SampleKey(config.seed, self.step, indices)
         rollout, update = take_step(
-            self.policy, self.reward, self.optimizer, rows, draw, config, num_prompts=len(self.rows)
+            self.policy,
+            self.reward,
+            self.optimizer,
+            rows,
+            draw,
+            config,
+            num_prompts=len(self.rows),
+            sampler=self.sampler,
         )
         metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {"beta": config.beta}
         findings = self.guards.check(metrics)
