@@ -29,8 +29,8 @@ class Replay:
         self.completions = completions
         self.asked = []
 
-    def sample(self, prompts, completions_per_prompt, *, max_new_tokens, draw):
-        self.asked.append((prompts, completions_per_prompt, max_new_tokens, draw))
+    def sample(self, prompts, completions_per_prompt, *, max_new_tokens, key):
+        self.asked.append((prompts, completions_per_prompt, max_new_tokens, key))
         return self.completions
 
 
@@ -49,16 +49,16 @@ def make_policy(make_model, letter_tokenizer):
 def replay(make_policy):
     policy = make_policy()
     prompts = [policy.encode(row.prompt) for row in ROWS]
-    return Replay(policy.sample(prompts, 2, max_new_tokens=7, draw=KEY))
+    return Replay(policy.sample(prompts, 2, max_new_tokens=7, key=KEY))
 
 
 def test_a_rollout_scores_what_its_sampler_draws(make_policy, replay):
     policy = make_policy()
     sizes = {"completions_per_prompt": 2, "max_new_tokens": 7}
-    own = rollout(policy, REWARD, ROWS, draw=KEY, **sizes)
-    replayed = rollout(policy, REWARD, ROWS, draw=OTHER_KEY, sampler=replay, **sizes)
+    own = rollout(policy, REWARD, ROWS, key=KEY, **sizes)
+    replayed = rollout(policy, REWARD, ROWS, key=OTHER_KEY, sampler=replay, **sizes)
     assert (replayed.texts, replayed.rewards.total) == (own.texts, own.rewards.total)
-    assert replayed.texts != rollout(policy, REWARD, ROWS, draw=OTHER_KEY, **sizes).texts
+    assert replayed.texts != rollout(policy, REWARD, ROWS, key=OTHER_KEY, **sizes).texts
     assert replay.asked == [([policy.encode(row.prompt) for row in ROWS], 2, 7, OTHER_KEY)]
 
 

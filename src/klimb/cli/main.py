@@ -142,7 +142,7 @@ def _train(verb: Train) -> None:
         if run is None and value is not None:
             raise ConfigError(f"{name}: has no meaning without --resume")
     if run is not None and options["out"] != run:
-        raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
+        raise ConfigError(f"out: a resumed run stays in its folder {run}, got {options['out']}")
     TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
     from klimb import api
 

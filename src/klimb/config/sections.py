@@ -216,17 +216,17 @@ class EvaluationOptions:
     """When and on what the policy is evaluated, and which weights are kept."""
 
     eval_prompts: Path | None = None
-    """Prompts to judge by, before and after, none of them a training prompt; by default the first 32 of those."""
+    """Prompts to evaluate on, before and after, none of them a training prompt; by default the first 32 of those."""
 
     eval_completions_per_prompt: int = 4
-    """Completions drawn for each prompt that is judged by."""
+    """Completions drawn for each evaluation prompt."""
 
     eval_every: int | None = None
-    """Steps between evaluations on the prompts that are judged by; one more follows the last step. None: only before
-    and after."""
+    """Steps between evaluations on the evaluation prompts; one more follows the last step. None: only before and
+    after."""
 
     keep_best: str | None = None
-    """Judge, or `reward`, by whose mean on the prompts that are judged by the best weights are kept, those of the start
+    """Judge, or `reward`, by whose mean on the evaluation prompts the best weights are kept, those of the start
     among them; the model that is saved is then the best, not the last. Needs eval_every."""
 
     patience: int | None = None
@@ -285,8 +285,8 @@ class PreflightOptions:
     """Checks before the first step."""
 
     preflight: bool = True
-    """Look before the first step whether policy, reference and sampler agree, completions can end, rewards differ, and
-    memory and disk suffice; what fails stops the run."""
+    """Check before the first step that policy, reference and sampler agree, completions can end, rewards differ, and
+    memory and disk suffice; a failed check stops the run."""
 
 
 SECTIONS: dict[str, type] = {

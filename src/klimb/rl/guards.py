@@ -1,4 +1,4 @@
-"""What is looked at after every step, so that a run which goes wrong is noticed while it does.
+"""Guards: checks after every step, so that a run that goes wrong is noticed at once.
 
 Each guard is a function of the steps so far, as `metrics.jsonl` has them, the newest last. A step's numbers are of the
 policy before its update. A bound that is stated in the options is acted upon; where none is, a usual one warns.
@@ -21,7 +21,7 @@ MOST_SLOWINGS = 3
 """How often the learning rate is halved before the run stops."""
 
 _REST = 5  # steps from one halving to the next, so that the first can show
-_REMEMBERED = 20  # steps that are looked back at, besides the first
+_REMEMBERED = 20  # steps kept for comparison, besides the first
 _KEPT = ("step", "kl", "length", "entropy", "duplicate_rate", "grad_norm", "sampler_gap_mean", "guards")
 
 # Usual bounds, past what three seeds of the demo showed in their 40 steps: at most 0.69 nats a token from the
@@ -38,7 +38,7 @@ _NEAR = 0.5  # of the bound at which the gap between sampler and trainer stops a
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a guard does not like.
+    """An anomaly that a guard found.
 
     Attributes:
         guard: Its name.
@@ -185,7 +185,7 @@ GUARDS: tuple[Guard, ...] = (
 
 
 class Guards:
-    """Looks at every step, and stops the run or slows it down where a stated bound is passed.
+    """Runs every guard on each step, and stops the run or slows it down where a stated bound is passed.
 
     Slowing halves the learning rate from the next step on, at most `MOST_SLOWINGS` times, and then stops.
 
@@ -236,11 +236,11 @@ class Guards:
         return f"learning rate halved, {len(self._slowed_at)} of {MOST_SLOWINGS} times: {reasons}"
 
     def state(self) -> dict[str, Any]:
-        """What is to be known to go on from here, as JSON types."""
+        """What a checkpoint must hold of it, as JSON types."""
         return {"steps": [dict(step) for step in self._steps], "slowed_at": list(self._slowed_at)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave, the learning rate included."""
+        """Continue from what `state` gave, the learning rate included."""
         self._steps = [with_present_names(step) for step in state["steps"]]
         self._slowed_at = list(state["slowed_at"])
         self._slow()

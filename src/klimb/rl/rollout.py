@@ -73,7 +73,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     *,
     completions_per_prompt: int,
     max_new_tokens: int,
-    draw: SampleKey,
+    key: SampleKey,
     state: TrainerState | None = None,
     sampler: Sampler | None = None,
 ) -> Rollout:
@@ -85,14 +85,14 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
         rows: The rows of the B prompts.
         completions_per_prompt: G.
         max_new_tokens: Most tokens of a completion, its end token included.
-        draw: Key of the counter-based RNG.
+        key: Key of the counter-based RNG.
         state: How far the run is, as reward functions get it.
         sampler: What draws the completions; the policy itself where None.
     """
     timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
     completions = (sampler or policy).sample(
-        prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw
+        prompts, completions_per_prompt, max_new_tokens=max_new_tokens, key=key
     )
     texts = policy.decode(completions, [row.prompt for row in rows])
     timer.lap("sampling")

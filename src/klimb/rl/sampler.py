@@ -15,7 +15,7 @@ class Sampler(Protocol):
     """
 
     def sample(
-        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, draw: SampleKey
+        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, key: SampleKey
     ) -> Completions:
         """Draw completions of prompts.
 
@@ -23,7 +23,7 @@ class Sampler(Protocol):
             prompts: Token ids of B prompts.
             completions_per_prompt: G ≥ 1.
             max_new_tokens: Most tokens of a completion, its end token included, ≥ 1.
-            draw: Key of the counter-based RNG: seed, step, indices of the prompts, and stream.
+            key: Key of the counter-based RNG: seed, step, indices of the prompts, and stream.
 
         Returns:
             The N = B·G completions, ordered by prompt, on the policy's device, each token with its log-prob.

@@ -28,7 +28,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     reward: WeightedSum,
     optimizer: PolicyOptimizer,
     rows: list[PromptRow],
-    draw: SampleKey,
+    key: SampleKey,
     config: TrainConfig,
     *,
     num_prompts: int | None = None,
@@ -44,7 +44,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
         reward: What is trained on, and the judges.
         optimizer: What moves the weights.
         rows: The step's prompts.
-        draw: What the random numbers are counted by.
+        key: Key of the counter-based RNG.
         config: The options.
         num_prompts: How many prompts the run has; those of this step where None.
         sampler: What draws the completions; the policy itself where None.
@@ -55,8 +55,8 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
         rows,
         completions_per_prompt=config.completions_per_prompt,
         max_new_tokens=config.max_new_tokens,
-        draw=draw,
-        state=trainer_state(config, num_prompts or len(rows), draw.step),
+        key=key,
+        state=trainer_state(config, num_prompts or len(rows), key.step),
         sampler=sampler,
     )
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)

@@ -34,7 +34,7 @@ def join_people(options: PeopleOptions, reward: WeightedSum, say: Say, *, seed: 
     Args:
         options: Which pairs people are asked about, and how often the learned reward is learned anew.
         reward: The rewards of the run, of which the learned one may be replaced by one that learns.
-        say: Takes a line when it has learned.
+        say: Takes a line after each refit.
         seed: The run's, from which the members of an ensemble draw prompts.
 
     Raises:
@@ -87,7 +87,7 @@ def asking(reward: WeightedSum, interruption: Interruption) -> Iterator[None]:
     for each in asked:
         each.is_stopping = lambda: interruption.was_asked_for
     ending, has_finished = (
-        "The run was stopped. All that you said is saved, and counts when it goes on.",
+        "The run was stopped. All that you said is saved, and counts when the run resumes.",
         False,
     )
     try:

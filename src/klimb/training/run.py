@@ -54,7 +54,7 @@ def train(
 
     Args:
         config: The options.
-        observer: Is told of each event; shows the run in a terminal where None.
+        observer: Receives each event; shows the run in a terminal where None.
         functions: Rewards and judges that were given as objects, by the names that `config` has for them.
         resume: Resume the run in `config.out`, to the same bits as if it had not been interrupted.
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
@@ -148,7 +148,7 @@ class _Run:
         trainer: Takes the steps.
         evaluator: Evaluates the policy.
         folder: Where the run's files are.
-        observer: Is told of each event, after the run's own recorder.
+        observer: Receives each event, after the run's own recorder.
     """
 
     def __init__(self, trainer: Trainer, evaluator: Evaluator, folder: RunFolder, observer: Observer) -> None:
@@ -174,7 +174,7 @@ class _Run:
         folder, trainer = self._folder, self._trainer
         try:
             with (
-                listening(f"go on with: klimb train --resume {self._config.out}") as interruption,
+                listening(f"resume with: klimb train --resume {self._config.out}") as interruption,
                 asking(trainer.reward, interruption),
             ):
                 if before is None:

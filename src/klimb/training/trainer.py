@@ -57,7 +57,7 @@ class Trainer:
         reward: What it is trained on, and the judges.
         optimizer: What moves the weights.
         coefficient: The KL coefficient, which may move.
-        guards: What looks at each step.
+        guards: What checks each step.
         step: Steps taken so far.
         num_updates: Updates of the weights at the end of the last whole step.
         sampler: What draws the completions of steps; the policy itself where None.
@@ -97,13 +97,13 @@ class Trainer:
         """Draw completions, score them, and move the weights once."""
         config = replace(self.config, beta=self.coefficient.beta)
         indices = indices_of_step(self.step, len(self.rows), config.prompts_per_step, config.seed)
-        rows, draw = [self.rows[index] for index in indices], SampleKey(config.seed, self.step, indices)
+        rows, key = [self.rows[index] for index in indices], SampleKey(config.seed, self.step, indices)
         rollout, update = take_step(
             self.policy,
             self.reward,
             self.optimizer,
             rows,
-            draw,
+            key,
             config,
             num_prompts=len(self.rows),
             sampler=self.sampler,

@@ -37,7 +37,7 @@ def test_the_same_content_passes():
     [
         (
             {"prompts": {"content": "d" * 64}},
-            "prompts: its content is another (SHA-256 aaaaaaaaaaaa… then, dddd",
+            "prompts: its content differs (SHA-256 aaaaaaaaaaaa… then, dddd",
         ),
         ({"prompts": {}}, "prompts: cannot be found any more"),
         ({"model": {"config.json": "b" * 64}}, "model: model.safetensors is missing"),

@@ -83,7 +83,7 @@ def test_a_run_goes_back_with_another_beta(make_options, run):
     run(config)
     before = RunFolder.open(config.out).read("metrics")
     screen = run(replace(config, beta=0.5), resume=True, from_step=1)
-    assert f"beta: {config.beta} → 0.5 (the objective is another from here on)" in screen
+    assert f"beta: {config.beta} → 0.5 (the objective changes from here on)" in screen
     after = RunFolder.open(config.out).read("metrics")
     assert [row["beta"] for row in after] == [config.beta, 0.5, 0.5]
     assert (after[0]["reward"], after[1]["reward"]) == (before[0]["reward"], before[1]["reward"])

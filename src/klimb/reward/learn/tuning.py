@@ -102,7 +102,7 @@ def tune(
         features: What the scorer's head sees of them before anything moves.
         pairs: What was said.
         config: The method and its options.
-        say: Is told what goes on.
+        say: Takes lines of progress.
 
     Raises:
         DataError: There are too few prompts to keep some for choosing.

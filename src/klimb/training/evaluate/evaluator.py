@@ -83,7 +83,7 @@ class Evaluator:
                 part,
                 completions_per_prompt=group,
                 max_new_tokens=self.config.max_new_tokens,
-                draw=SampleKey(self.config.seed, 0, indices, Stream.EVALUATE),
+                key=SampleKey(self.config.seed, 0, indices, Stream.EVALUATE),
                 state=state,
                 sampler=self.sampler,
             )

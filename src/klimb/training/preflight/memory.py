@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from klimb.config.sections import EvaluationOptions, ModelOptions, SamplingOptions
 from klimb.config.train import TrainConfig
 from klimb.model.capability import product_path
-from klimb.model.load import config_place, without_progress_bars
+from klimb.model.load import config_place
+from klimb.model.progress_bars import without_progress_bars
 from klimb.model.trainable import train_last_layers
 from klimb.model.trunk import find_trunk
 from klimb.policy.engine import attention, vocabulary

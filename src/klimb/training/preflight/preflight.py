@@ -1,4 +1,4 @@
-"""What is looked at before the first step, so that nothing is found out hours later."""
+"""Checks before the first step, so that a run does not fail hours later."""
 
 import random
 import time

@@ -56,7 +56,7 @@ def draw_probe(
         [policy.encode(row.prompt, row.columns) for row in chosen],
         _GROUP,
         max_new_tokens=min(_MOST_TOKENS, options.max_new_tokens),
-        draw=SampleKey(options.seed, 0, indices, Stream.PREFLIGHT),
+        key=SampleKey(options.seed, 0, indices, Stream.PREFLIGHT),
     )
     texts = policy.decode(completions, [row.prompt for row in chosen])
     batch = reward_inputs(policy, chosen, completions, texts, state)
@@ -73,7 +73,7 @@ def check_start(policy: Policy, probe: Probe, bound: float) -> CheckResult:
         bound: Most that they may differ by, in nats a token.
     """
     if policy.num_updates:
-        words = f"the policy goes on after {policy.num_updates} updates, away from its reference"
+        words = f"the policy resumes after {policy.num_updates} updates, away from its reference"
         return CheckResult("start", "passed", words)
     if policy.reference is None:
         return CheckResult("start", "passed", "beta is 0: there is no reference to compare with")

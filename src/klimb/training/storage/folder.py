@@ -107,7 +107,7 @@ class RunFolder:
             return
         if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
             raise RunFolderError(
-                f"{path}: exists already, and is a run: go on with it by klimb train --resume {path}, or choose "
+                f"{path}: exists already, and is a run: resume it with klimb train --resume {path}, or choose "
                 "another --out"
             )
         if path.exists():
@@ -210,7 +210,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def checkpoint_steps(self) -> list[int]:
-        """After how many updates there are checkpoints, in order; whether they are good is not looked at."""
+        """After how many updates there are checkpoints, in order, damaged ones included."""
         folder = self.path / "checkpoints"
         found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name[1]) for name in found if name)

@@ -24,7 +24,7 @@ _MAY_CHANGE = {
     "eval_every": "",
     "patience": "",
     "lr": "",
-    "beta": "the objective is another from here on",
+    "beta": "the objective changes from here on",
     "max_grad_norm": "",
     "max_logprob_mismatch": "",
     "trust_remote_code": "",
@@ -43,7 +43,7 @@ _MAY_CHANGE = {
     "device": "its sums are rounded otherwise",
     "micro_batch_size": "its sums are rounded otherwise",
 }
-"""Options that may change: how long a run goes on, what it leaves, how fast it goes; and what to know of a change."""
+"""Options that may change at a resume: length, outputs and speed of a run; each with what a change implies."""
 
 _PASSED_OVER = "passed over: "
 _PLACES = {"model", "prompts", "eval_prompts"}  # the same content may lie elsewhere
@@ -51,15 +51,15 @@ _PLACES = {"model", "prompts", "eval_prompts"}  # the same content may lie elsew
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where and how an interrupted run goes on.
+    """Where and how an interrupted run resumes.
 
     Attributes:
         folder: The run's folder.
         config: The options from here on.
-        step: Updates that it goes on from; 0 where it starts anew.
+        step: Updates after which it resumes; 0 where it starts anew.
         checkpoint: The state that it takes up; None where it starts anew.
         evaluations: What was found until then, the start first.
-        changes: Options that are others now, each with its value then and now, as JSON types.
+        changes: Options that changed, each with its value then and now, as JSON types.
         remarks: What a person should know.
         is_finished: Whether there is nothing left to do.
     """
@@ -74,7 +74,7 @@ class Resumption:
     is_finished: bool = False
 
     def sentences(self) -> list[str]:
-        """Say for a person where the run goes on, and what to know."""
+        """Return sentences that say where the run resumes, and what to know."""
         path, num_steps = self.folder.path, self.config.num_steps
         if self.is_finished:
             return [f"{path}: the run is finished, after {self.step} updates; nothing is changed"]
@@ -125,7 +125,7 @@ class Resumption:
     def rewind(self, fingerprints: dict[str, Fingerprint], accepted: Sequence[str] = ()) -> None:
         """Bring the folder back to how it was at the checkpoint, and note in its options that it is resumed.
 
-        What is cut and removed comes again as the run goes on. A crash in the middle of this leaves a folder that
+        The resumed run writes again what is cut and removed. A crash in the middle of this leaves a folder that
         can be resumed from the same checkpoint.
 
         Args:
@@ -158,7 +158,7 @@ class Resumption:
 
 
 def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resumption:
-    """Find out where the run in `config.out` was interrupted, and how it goes on; nothing is changed.
+    """Find out where the run in `config.out` was interrupted, and how it resumes; nothing is changed.
 
     Args:
         config: The options from here on.
@@ -214,7 +214,7 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
 
 
 def _steps_to_try(folder: RunFolder, from_step: int | None) -> list[int]:
-    """Updates of the checkpoints that a run may go on from, the newest first."""
+    """Updates of the checkpoints that a run may resume from, the newest first."""
     steps = [step for step in reversed(folder.checkpoint_steps()) if step > 0]
     if from_step is None:
         return steps
@@ -236,7 +236,7 @@ def _options_until_now(folder: RunFolder) -> TrainConfig:
 
 
 def _compare(before: TrainConfig, config: TrainConfig) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-    """Find the options that are others now, and what to know of them; the folder itself may have been moved."""
+    """Find the options that changed, and what each change implies; the folder itself may have been moved."""
     then, now = before.to_dict(), config.to_dict() | {"out": str(before.out)}
     changes = {name: (then[name], now[name]) for name in now if then[name] != now[name]}
     refused = {
@@ -302,7 +302,8 @@ def _check_best(
 ) -> None:
     """Raise unless the best weights until a checkpoint can be had.
 
-    Where their checkpoint is gone, better ones had been found, and will be found again unless options change.
+    Where their checkpoint is gone, better ones had been found, which the resumed run reaches
+    again unless options change.
     """
     if options.keep_best is None:
         return
@@ -314,7 +315,7 @@ def _check_best(
     elif has_changes:
         raise RunFolderError(
             f"{folder.checkpoint(step)}: the best weights until then, of {best.step} updates, are gone, and with "
-            "changed options better ones may not be found again"
+            "changed options the resumed run may not reach better ones"
         )
 
 

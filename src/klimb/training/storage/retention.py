@@ -128,7 +128,7 @@ class Checkpoints:
             return "the run's folder is gone, and its checkpoints with it"
         steps = self._folder.checkpoint_steps()
         last = f"the last checkpoint is of {steps[-1]} updates" if steps else "there is no checkpoint yet"
-        return f"{last}; go on from there with: klimb train --resume {path}"
+        return f"{last}; resume from there with: klimb train --resume {path}"
 
 
 def surplus(steps: Sequence[int], keep: int | None, best: int | None) -> list[int]:
