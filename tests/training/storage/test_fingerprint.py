@@ -42,7 +42,7 @@ def test_the_same_content_passes():
         ({"prompts": {}}, "prompts: cannot be found any more"),
         ({"model": {"config.json": "b" * 64}}, "model: model.safetensors is missing"),
         ({"model": THEN["model"] | {"more.json": "e"}}, "model: more.json is new"),
-        ({"model": THEN["model"] | {"config.json": "e" * 64}}, "model: config.json is another"),
+        ({"model": THEN["model"] | {"config.json": "e" * 64}}, "model: config.json differs"),
     ],
 )
 def test_other_content_is_named_with_what_differs(changes, message):
