@@ -299,7 +299,7 @@ class Policy:
                 asked = [prompts[index] for index in indices]
                 key = SampleKey(seed, 0, indices, Stream.EVALUATE)
                 encoded = [self.encode(one) for one in asked]
-                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, draw=key), asked)
+                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, key=key), asked)
                 found += [texts[start : start + n] for start in range(0, len(texts), n)]
         finally:
             self.distribution = usual

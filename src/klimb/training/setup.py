@@ -48,7 +48,10 @@ def prepare(
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     store, say = store_of(config), observer.message
     reward = load_rewards(
-        [ask_people(config, store, say) if name == PEOPLE else named(name, functions) for name in config.reward],
+        [
+            ask_people(config, store, say) if name == PEOPLE else named(name, functions)
+            for name in config.reward
+        ],
         config.reward_weights,
         judges=[named(name, functions) for name in config.judges],
         uncertainty_penalty=config.uncertainty_penalty,
