@@ -272,7 +272,7 @@ def test_a_function_of_another_source_is_refused_unless_it_is_accepted(train, tm
     with pytest.raises(klimb.RunInterrupted):
         train(reward=make(1.0), out=tmp_path / "cut", observer=Silent(stop_after=1))
     run = klimb.Run(tmp_path / "cut")
-    with pytest.raises(ConfigError, match=r"python:rule: source is another.*--accept python:rule"):
+    with pytest.raises(ConfigError, match=r"python:rule: source differs.*--accept python:rule"):
         run.resume(reward=rule)
     run.resume(reward=make(3.0), observer=Silent())  # what it closes over is not seen, as the docs say
 

@@ -43,7 +43,7 @@ WITHOUT_FEEDBACK = """
 import importlib, sys
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"alembic", "fastapi", "markdown_it", "pydantic", "sqlalchemy", "starlette", "uvicorn"}:
+        if name.split(".")[0] in "alembic fastapi markdown_it pydantic sqlalchemy starlette uvicorn".split():
             raise ModuleNotFoundError("hidden", name=name)
 sys.meta_path.insert(0, Hide())
 for name in ("api", "training.run", "pairwise.compare", "reward.learn.training", "reward.score", "demo.demo"):

@@ -225,7 +225,7 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
     checkpoint = config.out / "checkpoints" / "step-000003"
     assert caught.value.__notes__ == [
         f"3 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {config.out}",
+        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {config.out}",
     ]
     assert (checkpoint / "state.json").is_file()
     assert len(read_lines(config.out / "metrics.jsonl")) == 3

@@ -23,7 +23,6 @@ from klimb.config.sections import (
     RewardOptions,
     SamplingOptions,
 )
-from klimb.config.serving import ServeOptions
 from klimb.errors import ConfigError
 from klimb.io.progress import warn
 
@@ -111,27 +110,12 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             return
         if self.beta == 0:
             raise ConfigError("kl_target: multiplies beta, and 0 stays 0; set beta to where it should start")
-        batch = self.prompts_per_step * self.completions_per_prompt
+        batch = self.completions_per_step
         if self.kl_horizon < batch:
             raise ConfigError(
                 f"kl_horizon: expected at least the {batch} completions of a step, got {self.kl_horizon}: "
                 "beta would jump from step to step"
             )
-
-    @property
-    def asks_people(self) -> bool:
-        """Whether people are a reward, and the run waits for them."""
-        return "people" in self.reward
-
-    @property
-    def people_page(self) -> ServeOptions:
-        """Where people judge, and who."""
-        return ServeOptions(
-            host=self.people_host,
-            port=self.people_port,
-            rater=self.people_rater,
-            per_pair=self.people_per_pair,
-        ).with_environment()
 
     def _check_people(self) -> None:
         for name in ("people_pairs", "refit_every"):

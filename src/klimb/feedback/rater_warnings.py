@@ -9,7 +9,7 @@ from klimb.io.progress import Say
 if TYPE_CHECKING:
     from klimb.feedback.store.store import Store  # runs without people need no database
 
-_LOOK_EVERY = 5  # answers after which raters are looked at again
+_LOOK_EVERY = 5  # answers from one check of the raters to the next
 
 
 class RaterWatch:
@@ -24,8 +24,8 @@ class RaterWatch:
         self._told: set[tuple[str, str]] = set()
         self._num_seen = 0
 
-    def look(self, store: "Store") -> None:
-        """Look at the raters of a store, where more was said since the last time."""
+    def check(self, store: "Store") -> None:
+        """Check the raters of a store, where there are new answers since the last check."""
         num_said = store.count_judgements()
         if num_said < self._num_seen + _LOOK_EVERY:
             return

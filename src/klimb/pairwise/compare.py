@@ -51,7 +51,7 @@ def compare(
 
     Args:
         config: The options.
-        say: Tells of what goes on.
+        say: Takes lines of progress.
         serve: Serves the page on which people judge; in the browser where None.
         functions: Judges that were given as objects, by the names that `config` has for them.
 

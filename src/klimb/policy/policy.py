@@ -18,8 +18,9 @@ from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
 from klimb.io.show import Text
 from klimb.model import chat
 from klimb.model.layers import use_fast_layers
-from klimb.model.load import WRITER, load, without_progress_bars
+from klimb.model.load import WRITER, load
 from klimb.model.precision import MixedPrecisionModel, Precision
+from klimb.model.progress_bars import without_progress_bars
 from klimb.model.saving import save_whole
 from klimb.model.tokens import readable, require_known
 from klimb.model.trainable import Lora, add_lora, train_last_layers
@@ -222,7 +223,7 @@ class Policy:
         return self.text_decoder(completions.rows_of_ids(), [completions.prompts[o] for o in owners], given)
 
     def sample(
-        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, draw: SampleKey
+        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, key: SampleKey
     ) -> Completions:
         """Draw completions; each prompt is read once and shared by its completions.
 
@@ -230,19 +231,19 @@ class Policy:
             prompts: Token ids of B prompts.
             completions_per_prompt: G ≥ 1.
             max_new_tokens: Most tokens of a completion, its end token included, ≥ 1.
-            draw: What the random numbers are counted by.
+            key: Key of the counter-based RNG.
 
         Returns:
             The N = B·G completions, ordered by prompt.
         """
         uniforms = torch.from_numpy(
             uniform_rows(
-                seed=draw.seed,
-                step=draw.step,
-                prompts=draw.prompts,
+                seed=key.seed,
+                step=key.step,
+                prompts=key.prompts,
                 completions_per_prompt=completions_per_prompt,
                 count=max_new_tokens,
-                stream=draw.stream,
+                stream=key.stream,
             )
         ).to(self.model.device)
         prompt_of = torch.arange(len(prompts), device=self.model.device).repeat_interleave(
@@ -298,7 +299,7 @@ class Policy:
                 asked = [prompts[index] for index in indices]
                 key = SampleKey(seed, 0, indices, Stream.EVALUATE)
                 encoded = [self.encode(one) for one in asked]
-                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, draw=key), asked)
+                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, key=key), asked)
                 found += [texts[start : start + n] for start in range(0, len(texts), n)]
         finally:
             self.distribution = usual

@@ -18,6 +18,7 @@ from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.reward.state import TrainerState
+from klimb.rl.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -65,20 +66,34 @@ class Stopwatch:
         self._last = now
 
 
-def rollout(
+def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     policy: Policy,
     reward: WeightedSum,
     rows: list[PromptRow],
     *,
     completions_per_prompt: int,
     max_new_tokens: int,
-    draw: SampleKey,
+    key: SampleKey,
     state: TrainerState | None = None,
+    sampler: Sampler | None = None,
 ) -> Rollout:
-    """Draw completions, score them, and measure how far they are from the reference, if there is one."""
+    """Draw completions, score them, and measure how far they are from the reference, if there is one.
+
+    Args:
+        policy: The policy, which encodes prompts and decodes completions.
+        reward: What scores the completions.
+        rows: The rows of the B prompts.
+        completions_per_prompt: G.
+        max_new_tokens: Most tokens of a completion, its end token included.
+        key: Key of the counter-based RNG.
+        state: How far the run is, as reward functions get it.
+        sampler: What draws the completions; the policy itself where None.
+    """
     timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
-    completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
+    completions = (sampler or policy).sample(
+        prompts, completions_per_prompt, max_new_tokens=max_new_tokens, key=key
+    )
     texts = policy.decode(completions, [row.prompt for row in rows])
     timer.lap("sampling")
     batch = reward_inputs(policy, rows, completions, texts, state)

@@ -17,20 +17,22 @@ from klimb.reward.failures import Tolerance
 from klimb.reward.reward import WeightedSum
 from klimb.rl.optimizer import PolicyOptimizer, UpdateStats
 from klimb.rl.rollout import Rollout, Stopwatch, rollout, trainer_state
+from klimb.rl.sampler import Sampler
 
 OBJECTIVES = {"reinforce": reinforce}
 """The surrogate objectives under the names that a configuration uses."""
 
 
-def take_step(
+def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     policy: Policy,
     reward: WeightedSum,
     optimizer: PolicyOptimizer,
     rows: list[PromptRow],
-    draw: SampleKey,
+    key: SampleKey,
     config: TrainConfig,
     *,
     num_prompts: int | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[Rollout, UpdateStats]:
     """Move the policy's weights once.
 
@@ -42,9 +44,10 @@ def take_step(
         reward: What is trained on, and the judges.
         optimizer: What moves the weights.
         rows: The step's prompts.
-        draw: What the random numbers are counted by.
+        key: Key of the counter-based RNG.
         config: The options.
         num_prompts: How many prompts the run has; those of this step where None.
+        sampler: What draws the completions; the policy itself where None.
     """
     drawn = rollout(
         policy,
@@ -52,8 +55,9 @@ def take_step(
         rows,
         completions_per_prompt=config.completions_per_prompt,
         max_new_tokens=config.max_new_tokens,
-        draw=draw,
-        state=trainer_state(config, num_prompts or len(rows), draw.step),
+        key=key,
+        state=trainer_state(config, num_prompts or len(rows), key.step),
+        sampler=sampler,
     )
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
     timer = Stopwatch(policy.model.device)

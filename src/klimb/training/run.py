@@ -54,7 +54,7 @@ def train(
 
     Args:
         config: The options.
-        observer: Is told of each event; shows the run in a terminal where None.
+        observer: Receives each event; shows the run in a terminal where None.
         functions: Rewards and judges that were given as objects, by the names that `config` has for them.
         resume: Resume the run in `config.out`, to the same bits as if it had not been interrupted.
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
@@ -74,12 +74,12 @@ def train(
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
-        with store_claimed(config), clock_at(current_moment()):
+        with store_claimed(config, asks_people=config.asks_people), clock_at(current_moment()):
             RunFolder.require_free(config.out)
             return _train(config, observer, functions)
     folder = RunFolder.find(config.out)
     moment = read_moment(folder.fingerprints) or current_moment()
-    with store_claimed(config), folder.claimed(), clock_at(moment):
+    with store_claimed(config, asks_people=config.asks_people), folder.claimed(), clock_at(moment):
         resumption = plan_resumption(config, from_step)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
@@ -148,7 +148,7 @@ class _Run:
         trainer: Takes the steps.
         evaluator: Evaluates the policy.
         folder: Where the run's files are.
-        observer: Is told of each event, after the run's own recorder.
+        observer: Receives each event, after the run's own recorder.
     """
 
     def __init__(self, trainer: Trainer, evaluator: Evaluator, folder: RunFolder, observer: Observer) -> None:
@@ -174,7 +174,7 @@ class _Run:
         folder, trainer = self._folder, self._trainer
         try:
             with (
-                listening(f"go on with: klimb train --resume {self._config.out}") as interruption,
+                listening(f"resume with: klimb train --resume {self._config.out}") as interruption,
                 asking(trainer.reward, interruption),
             ):
                 if before is None:

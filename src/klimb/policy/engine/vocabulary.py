@@ -52,7 +52,7 @@ class Vocabulary:
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """Chunk by chunk; backwards each chunk's logits are found again and its gradient formed from them."""
+    """Chunk by chunk; the backward pass recomputes each chunk's logits and forms its gradient from them."""
 
     @staticmethod
     def forward(

@@ -114,7 +114,7 @@ def check_fingerprints(
         raise ConfigError(
             "the run began with other content: "
             + "; ".join(refused)
-            + ". Put it back, start a new run with --out, or go on all the same with --accept "
+            + ". Put it back, start a new run with --out, or resume nevertheless with --accept "
             + " ".join(name for name in changed if name not in accepted)
         )
     if idle := [name for name in accepted if name not in changed]:
@@ -145,7 +145,7 @@ def _difference(then: Fingerprint, now: Fingerprint) -> str:
         if name not in then:
             return f"{what} is new"
         if then[name] != now[name]:
-            return f"{what} is another (SHA-256 {then[name][:_SHOWN]}… then, {now[name][:_SHOWN]}… now)"
+            return f"{what} differs (SHA-256 {then[name][:_SHOWN]}… then, {now[name][:_SHOWN]}… now)"
     return ""
 
 
