@@ -75,6 +75,6 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
-	@echo "klimb: installing klimb[train,feedback,postgresql,dev]; a minute or two, once"
-	@$(PIP_INSTALL) '.[train,feedback,postgresql,dev]'
+	@echo "klimb: installing klimb[train,feedback,postgresql,hub,dev]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train,feedback,postgresql,hub,dev]'
 	@touch $@ $(VENV)/.train
