@@ -302,9 +302,9 @@ def profile(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         key = SampleKey(0, step, list(range(len(prompts))))
         return policy.sample(prompts, job["group"], max_new_tokens=job["new_tokens"], draw=key)
 
+    advantages = torch.linspace(-1, 1, job["prompts"] * job["group"], device=policy.model.device)
     for step in range(2):
         completions = sample(step)
-        advantages = torch.linspace(-1, 1, len(completions), device=policy.model.device)
         optimizer.step(reinforce, completions, advantages)
     found: dict[str, Any] = {}
     completions = sample(2)

@@ -90,7 +90,8 @@ class Policy:
         self.num_updates = 0
         self.way = detect_prompt_sharing(self.model)
         self._working = MixedPrecisionModel(self.model, precision)
-        self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
+        depth = find_trunk(self.model) if self.way.shares_prompts else 0
+        self._engine = Engine(self._working.model, depth, packs=self.way.packs)
         self.reference = (
             Reference(
                 self._working.model, self._engine, self.distribution, shares_prompts=self.way.shares_prompts
@@ -98,7 +99,9 @@ class Policy:
             if has_reference
             else None
         )
-        self.notes: list[str] = []
+        self.notes = (
+            [f"prompts and completions are scored apart: {why}"] if (why := self.way.why_unpacked) else []
+        )
         self.companions: dict[str, Path] = {}
 
     @classmethod
@@ -149,7 +152,7 @@ class Policy:
             precision=precision,
             has_reference=has_reference,
         )
-        policy.notes, policy.companions = loaded.notes, loaded.companions
+        policy.notes, policy.companions = [*loaded.notes, *policy.notes], loaded.companions
         return policy
 
     @property

@@ -16,6 +16,7 @@ from klimb.model.trunk import Trunk, decoder_layers
 from klimb.policy.engine import attention
 from klimb.policy.engine.cpu_decoder import CPUDecoder
 from klimb.policy.engine.cuda_graph import CUDAGraphDecoder, StaticCache, can_replay
+from klimb.policy.engine.packed import PackedBatch
 from klimb.policy.engine.vocabulary import Vocabulary
 
 
@@ -28,28 +29,31 @@ class Engine:
         backbone: All of it but its last layer.
         trunk: The layers at its bottom that never move.
         trunk_depth: How many they are.
+        packs: Whether given completions go through the model in one row with their prompts.
 
     Args:
         model: A transformers or peft model in evaluation mode.
         trunk_depth: How many layers never move.
+        packs: As above.
     """
 
-    def __init__(self, model: Any, trunk_depth: int = 0) -> None:
+    def __init__(self, model: Any, trunk_depth: int = 0, *, packs: bool = False) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.vocabulary = Vocabulary(self.model)
         self.backbone = self.model.base_model
         self.trunk = Trunk(list(decoder_layers(self.model) or [])[:trunk_depth])
         self.trunk_depth = trunk_depth
+        self.packs = packs
 
     def twin(self, model: Any) -> "Engine":
         """The same for a copy of the model."""
-        return Engine(model, self.trunk_depth)
+        return Engine(model, self.trunk_depth, packs=self.packs)
 
     def run(
         self,
         ids: Int[Tensor, "rows T"],
         positions: Int[Tensor, "rows T"],
-        shared_prompts: attention.SharedPrefixCache,
+        shared_prompts: attention.SharedPrefixCache | PackedBatch,
         states: Float[Tensor, "rows T D"] | None = None,
     ) -> Float[Tensor, "rows T D"]:
         """Run tokens through all layers but the last projection.

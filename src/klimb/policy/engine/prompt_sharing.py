@@ -1,13 +1,17 @@
 """Whether a model's prompts can be shared, found out by trying."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from klimb.policy.completions import Completions
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.packed import can_pack
 from klimb.policy.engine.prefix import Engine, Prefix
 
 _PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
@@ -25,10 +29,14 @@ class PromptSharing:
     Attributes:
         shares_prompts: Whether each prompt is read once for all of its completions.
         reason: Why not, if not.
+        packs: Whether, where they are scored, each goes through the model in one row with its prompt.
+        why_unpacked: What went wrong where that was tried and is not done.
     """
 
     shares_prompts: bool
     reason: str = ""
+    packs: bool = False
+    why_unpacked: str = ""
 
 
 @torch.no_grad()
@@ -47,19 +55,32 @@ def detect_prompt_sharing(model: Any) -> PromptSharing:
         token_entropies=none,
     )
     expected = fallback.score(model, completions, SamplingDistribution())
-    try:
+    is_half = model.dtype in (torch.float16, torch.bfloat16)
+    tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
+
+    def problem(score: Callable[[], list[Float[Tensor, "N T"]]]) -> str:
+        try:
+            gap = max(float((log_probs - expected).abs().max()) for log_probs in score())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "" if gap <= tolerance else f"log-probs of tokens would differ by up to {gap:.2g} nats"
+
+    def shared() -> list[Float[Tensor, "N T"]]:
         engine = Engine(model)
-        found = [
+        return [
             sampling.score(engine, completions, SamplingDistribution()),
             _one_by_one(engine, completions),
         ]
-    except Exception as error:
-        return PromptSharing(False, f"{type(error).__name__}: {error}")
-    gap = max(float((log_probs - expected).abs().max()) for log_probs in found)
-    is_half = model.dtype in (torch.float16, torch.bfloat16)
-    if gap <= (_HALF_TOLERANCE if is_half else _TOLERANCE):
+
+    def packed() -> list[Float[Tensor, "N T"]]:
+        return [sampling.score(Engine(model, packs=True), completions, SamplingDistribution())]
+
+    if reason := problem(shared):
+        return PromptSharing(False, reason)
+    if not can_pack(model):
         return PromptSharing(True)
-    return PromptSharing(False, f"log-probs of tokens would differ by up to {gap:.2g} nats")
+    why_unpacked = problem(packed)
+    return PromptSharing(True, packs=not why_unpacked, why_unpacked=why_unpacked)
 
 
 def _one_by_one(engine: Engine, completions: Completions) -> torch.Tensor:
