@@ -1,11 +1,16 @@
 """Prompts and completions in one row: the same log-probs and gradients as apart, in fewer calls."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from klimb.config.train import TrainConfig
+from klimb.core.objectives import reinforce
 from klimb.model.trainable import Lora, add_lora, train_last_layers
 from klimb.policy.engine import packed
 from klimb.policy.policy import Policy, SampleKey
+from klimb.rl.optimizer import PolicyOptimizer
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [1, 2]]
 
@@ -52,6 +57,44 @@ def test_a_packed_batch_gives_the_same_scores_and_gradients(
                 torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
         reference = [one.reference.log_probs(completions) for one in (apart, policy)]
         torch.testing.assert_close(*reference, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_an_update_off_the_cpu_moves_the_weights_to_the_same_place(
+    micro_batch_size, precision, make_model, bare_tokenizer, monkeypatch
+):
+    """Packed, gradients widened and weights moved many at a time, clipped, by few calls."""
+
+    def run():
+        policy = Policy(
+            make_model("llama", vocab_size=10),
+            bare_tokenizer,
+            micro_batch_size=micro_batch_size,
+            precision=precision,
+        )
+        options = {"precision": precision, "max_grad_norm": 0.1, "optimiser": "sgd", "lr": 0.1}
+        config = TrainConfig(model="", prompts=Path(), reward=("r",), out=Path(), **options)
+        optimizer = PolicyOptimizer(policy, config)
+        completions = drawn or sample(policy)
+        stats = optimizer.step(reinforce, completions, torch.linspace(-1, 1, len(completions)))
+        return completions, stats, list(policy.trainable().values())
+
+    drawn = None
+    drawn, expected, weights = run()
+    assert expected.grad_norm > 0.1
+    monkeypatch.setenv(packed.VARIABLE, "on")
+    for module in ("model.matmul", "model.precision", "policy.engine.attention", "policy.engine.vocabulary"):
+        monkeypatch.setattr(f"klimb.{module}.is_on_cpu", lambda _: False)
+    monkeypatch.setattr("klimb.rl.optimizer.is_on_cpu", lambda _: False)
+    monkeypatch.setattr("klimb.rl.optimizer._PORTION_ON_GPU", 500)
+    monkeypatch.setattr("klimb.model.precision._PORTION_ON_GPU", 500)
+    _, found, also_moved = run()
+    size = 1e-5 if precision == "float32" else 2e-2
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=size)
+    assert found.sampler_gap_mean == pytest.approx(expected.sampler_gap_mean, abs=size)
+    for ours, theirs in zip(also_moved, weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=size, atol=0.1 * size)
 
 
 def test_packing_calls_each_layer_once_and_keeps_no_scores(make_model, bare_tokenizer, monkeypatch):
