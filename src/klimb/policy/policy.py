@@ -27,9 +27,10 @@ from klimb.model.trunk import find_trunk
 from klimb.policy.completions import Completions, join
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.compiled import compile_if_asked
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.prefix import Engine
-from klimb.policy.engine.prompt_sharing import detect_prompt_sharing
+from klimb.policy.engine.prompt_sharing import detect_prompt_sharing, trial
 from klimb.policy.generate import Generation, as_prompts
 from klimb.policy.reference import Reference
 
@@ -92,6 +93,7 @@ class Policy:
         self._working = MixedPrecisionModel(self.model, precision)
         depth = find_trunk(self.model) if self.way.shares_prompts else 0
         self._engine = Engine(self._working.model, depth, packs=self.way.packs)
+        why_uncompiled = compile_if_asked(self._engine, trial(self.model)) if self.way.shares_prompts else ""
         self.reference = (
             Reference(
                 self._working.model, self._engine, self.distribution, shares_prompts=self.way.shares_prompts
@@ -99,9 +101,11 @@ class Policy:
             if has_reference
             else None
         )
-        self.notes = (
-            [f"prompts and completions are scored apart: {why}"] if (why := self.way.why_unpacked) else []
-        )
+        self.notes: list[str] = []
+        if self.way.why_unpacked:
+            self.notes.append(f"prompts and completions are scored apart: {self.way.why_unpacked}")
+        if why_uncompiled:
+            self.notes.append(f"layers are not compiled: {why_uncompiled}")
         self.companions: dict[str, Path] = {}
 
     @classmethod

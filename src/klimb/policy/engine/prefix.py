@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import AttentionInterface
 
 from klimb.model.trunk import Trunk, decoder_layers
 from klimb.policy.engine import attention
@@ -44,10 +45,31 @@ class Engine:
         self.trunk = Trunk(list(decoder_layers(self.model) or [])[:trunk_depth])
         self.trunk_depth = trunk_depth
         self.packs = packs
+        self._backend: str | None = None
 
     def twin(self, model: Any) -> "Engine":
         """The same for a copy of the model."""
-        return Engine(model, self.trunk_depth, packs=self.packs)
+        twin = Engine(model, self.trunk_depth, packs=self.packs)
+        if self._backend is not None:
+            twin.compile(self._backend)
+        return twin
+
+    def compile(self, backend: str) -> None:
+        """Compile the layers above the trunk by torch.compile, attention excepted."""
+        AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attend))
+        self._backend = backend
+        for layer in self._layers:
+            layer.compile(dynamic=True, backend=backend)
+
+    def uncompile(self) -> None:
+        """Call the layers as they are again."""
+        self._backend = None
+        for layer in self._layers:
+            layer._compiled_call_impl = None
+
+    @property
+    def _layers(self) -> list[Any]:
+        return list(decoder_layers(self.model) or [])[self.trunk_depth :]
 
     def run(
         self,

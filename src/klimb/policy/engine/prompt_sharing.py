@@ -42,18 +42,7 @@ class PromptSharing:
 @torch.no_grad()
 def detect_prompt_sharing(model: Any) -> PromptSharing:
     """Score a few tokens plainly, all at once and one by one over shared prompts; share where the three agree."""
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.tensor(_COMPLETIONS, device=model.device) % vocabulary
-    none = ids.new_zeros(ids.shape, dtype=torch.float32)
-    completions = Completions(
-        prompts=[[token % vocabulary for token in prompt] for prompt in _PROMPTS],
-        prompt_of=torch.tensor([0, 0, 1], device=model.device),
-        ids=ids,
-        lengths=torch.tensor([3, 2, 3], device=model.device),
-        finish_reasons=["length"] * 3,
-        token_log_probs=none,
-        token_entropies=none,
-    )
+    completions = trial(model)
     expected = fallback.score(model, completions, SamplingDistribution())
     is_half = model.dtype in (torch.float16, torch.bfloat16)
     tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
@@ -81,6 +70,22 @@ def detect_prompt_sharing(model: Any) -> PromptSharing:
         return PromptSharing(True)
     why_unpacked = problem(packed)
     return PromptSharing(True, packs=not why_unpacked, why_unpacked=why_unpacked)
+
+
+def trial(model: Any) -> Completions:
+    """A few tokens that any model can be tried on."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.tensor(_COMPLETIONS, device=model.device) % vocabulary
+    none = ids.new_zeros(ids.shape, dtype=torch.float32)
+    return Completions(
+        prompts=[[token % vocabulary for token in prompt] for prompt in _PROMPTS],
+        prompt_of=torch.tensor([0, 0, 1], device=model.device),
+        ids=ids,
+        lengths=torch.tensor([3, 2, 3], device=model.device),
+        finish_reasons=["length"] * 3,
+        token_log_probs=none,
+        token_entropies=none,
+    )
 
 
 def _one_by_one(engine: Engine, completions: Completions) -> torch.Tensor:
