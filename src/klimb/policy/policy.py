@@ -28,9 +28,10 @@ from klimb.model.trunk import find_trunk
 from klimb.policy.completions import Completions, join
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.compiled import compile_if_asked
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.prefix import Engine
-from klimb.policy.engine.prompt_sharing import detect_prompt_sharing
+from klimb.policy.engine.prompt_sharing import detect_prompt_sharing, trial
 from klimb.policy.generate import Generation, as_prompts
 from klimb.policy.reference import Reference
 
@@ -91,7 +92,9 @@ class Policy:
         self.num_updates = 0
         self.way = detect_prompt_sharing(self.model)
         self._working = MixedPrecisionModel(self.model, precision)
-        self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
+        depth = find_trunk(self.model) if self.way.shares_prompts else 0
+        self._engine = Engine(self._working.model, depth, packs=self.way.packs)
+        why_uncompiled = compile_if_asked(self._engine, trial(self.model)) if self.way.shares_prompts else ""
         self.reference = (
             Reference(
                 self._working.model, self._engine, self.distribution, shares_prompts=self.way.shares_prompts
@@ -100,6 +103,10 @@ class Policy:
             else None
         )
         self.notes: list[str] = []
+        if self.way.why_unpacked:
+            self.notes.append(f"prompts and completions are scored apart: {self.way.why_unpacked}")
+        if why_uncompiled:
+            self.notes.append(f"layers are not compiled: {why_uncompiled}")
         self.companions: dict[str, Path] = {}
 
     @classmethod
@@ -150,7 +157,7 @@ class Policy:
             precision=precision,
             has_reference=has_reference,
         )
-        policy.notes, policy.companions = loaded.notes, loaded.companions
+        policy.notes, policy.companions = [*loaded.notes, *policy.notes], loaded.companions
         return policy
 
     @property

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from klimb.config.train import TrainConfig
 from klimb.errors import ArgumentError, DivergedError, SamplerGapError
+from klimb.model.matmul import is_on_cpu
+from klimb.model.precision import widened
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
 from klimb.rl.schedule import learning_rate
@@ -24,6 +26,7 @@ _AVERAGES = ("exp_avg", "exp_avg_sq")  # of a weight that AdamW has moved, each 
 _STATE = {"adamw": {"step", *_AVERAGES}, "sgd": set[str]()}
 
 _PORTION = 1 << 22  # weights moved at a time: 16 MB of gradients in float32
+_PORTION_ON_GPU = 1 << 26  # 256 MB: there each call takes longer than what it does to fewer
 
 Surrogate = Callable[[Tensor, Tensor, int], Tensor]
 """(log_probs (n,), advantages (n,), num_samples N) → a scalar to be raised, as in `klimb.core.objectives`."""
@@ -94,7 +97,7 @@ class PolicyOptimizer:
             SamplerGapError: Sampling and this pass disagree about the tokens; the weights are not moved.
         """
         policy, num_samples = self._policy, len(completions)
-        gap_sum, gap_max = 0.0, 0.0
+        gaps: list[Tensor] = []  # sum and largest of each pass, asked for when all are under way
         micro_batches = completions.micro_batches(policy.micro_batch_size)
         for rows in micro_batches:
             part = completions.rows(rows)
@@ -103,10 +106,11 @@ class PolicyOptimizer:
             if len(micro_batches) > 1:
                 policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
             gap = (token_log_probs.detach() - part.token_log_probs).abs()
-            gap_sum += float(gap.sum())
-            gap_max = max(gap_max, float(gap.max()))
+            gaps.append(torch.stack([gap.sum(), gap.max()]))
 
-        gap_mean = gap_sum / float(completions.lengths.sum())
+        sums, largest = zip(*torch.stack(gaps).tolist(), strict=True)
+        gap_max = max(0.0, *largest)
+        gap_mean = sum(sums) / float(completions.lengths.sum())
         gradients = policy.take_gradients()
         self._check_gap(gap_mean)
         grad_norm = _norm([gradient for _, gradient in gradients])
@@ -191,20 +195,29 @@ class PolicyOptimizer:
 
     def _move(self, gradients: list[tuple[str, Tensor]], scale: float) -> None:
         """Let the optimiser move some weights after the others: of few at a time is the gradient held in full width."""
-        portion: list[Tensor] = []
+        portion: list[tuple[Tensor, Tensor]] = []
         while gradients:
             name, gradient = gradients.pop()
             if _STATE[self._config.optimiser] and name not in self._averages:
                 self._add_state(name)
+            most = _PORTION if is_on_cpu(gradient) else _PORTION_ON_GPU
             for piece, part in zip(self._pieces[name], gradient.reshape(-1).split(_PORTION), strict=True):
-                piece.grad = part.to(piece.dtype)
-                if scale != 1:
-                    piece.grad *= scale
-                portion.append(piece)
-                if not gradients or sum(piece.numel() for piece in portion) >= _PORTION:
-                    self.optimiser.step()
-                    while portion:
-                        portion.pop().grad = None  # now, so that sampling has their memory
+                portion.append((piece, part))
+                if not gradients or sum(piece.numel() for piece, _ in portion) >= most:
+                    self._move_together(portion, scale)
+
+    def _move_together(self, portion: list[tuple[Tensor, Tensor]], scale: float) -> None:
+        """Move weights by their gradients, in few calls; neither is left behind."""
+        pieces = [piece for piece, _ in portion]
+        gradients = widened([part for _, part in portion], pieces[0].dtype)
+        portion.clear()
+        if scale != 1:
+            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+        for piece, gradient in zip(pieces, gradients, strict=True):
+            piece.grad = gradient
+        self.optimiser.step()
+        for piece in pieces:
+            piece.grad = None  # now, so that sampling has their memory
 
     def _check_gap(self, gap: float) -> None:
         if gap > self._max_gap:  # what is not a number is told of as a gradient that is not
@@ -241,9 +254,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _norm(gradients: list[Tensor]) -> float:
     """Length of the gradient over all weights, in at least float32."""
-    norms = [
-        torch.linalg.vector_norm(part, dtype=_wide(part.dtype))  # which widens all that it is given
-        for gradient in gradients
-        for part in gradient.reshape(-1).split(_PORTION)
-    ]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    parts = [part for gradient in gradients for part in gradient.reshape(-1).split(_PORTION)]
+    if not parts:
+        return 0.0
+    norms = torch._foreach_norm(  # pyright: ignore[reportPrivateImportUsage]
+        parts,
+        dtype=_wide(parts[0].dtype),  # which widens all that it is given
+    )
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

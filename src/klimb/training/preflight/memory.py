@@ -78,6 +78,7 @@ class ModelSize:
     window: int | None = None
     is_widened: bool = False
     is_packed: bool = True
+    is_on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _update(size: ModelSize, options: SamplingOptions, number: int, longest_prom
     length = options.max_new_tokens
     if size.shares_prompts:
         num_tokens = num_prompts * longest_prompt + at_once * length
-        num_logits = min(at_once * length * size.vocabulary, max(vocabulary._CHUNK_ELEMENTS, size.vocabulary))
+        most = vocabulary._ON_GPU if size.is_on_gpu else vocabulary._CHUNK_ELEMENTS
+        num_logits = min(at_once * length * size.vocabulary, max(most, size.vocabulary))
     else:
         num_tokens = at_once * (longest_prompt + length)
         num_logits = 3 * num_tokens * size.vocabulary
@@ -189,7 +191,8 @@ def _update(size: ModelSize, options: SamplingOptions, number: int, longest_prom
                 + (20 * min(scores, attention._FEW_SCORES) if are_few else _SCORE * all_scores)
             )
         ),
-        "vocabulary chunk": number * num_logits,
+        # On a GPU its probabilities, in float32, are held beside it.
+        "vocabulary chunk": (number + (8 if size.is_on_gpu and size.shares_prompts else 0)) * num_logits,
         # Its weights, their gradient, and its logits.
         "products in float32": 4 * (2 * size.vocabulary * size.hidden + num_logits)
         if size.is_widened and number == 2
@@ -257,6 +260,7 @@ def size_of(policy: Policy) -> ModelSize:
             "scores": _scores(policy),
             "is_widened": model.device.type == "cpu" and product_path() != "onednn",
             "is_packed": product_path() != "klimb",
+            "is_on_gpu": model.device.type != "cpu",
         }
     )
 
@@ -264,6 +268,8 @@ def size_of(policy: Policy) -> ModelSize:
 def _scores(policy: Policy) -> Literal["few", "a layer's", "every layer's"]:
     if not policy.way.shares_prompts:
         return "every layer's"
+    if policy.way.packs:
+        return "few"
     shape = policy.model.config.get_text_config()
     is_capped = getattr(shape, "attn_logit_softcapping", None) is not None
     return "few" if policy.model.device.type == "cpu" and not is_capped else "a layer's"
