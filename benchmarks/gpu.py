@@ -300,7 +300,7 @@ def profile(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     def sample(step: int) -> Any:
         key = SampleKey(0, step, list(range(len(prompts))))
-        return policy.sample(prompts, job["group"], max_new_tokens=job["new_tokens"], draw=key)
+        return policy.sample(prompts, job["group"], max_new_tokens=job["new_tokens"], key=key)
 
     advantages = torch.linspace(-1, 1, job["prompts"] * job["group"], device=policy.model.device)
     for step in range(2):

@@ -24,7 +24,7 @@ def off_the_cpu(monkeypatch):
 
 
 def results(policy):
-    drawn = policy.sample([[5, 6, 7, 8, 9], [3]], 3, max_new_tokens=6, draw=SampleKey(0, 0, [0, 1]))
+    drawn = policy.sample([[5, 6, 7, 8, 9], [3]], 3, max_new_tokens=6, key=SampleKey(0, 0, [0, 1]))
     log_probs = policy.log_probs(drawn)
     gradients = torch.autograd.grad(log_probs.square().sum(), list(policy.trainable().values()))
     return [log_probs.detach(), policy.reference.log_probs(drawn), *gradients]

@@ -26,7 +26,7 @@ def make_policy(family, make_model, tokenizer, moves="all weights"):
 
 def sample(policy, prompts=PROMPTS, max_new_tokens=12):
     key = SampleKey(0, 0, list(range(len(prompts))))
-    return policy.sample(prompts, 4, max_new_tokens=max_new_tokens, draw=key)
+    return policy.sample(prompts, 4, max_new_tokens=max_new_tokens, key=key)
 
 
 def scores_and_gradients(policy, completions):
