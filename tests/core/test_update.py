@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import klimb
-from klimb import adjusted_rewards, gradient_ascent, policy_gradient, rlhf_weight_update
+from klimb import adjusted_rewards, gradient_ascent, reinforce_gradient, rlhf_weight_update
 
 DEFINING_CASE = {
     "weights": [1.0, 1.0],
@@ -59,7 +59,7 @@ def test_a_case_worked_out_by_hand_with_unequal_samples():
 def test_the_parts_compose_to_the_whole():
     arguments = random_arguments()
     kl = arguments["policy_log_probs"] - arguments["ref_log_probs"]
-    gradient = policy_gradient(
+    gradient = reinforce_gradient(
         adjusted_rewards(arguments["rewards"], kl, arguments["beta"]), arguments["log_prob_grads"]
     )
     np.testing.assert_array_equal(
@@ -82,8 +82,8 @@ def enumerated_gradient(logits, ref_logits, rewards, beta):
     probs = np.exp(log_probs)
     log_prob_grads = np.eye(len(logits)) - probs  # ∂ log π(y) / ∂ logit_v = 1[y = v] − π(v)
     adjusted = adjusted_rewards(rewards, klimb.k1(log_probs, ref_log_probs), beta)
-    # policy_gradient divides by the number of rows; weights V·π(y) turn its mean into E_π.
-    return policy_gradient(adjusted * probs * len(logits), log_prob_grads)
+    # reinforce_gradient divides by the number of rows; weights V·π(y) turn its mean into E_π.
+    return reinforce_gradient(adjusted * probs * len(logits), log_prob_grads)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 2.0])
