@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+from klimb import PRESETS, Objective, policy_gradient, rlhf_weight_update, score_weights
+from klimb.core.aggregation import AGGREGATIONS, aggregation, count_denominators
+from klimb.core.score_weights import TokenBatch, find_score_weights
 from three_completions import (
     ADVANTAGES,
     BATCH,
@@ -22,10 +26,6 @@ from three_completions import (
     tokens,
     weights_of,
 )
-
-from klimb import PRESETS, Objective, policy_gradient, rlhf_weight_update, score_weights
-from klimb.core.aggregation import AGGREGATIONS, aggregation, count_denominators
-from klimb.core.score_weights import TokenBatch, find_score_weights
 
 PPO = Objective()  # clipped at 0.8 and 1.2, token ratios, mean over tokens
 GEOMETRIC = replace(PPO, ratio="sequence_mean", trust_region="clipped_geometric", aggregation="sequence_mean")

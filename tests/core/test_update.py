@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import klimb
-from klimb import adjusted_rewards, gradient_ascent, reinforce_gradient, rlhf_weight_update
+from klimb import adjusted_rewards, gradient_ascent, policy_gradient, reinforce_gradient, rlhf_weight_update
 
 DEFINING_CASE = {
     "weights": [1.0, 1.0],
@@ -239,3 +239,26 @@ def test_bad_input_is_a_value_error_that_names_the_argument(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         rlhf_weight_update(**case(**changes))
     assert isinstance(caught.value, klimb.KlimbError)
+
+
+def test_the_general_gradient_sums_tokens_by_their_score_weights():
+    # 2·(1, 0) − 1·(0, 1) + 0·anything
+    gradients = [[[1.0, 0.0], [0.0, 1.0]], [[3.0, 3.0], [5.0, 5.0]]]
+    np.testing.assert_array_equal(policy_gradient([[2.0, -1.0], [0.0, 0.0]], gradients), [2.0, -1.0])
+    advantages, per_token = np.array([1.0, 3.0]), np.random.default_rng(0).normal(size=(2, 3, 4))
+    np.testing.assert_allclose(
+        policy_gradient(advantages[:, None] / 2 + np.zeros((2, 3)), per_token),
+        reinforce_gradient(advantages, per_token.sum(axis=1)),
+        rtol=1e-13,
+    )
+
+
+def test_the_general_gradient_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"one axis; the mean over completions is reinforce_gradient"):
+        policy_gradient([1.0], [[1.0]])
+    with pytest.raises(ValueError, match=r"token_gradients: expected shape \(1, 2, P\), got \(1, 1, 1\)"):
+        policy_gradient([[1.0, 2.0]], [[[1.0]]])
+    with pytest.raises(ValueError, match="score_weights: expected finite"):
+        policy_gradient([[np.nan]], [[[1.0]]])
+    with pytest.raises(ValueError, match="token_gradients: expected finite"):
+        policy_gradient([[1.0]], [[[np.inf]]])
