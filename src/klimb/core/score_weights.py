@@ -108,8 +108,7 @@ def score_weights(
             message names the completion and the token.
 
     Example:
-        >>> from klimb.core import checks
-    from klimb.core.aggregation import count_denominators
+        >>> from klimb.core.aggregation import count_denominators
         >>> from klimb.core.presets import PRESETS
         >>> batch = TokenBatch([[True, True]], [[2.0, 2.0]], [[-1.0, -1.0]])
         >>> score_weights([[-1.0, -1.0]], batch, PRESETS["dapo"], count_denominators([2.0], [0.0]))

@@ -97,7 +97,9 @@ class Trainer:
         rollout, update = take_step(
             self.policy, self.reward, self.optimizer, rows, draw, config, num_prompts=len(self.rows)
         )
-        metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {"beta": config.beta}
+        metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {
+            "beta": config.algorithm.beta
+        }
         findings = self.guards.look(metrics)
         metrics["guards"] = [finding.guard for finding in findings]
         if rollout.kl is not None:

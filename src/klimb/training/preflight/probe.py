@@ -137,10 +137,11 @@ def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: Trai
             + (f"; {probe.missing}" if probe.missing else "")
         )
         return CheckResult("rewards", "warned", f"{words}, all the same", remedy)
-    if count > 1 and max(values) - min(values) < config.beta:
+    beta = config.algorithm.beta
+    if count > 1 and max(values) - min(values) < beta:
         words += f"; they differ by {max(values) - min(values):.3g}"
         remedy = (
-            f"a nat away from the start costs {config.beta:g}, more than that: the KL would decide where it goes; "
+            f"a nat away from the start costs {beta:g}, more than that: the KL would decide where it goes; "
             "lower --beta, or weigh the reward by --reward-weights"
         )
         return CheckResult("rewards", "warned", words, remedy)
