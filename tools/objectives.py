@@ -3,7 +3,6 @@
 Run by `make format`; the tests compare.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -70,7 +69,9 @@ def _advantage(preset: Objective) -> str:
 def _region(preset: Objective) -> str:
     region = preset.trust_region
     assert isinstance(region, str)
-    numbers = [f"{preset.numbers[name]:g}" for name in preset.region.numbers if preset.numbers[name] < math.inf]
+    numbers = [
+        f"{preset.numbers[name]:g}" for name in preset.region.numbers if preset.numbers[name] < math.inf
+    ]
     return f"{region} {', '.join(numbers)}".strip() if preset.ratio != "none" else "–"
 
 
@@ -79,9 +80,7 @@ def _masks(preset: Objective) -> str:
     if preset.sampler_correction != "none":
         bounds = f"{preset.correction_low:g} to {preset.correction_high:g}"
         parts.append(f"{preset.correction_level} {preset.sampler_correction} {bounds}")
-    for field in dataclasses.fields(preset):
-        if field.name in ("mask_truncated", "drop_uniform_groups") and getattr(preset, field.name):
-            parts.append(field.name)
+    parts += [name for name in ("mask_truncated", "drop_uniform_groups") if getattr(preset, name)]
     if preset.max_drift < math.inf:
         parts.append(f"max_drift {preset.max_drift:g}")
     if preset.overlong_buffer > 0:

@@ -74,8 +74,8 @@ def describe_objective(objective: Objective) -> list[str]:
     if objective.ratio != "none":
         numbers = objective.numbers
         words.append(
-            f"{RATIO_LEVELS[objective.ratio].words}, to the policy that drew the completions, by the log-probs recorded "
-            f"in sampling. {objective.region.words.format(**numbers)}{_dual(objective)}."
+            f"{RATIO_LEVELS[objective.ratio].words}, to the policy that drew the completions, by the log-probs "
+            f"recorded in sampling. {objective.region.words.format(**numbers)}{_dual(objective)}."
         )
     if objective.sampler_correction != "none":
         by = CORRECTIONS[objective.sampler_correction].words.format(**vars(objective))
