@@ -180,6 +180,24 @@ def test_where_nothing_counts_the_weights_stay(make_policy):
     assert stats.weights == {"left_out": 1.0}
 
 
+def test_sampler_and_trainer_are_compared_at_the_first_update_that_moves_the_weights(
+    make_policy, monkeypatch
+):
+    policy, compared = make_policy(), []
+    monkeypatch.setattr(PolicyOptimizer, "_check_gap", lambda _, gap: compared.append(gap))
+    # A prompt's rewards are equal but for the one whose completions differ in length: others are skipped.
+    prompts = iter([[0.0] * 3 + [1.0, 0.0, 2.0] + [3.0, 1.0, 0.0]])
+    reward = WeightedSum([FunctionReward("some", lambda completions: next(prompts)[: len(completions)])])
+    options = config(objective="dapo", num_minibatches=3, num_epochs=2)
+    _, stats = take_step(policy, reward, PolicyOptimizer(policy, options), ROWS, DRAW, options)
+    assert len(compared) == 1
+    assert compared[0] < 1e-12
+    assert stats.sampler_gap_mean == compared[0]
+    assert stats.drift > 1e-3
+    assert stats.num_updates == policy.num_updates == 6
+    assert stats.weights["left_out"] == pytest.approx(1 / 3)
+
+
 def test_the_penalty_on_length_is_taken_off_before_the_baseline(make_policy):
     drawn = drawn_for(make_policy())
     plain, penalised = (

@@ -36,7 +36,8 @@ class UpdateStats:
             update, since later ones have another policy.
         sampler_gap_max: The same, the largest.
         num_updates: How many updates these are.
-        drift: The mean of the same difference at the last update, where there was more than one.
+        drift: The largest mean of the same difference among later updates of a step, where there was more than one.
+        is_skipped: Whether nothing was moved, because no completion counted.
         weights: What the score weights show, by name.
     """
 
@@ -46,19 +47,24 @@ class UpdateStats:
     sampler_gap_max: float
     num_updates: int = 1
     drift: float | None = None
+    is_skipped: bool = False
     weights: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def join_stats(updates: Sequence[UpdateStats]) -> UpdateStats:
     """Join those of a step's updates, in order."""
-    first, last = updates[0], updates[-1]
+    taken = [update for update in updates if not update.is_skipped] or list(updates)
+    first = taken[0]
     return UpdateStats(
-        grad_norm=max(update.grad_norm for update in updates),
-        lr=last.lr,
+        grad_norm=max(update.grad_norm for update in taken),
+        lr=first.lr,
         sampler_gap_mean=first.sampler_gap_mean,
         sampler_gap_max=first.sampler_gap_max,
         num_updates=len(updates),
-        drift=last.sampler_gap_mean if len(updates) > 1 else None,
+        drift=max((update.sampler_gap_mean for update in taken[1:]), default=0.0)
+        if len(updates) > 1
+        else None,
+        is_skipped=first.is_skipped,
     )
 
 
@@ -155,7 +161,7 @@ class PolicyOptimizer:
     def skip(self) -> UpdateStats:
         """Let an update pass without moving the weights; it counts as one, so that updates stay counted alike."""
         self._policy.moved()
-        return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0)
+        return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0, is_skipped=True)
 
     def moments(self) -> dict[str, Tensor]:
         """What the optimiser remembers, by the weight's name, the piece of it, and what it is."""

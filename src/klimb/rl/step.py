@@ -77,7 +77,8 @@ def _update(
     for epoch in range(algorithm.num_epochs):
         for minibatch in minibatches(rollout, algorithm.num_minibatches, draw, epoch):
             rows = minibatch[is_counted[minibatch]]
-            updates.append(_one_update(optimizer, rollout, advantages, rows, weights, not updates, config))
+            is_first = all(update.is_skipped for update in updates)
+            updates.append(_one_update(optimizer, rollout, advantages, rows, weights, is_first, config))
     num_left_out = len(rollout.valid) - int(is_counted.sum())
     shown = {"left_out": num_left_out / len(is_counted)} if num_left_out else {}
     return replace(join_stats(updates), weights=weights.metrics() | shown)
