@@ -129,6 +129,10 @@ def test_an_objective_of_ones_own_is_a_record_in_a_file(make_options, run, tmp_p
             {"objective": "gspo", "num_minibatches": 3},
             "num_minibatches: .* at most the 2 prompts of a step, got 3",
         ),
+        (
+            {"objective": "remax", "reward": ("people",)},
+            "baseline: greedy needs the reward of one completion",
+        ),
         ({"num_epochs": 2}, "ratio: with none, all but the first of the 2 updates"),
         (
             {

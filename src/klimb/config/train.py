@@ -142,6 +142,10 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
                 )
         if not self.asks_people:
             return
+        if self.baseline == "greedy":
+            raise ConfigError(
+                "baseline: greedy needs the reward of one completion by itself, and people compare several; choose another"
+            )
         if self.completions_per_prompt < 2:
             raise ConfigError(
                 "completions_per_prompt: people compare completions of one prompt, so expected at least 2, got "
