@@ -144,7 +144,8 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             return
         if self.baseline == "greedy":
             raise ConfigError(
-                "baseline: greedy needs the reward of one completion by itself, and people compare several; choose another"
+                "baseline: greedy needs the reward of one completion by itself, and people compare several; "
+                "choose another one"
             )
         if self.completions_per_prompt < 2:
             raise ConfigError(
