@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+AUDIT := $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off --timeout 15
 
-.PHONY: help demo test test-slow test-gpu check audit lint types layers format vs-trl clean
+.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format vs-trl clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -24,14 +25,16 @@ test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the othe
 
 check: lint types layers test  ## everything a commit must pass
 
-audit: $(VENV)/.dev .venv-audit/.done  ## what is installed against its pins, and for known vulnerabilities where that can be asked
-	$(BIN)/python tools/audit.py --python .venv-audit/bin/python
+audit: $(VENV)/.dev  ## known vulnerabilities of the locked versions, and whether what is installed fits together
+	@$(BIN)/python -m pip check
+	@said=$$($(AUDIT) 2>&1) && echo "$$said" || case "$$said" in \
+		*"known vulnerabilit"*) echo "$$said"; exit 1;; \
+		*) echo "klimb: known vulnerabilities NOT AUDITED: $$(echo "$$said" | tail -n 1)";; esac
 
-.venv-audit/.done: pyproject.toml
-	@echo "klimb: installing pip-audit in an environment of its own"
-	@$(PYTHON) -m venv .venv-audit
-	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check \
-		"$$(sed -n 's/^audit = \["\(.*\)"\]/\1/p' pyproject.toml)" && touch $@ || echo "klimb: pip-audit could not be installed"
+lock: $(VENV)/.dev  ## write constraints.txt anew: pins stay where they fit pyproject.toml; UPGRADE=--upgrade raises them
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet $(UPGRADE) \
+		--no-emit-index-url --no-emit-find-links --no-emit-package pip --no-emit-package setuptools \
+		--custom-compile-command "make lock" --output-file constraints.txt
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check
@@ -60,7 +63,7 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 	@touch $@
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .venv-audit .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache .import_linter_cache build dist
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"
@@ -73,6 +76,6 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
-	@echo "klimb: installing klimb[train,feedback,postgresql,dev]; a minute or two, once"
-	@$(PIP_INSTALL) '.[train,feedback,postgresql,dev]'
+	@echo "klimb: installing klimb[train,feedback,postgresql,hub,dev]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train,feedback,postgresql,hub,dev]'
 	@touch $@ $(VENV)/.train

@@ -62,11 +62,11 @@ def measure(policy: Policy, setting: dict[str, int], number: int) -> list[float]
         torch.randint(1, VOCABULARY, (setting["prompt_tokens"],), generator=generator).tolist()
         for _ in range(setting["prompts"])
     ]
-    draw = SampleKey(0, number, list(range(len(prompts))))
+    key = SampleKey(0, number, list(range(len(prompts))))
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     marks = [clock()]
-    drawn = policy.sample(prompts, setting["group"], max_new_tokens=setting["new_tokens"], draw=draw)
+    drawn = policy.sample(prompts, setting["group"], max_new_tokens=setting["new_tokens"], key=key)
     marks.append(clock())
     assert policy.reference is not None  # noqa: S101  every policy of this benchmark has one
     policy.reference.log_probs(drawn, policy.micro_batch_size)

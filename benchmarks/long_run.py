@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _load_tiny() -> Any:
-    file = Path(__file__).parent.parent / "tools" / "tiny.py"
+    file = Path(__file__).parent.parent / "tools" / "crashlab" / "tiny.py"
     spec = importlib.util.spec_from_file_location("tiny", file)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(file)

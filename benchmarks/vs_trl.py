@@ -72,7 +72,9 @@ def run_klimb(job: dict[str, Any]) -> dict[str, Any]:
         model=job["model"], prompts=Path(), reward=("e",), out=Path(), lr=LR, beta=BETA, precision=job["precision"],
         prompts_per_step=job["prompts"], completions_per_prompt=job["group"], max_new_tokens=job["new_tokens"],
     )  # fmt: skip
-    policy = Policy.load(job["model"], lora=lora, precision=config.precision)
+    policy = Policy.load(
+        job["model"], lora=lora, precision=config.precision, micro_batch_size=job.get("micro_batch")
+    )
     policy.end_ids = []  # every completion to its full length
     optimizer = PolicyOptimizer(policy, config)
     judge = WeightedSum([FunctionReward("e", lambda completions, **_: list(map(reward, completions)))])

@@ -121,7 +121,7 @@ def run(tmp_path):
             "rewards": {"vader": 0.1, PLAIN[7]: 0.0, judge: 0.2},
             "grad_norm": 1.0,
             "lr": 1e-5,
-            "ended": 1.0,
+            "eos_rate": 1.0,
         }
         row |= {"seconds": {"sampling": 1.0}, "completions_per_second": 3.0, "peak_memory_bytes": 10**9}
         folder.append("metrics", [row])

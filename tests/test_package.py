@@ -37,3 +37,19 @@ def test_the_command_line_loads_nothing_heavy_to_answer_help():
 def test_every_public_name_is_there():
     code = "import klimb; print([name for name in klimb.__all__ if not hasattr(klimb, name)])"
     assert run_python(code).strip() == "[]"
+
+
+WITHOUT_FEEDBACK = """
+import importlib, sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in "alembic fastapi markdown_it pydantic sqlalchemy starlette uvicorn".split():
+            raise ModuleNotFoundError("hidden", name=name)
+sys.meta_path.insert(0, Hide())
+for name in ("api", "training.run", "pairwise.compare", "reward.learn.training", "reward.score", "demo.demo"):
+    importlib.import_module("klimb." + name)
+"""
+
+
+def test_training_learning_and_comparing_need_no_database_and_no_server():
+    run_python(WITHOUT_FEEDBACK)

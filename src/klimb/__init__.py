@@ -4,6 +4,7 @@ Importing it loads NumPy and the array-API layer only; PyTorch and the rest load
 parts that need them.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from klimb.core.advantages import batch_mean, group_normalised, leave_one_out, no_baseline, whiten
@@ -22,10 +23,12 @@ from klimb.core.update import (
     rlhf_weight_update,
 )
 from klimb.data.blocks import row_blocks
-from klimb.errors import KlimbError
+from klimb.errors import KlimbError, MissingExtraError
 
 if TYPE_CHECKING:
+    from klimb.api import Policy, RewardModel, Run, compare, train
     from klimb.model.gradients import log_prob_gradients
+    from klimb.training.signals import RunInterrupted
 
 __version__ = "0.1.0"
 
@@ -34,11 +37,16 @@ __all__ = [
     "Denominators",
     "KlimbError",
     "Objective",
+    "Policy",
+    "RewardModel",
+    "Run",
+    "RunInterrupted",
     "TokenBatch",
     "adaptive_beta",
     "adjusted_rewards",
     "aggregation",
     "batch_mean",
+    "compare",
     "count_denominators",
     "exact_kl",
     "gradient_ascent",
@@ -56,14 +64,31 @@ __all__ = [
     "row_blocks",
     "score_weights",
     "streamed_weight_update",
+    "train",
     "whiten",
 ]
 
 
+_LOADED_WHEN_ASKED = {
+    "Policy": "klimb.api",
+    "RewardModel": "klimb.api",
+    "Run": "klimb.api",
+    "RunInterrupted": "klimb.training.signals",
+    "compare": "klimb.api",
+    "log_prob_gradients": "klimb.model.gradients",
+    "train": "klimb.api",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Load what needs PyTorch when it is asked for."""
-    if name == "log_prob_gradients":
-        from klimb.model.gradients import log_prob_gradients
-
-        return log_prob_gradients
-    raise AttributeError(f"module 'klimb' has no attribute {name!r}")
+    if name not in _LOADED_WHEN_ASKED:
+        raise AttributeError(f"module 'klimb' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LOADED_WHEN_ASKED[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("klimb"):
+            raise
+        raise MissingExtraError(
+            f"klimb.{name} needs the train extra, which has {error.name}: pip install 'klimb[train]'"
+        ) from error

@@ -1,5 +1,7 @@
 """Names of options: former ones, those of other libraries, typing errors, and the sections of a file."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,40 @@ def test_a_former_flag_is_understood_with_a_warning(tmp_path, capsys):
         "the former name will go with the next version"
     )
     assert error == "klimb: max_duplicate_share: expected a share below 1, got 7.0"
+
+
+@pytest.mark.parametrize("flags", [["--method", "whole"], ["--method=whole"]])
+def test_a_former_method_of_learning_a_reward_is_understood_with_a_warning(flags, tmp_path, capsys):
+    learn = [
+        "reward",
+        "train",
+        "--feedback",
+        str(tmp_path / "none.jsonl"),
+        "--base",
+        "m",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*learn, *flags, "--num-members", "2"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning == (
+        "klimb: warning: method whole is now called method full; the former name will go with the next version"
+    )
+    assert error.startswith(
+        "klimb: num_members: an ensemble is one of heads on frozen features; with method full"
+    )
+
+
+def test_a_method_of_learning_a_reward_is_checked_and_renamed_in_python_too():
+    learn = "from klimb.config.reward import RewardConfig; print(RewardConfig(('f',), 'm', 'out', method={!r}).method)"
+    run = {"capture_output": True, "text": True}
+    former, unknown = (
+        subprocess.run([sys.executable, "-c", learn.format(method)], check=False, **run)
+        for method in ("whole", "all")
+    )
+    assert former.stdout == "full\n"
+    assert former.stderr.count("method whole is now called method full") == 1
+    assert "method: expected head, lora or full, got 'all'" in unknown.stderr
 
 
 def test_options_may_stand_in_sections_or_flat_and_under_former_names(tmp_path, capsys):

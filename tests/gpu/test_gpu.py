@@ -121,12 +121,12 @@ def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, let
     policy = Policy(model, letter_tokenizer)
     policy.end_ids = []
     assert policy.way.shares_prompts, policy.way.reason
-    drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=SampleKey(0, 0, [0, 1]))
+    drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, key=SampleKey(0, 0, [0, 1]))
     assert len(replays) == 20 - 2  # the prompt gives the first token, and the second is run to warm up
     scored = policy.log_probs(drawn).detach()
     torch.testing.assert_close(scored, drawn.token_log_probs, rtol=0, atol=1e-3)
     policy.end_ids = [0]
-    again = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=SampleKey(0, 0, [0, 1]))
+    again = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, key=SampleKey(0, 0, [0, 1]))
     assert len(set(again.lengths.tolist())) > 1  # some leave while the others are replayed
     assert all(
         torch.equal(one[:length], other[:length])
@@ -142,7 +142,7 @@ def test_a_model_that_asks_for_values_is_called_for_every_token_and_the_next_is_
     policy.end_ids = []
 
     def draw():
-        return policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, draw=SampleKey(0, 0, [0, 1]))
+        return policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, key=SampleKey(0, 0, [0, 1]))
 
     expected = draw()
     replays = []

@@ -6,7 +6,8 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from klimb.model.load import convert_gguf, load_model
+from klimb.model.gguf import convert_gguf
+from klimb.model.load import load_model
 
 HEADS, KEY_VALUE_HEADS, LAYERS = 4, 2, 2
 

@@ -12,7 +12,8 @@ import torch
 from klimb import KlimbError, row_blocks
 from klimb.cli.main import main
 from klimb.cli.update import update_file
-from klimb.model.load import convert_gguf, load_model
+from klimb.model.gguf import convert_gguf
+from klimb.model.load import load_model
 from klimb.model.safe_loading import without_pickle
 from klimb.reward.scorer import Scorer
 

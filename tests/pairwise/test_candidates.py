@@ -142,7 +142,7 @@ def test_models_are_compared_on_what_training_judges_them_by(model_folder, promp
         [policy.encode(row.prompt) for row in rows],
         4,
         max_new_tokens=4,
-        draw=SampleKey(0, 0, list(range(6)), Stream.EVALUATE),
+        key=SampleKey(0, 0, list(range(6)), Stream.EVALUATE),
     )
     assert [side.text for sides in drawn.candidates for side in sides] == policy.decode(completions)
 

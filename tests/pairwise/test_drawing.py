@@ -36,9 +36,9 @@ def gate(monkeypatch):
     """Each of six prompts is a part of its own, and none is drawn unless the gate lets it."""
     gate, usual = Gate(10**6), candidates._draw_part
 
-    def draw_part(policy, model, rows, config, each, draw):
-        gate.pass_through(draw.prompts)
-        return usual(policy, model, rows, config, each, draw)
+    def draw_part(policy, model, rows, config, each, key):
+        gate.pass_through(key.prompts)
+        return usual(policy, model, rows, config, each, key)
 
     monkeypatch.setattr(candidates, "_AT_ONCE", 1)
     monkeypatch.setattr(candidates, "_draw_part", draw_part)

@@ -14,7 +14,7 @@ from klimb.policy.policy import Policy, SampleKey
 def sample(policy, texts=("hello", "a b c"), max_new_tokens=6):
     prompts = [policy.encode(text) for text in texts]
     return policy.sample(
-        prompts, 3, max_new_tokens=max_new_tokens, draw=SampleKey(0, 0, list(range(len(prompts))))
+        prompts, 3, max_new_tokens=max_new_tokens, key=SampleKey(0, 0, list(range(len(prompts))))
     )
 
 

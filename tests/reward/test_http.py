@@ -369,7 +369,7 @@ def test_a_run_learns_from_a_service_that_fails_now_and_then(
     train(TrainConfig(**options), Display(Console(file=screen, width=200)))
     assert len(seen) >= 6
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [row["failed"] for row in metrics] == [0, 0]
+    assert [row["reward_failures"] for row in metrics] == [0, 0]
     assert all(math.isfinite(row["rewards"][url]) for row in metrics)
     written = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert not any(TOKEN.encode() in content for content in written)

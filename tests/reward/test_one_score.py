@@ -265,7 +265,7 @@ def test_with_caution_and_without_a_text_is_read_at_the_same_token(write_jsonl, 
     np.testing.assert_allclose(plain, cautious, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lora", "whole"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_page_of_a_tuned_reward_is_that_of_the_saved_one(method, write_jsonl, model_folder, tmp_path):
     file = write_jsonl(chats())
     config = RewardConfig(

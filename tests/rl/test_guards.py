@@ -13,6 +13,7 @@ from klimb.errors import DivergedError, GuardError
 from klimb.rl.guards import (
     GUARDS,
     MOST_SLOWINGS,
+    Bounds,
     Guards,
     watch_gap,
     watch_high_entropy,
@@ -30,7 +31,7 @@ HEALTHY = {
     "kl": 12.0,
     "length": 16.0,
     "entropy": 2.0,
-    "same": 0.1,
+    "duplicate_rate": 0.1,
     "grad_norm": 1.0,
     "sampler_gap_mean": 6e-6,
 }
@@ -39,6 +40,11 @@ HEALTHY = {
 def config(**changes):
     options = {"model": "m", "prompts": "p", "reward": ("r",), "out": "o", "eval_prompts": None}
     return TrainConfig.from_dict(options | changes)
+
+
+def bounds(**changes):
+    options = config(**changes)
+    return Bounds(options, options.completions_per_step, options.precision)
 
 
 def steps(*changes):
@@ -59,7 +65,7 @@ def test_a_healthy_run_is_left_alone(guard):
         *[{"entropy": 2.6 - 0.02 * step, "kl": 0.3 * step, "grad_norm": 1 + step % 3} for step in range(40)]
     )
     for number in range(1, 41):
-        assert guard(run[:number], config()) is None
+        assert guard(run[:number], bounds()) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_a_healthy_run_is_left_alone(guard):
         ),
         (
             watch_one_text, {"max_duplicate_share": 0.5}, "max_duplicate_share 0.5",
-            {"same": 0.91}, {"same": 0.75}, "75% of the completions",
+            {"duplicate_rate": 0.91}, {"duplicate_rate": 0.75}, "75% of the completions",
         ),
         (
             watch_spike, {"max_grad_spike": 3.0}, "max_grad_spike 3",
@@ -88,11 +94,11 @@ def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
     guard, changes, option, usual, past, words
 ):
     before = [{}] * 6
-    assert guard(steps(*before, past), config()) is None
-    warning = guard(steps(*before, usual), config())
+    assert guard(steps(*before, past), bounds()) is None
+    warning = guard(steps(*before, usual), bounds())
     assert not warning.is_stated
     assert "the usual" in str(warning)
-    found = guard(steps(*before, past), config(**changes))
+    found = guard(steps(*before, past), bounds(**changes))
     assert found.is_stated
     assert words in str(found)
     assert option in str(found)
@@ -106,31 +112,35 @@ def test_a_guard_warns_at_its_usual_bound_and_acts_at_a_stated_one(
         (watch_kl, {"max_kl": 20.0}, {"kl": 20.0}),
         (watch_low_entropy, {"min_entropy": 0.5}, {"entropy": 0.5}),
         (watch_high_entropy, {"max_entropy": 4.0}, {"entropy": 4.0}),
-        (watch_one_text, {"max_duplicate_share": 0.5}, {"same": 0.5}),
+        (watch_one_text, {"max_duplicate_share": 0.5}, {"duplicate_rate": 0.5}),
         (watch_spike, {"max_grad_spike": 3.0}, {"grad_norm": 3.0}),
     ],
 )
 def test_a_bound_itself_is_allowed(guard, changes, at):
-    assert guard(steps(*[{}] * 6, at), config(**changes)) is None
+    assert guard(steps(*[{}] * 6, at), bounds(**changes)) is None
 
 
 def test_the_usual_kl_grows_with_the_completions():
-    assert watch_kl(steps({"kl": 600.0, "length": 300.0}), config()) is None
-    assert watch_kl(steps({"kl": 600.0, "length": 100.0}), config()) is not None
+    assert watch_kl(steps({"kl": 600.0, "length": 300.0}), bounds()) is None
+    assert watch_kl(steps({"kl": 600.0, "length": 100.0}), bounds()) is not None
 
 
 def test_a_spike_needs_steps_before_it_and_a_gradient_that_is_not_0():
-    assert watch_spike(steps(*[{}] * 4, {"grad_norm": 1e9}), config()) is None
-    assert watch_spike(steps(*[{}] * 5, {"grad_norm": 1e9}), config()) is not None
-    assert watch_spike(steps(*[{"grad_norm": 0.0}] * 9, {"grad_norm": 1e9}), config()) is None
+    assert watch_spike(steps(*[{}] * 4, {"grad_norm": 1e9}), bounds()) is None
+    assert watch_spike(steps(*[{}] * 5, {"grad_norm": 1e9}), bounds()) is not None
+    assert watch_spike(steps(*[{"grad_norm": 0.0}] * 9, {"grad_norm": 1e9}), bounds()) is None
     rare_reward = [{"grad_norm": 0.0}] * 8 + [{"grad_norm": 1.0}]
-    assert watch_spike(steps(*rare_reward, *[{"grad_norm": 0.0}] * 5, {"grad_norm": 1.5}), config()) is None
+    assert watch_spike(steps(*rare_reward, *[{"grad_norm": 0.0}] * 5, {"grad_norm": 1.5}), bounds()) is None
 
 
 def test_few_completions_may_be_one_text():
-    assert watch_one_text(steps({"same": 1.0}), config(prompts_per_step=1, completions_per_prompt=3)) is None
     assert (
-        watch_one_text(steps({"same": 1.0}), config(prompts_per_step=1, completions_per_prompt=4)) is not None
+        watch_one_text(steps({"duplicate_rate": 1.0}), bounds(prompts_per_step=1, completions_per_prompt=3))
+        is None
+    )
+    assert (
+        watch_one_text(steps({"duplicate_rate": 1.0}), bounds(prompts_per_step=1, completions_per_prompt=4))
+        is not None
     )
 
 
@@ -146,7 +156,7 @@ def test_few_completions_may_be_one_text():
     ],
 )
 def test_a_gap_that_creeps_up_is_told_before_it_stops_the_run(changes, gap, is_found):
-    found = watch_gap(steps(*[{"sampler_gap_mean": gap}] * 6), config(**changes))
+    found = watch_gap(steps(*[{"sampler_gap_mean": gap}] * 6), bounds(**changes))
     assert (found is not None) == is_found
     assert found is None or not found.is_stated
 
@@ -159,27 +169,27 @@ def test_one_text_is_counted_over_the_whole_batch():
 def make_guards(**changes):
     optimizer = object.__new__(PolicyOptimizer)  # nothing of it but its rate is touched
     optimizer.rate_scale = 1.0
-    return Guards(config(**changes), optimizer), optimizer
+    return Guards(bounds(**changes), optimizer), optimizer
 
 
 def test_only_what_is_new_is_shown_again():
     guards, _ = make_guards()
-    shown = [[found.guard for found in guards.new(guards.look(step))] for step in
-             steps({}, {"kl": 99.0}, {"kl": 99.0}, {"kl": 99.0, "same": 1.0}, {}, {"kl": 99.0})]  # fmt: skip
+    shown = [[found.guard for found in guards.new(guards.check(step))] for step in
+             steps({}, {"kl": 99.0}, {"kl": 99.0}, {"kl": 99.0, "duplicate_rate": 1.0}, {}, {"kl": 99.0})]  # fmt: skip
     assert shown == [[], ["kl"], [], ["one text"], [], ["kl"]]
 
 
 def test_a_usual_bound_never_stops_or_slows():
     guards, optimizer = make_guards(on_alarm="slow")
-    for step in steps(*[{"kl": 999.0, "same": 1.0, "entropy": 99.0}] * 50):
-        assert guards.act(guards.look(step)) is None
+    for step in steps(*[{"kl": 999.0, "duplicate_rate": 1.0, "entropy": 99.0}] * 50):
+        assert guards.act(guards.check(step)) is None
     assert optimizer.rate_scale == 1.0
 
 
 def test_a_stated_bound_stops_with_cause_and_remedy():
     guards, _ = make_guards(max_kl=10.0)
     with pytest.raises(GuardError, match=r"^step 1: KL 12\.0 .* max_kl 10; likely a reward .*: raise --beta"):
-        guards.act(guards.look(*steps({})))
+        guards.act(guards.check(*steps({})))
 
 
 def test_slowing_halves_the_rate_with_rests_between_and_then_stops():
@@ -187,9 +197,9 @@ def test_slowing_halves_the_rate_with_rests_between_and_then_stops():
     scales = []
     *slowed, last = steps(*[{}] * 16)
     for step in slowed:
-        guards.act(guards.look(step))
+        guards.act(guards.check(step))
         scales.append(optimizer.rate_scale)
-    found = guards.look(last)
+    found = guards.check(last)
     with pytest.raises(GuardError, match="step 16 after 3 halvings of the learning rate: KL"):
         guards.act(found)
     assert scales == [0.5] * 5 + [0.25] * 5 + [0.125] * 5
@@ -205,19 +215,19 @@ def test_guards_that_are_restored_go_on_as_if_they_had_not_been_away():
     whole, whole_ascent = make_guards(**options)
     expected = []
     for step in run:
-        found = whole.look(step)
+        found = whole.check(step)
         expected.append((found, whole.new(found), whole.act(found), whole_ascent.rate_scale))
     for cut in (1, 4, 5, 25, 40):
         first, first_ascent = make_guards(**options)
         got = []
         for step in run[:cut]:
-            found = first.look(step)
+            found = first.check(step)
             got.append((found, first.new(found), first.act(found), first_ascent.rate_scale))
         second, second_ascent = make_guards(**options)
         second.restore(json.loads(json.dumps(first.state())))
         assert second_ascent.rate_scale == first_ascent.rate_scale
         for step in run[cut:]:
-            found = second.look(step)
+            found = second.check(step)
             got.append((found, second.new(found), second.act(found), second_ascent.rate_scale))
         assert got == expected
 
@@ -226,7 +236,7 @@ def test_the_state_does_not_grow_with_the_run():
     guards, _ = make_guards()
     sizes = []
     for step in steps(*[{}] * 200):
-        guards.look(step)
+        guards.check(step)
         sizes.append(len(json.dumps(guards.state())))
     assert max(sizes[100:]) <= max(sizes[:50]) + 100
 
@@ -297,7 +307,7 @@ def test_a_usual_bound_is_shown_and_the_run_goes_on(make_config, tmp_path):
     train(options, Display(Console(file=screen, width=300)))
     lines = lines_of(options)
     assert len(lines) == 25
-    assert lines[-1]["same"] > 0.9
+    assert lines[-1]["duplicate_rate"] > 0.9
     assert "one text" in lines[-1]["guards"]
     assert screen.getvalue().count("of the completions are one text") == len(
         [1 for before, now in itertools.pairwise(lines)

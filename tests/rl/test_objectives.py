@@ -134,7 +134,7 @@ def test_the_definition_by_tokens_is_the_definition_by_completions(make_policy):
 
 def drawn_for(policy, **changes):
     return rollout(
-        policy, REWARD, ROWS, completions_per_prompt=3, max_new_tokens=LONGEST, draw=DRAW, **changes
+        policy, REWARD, ROWS, completions_per_prompt=3, max_new_tokens=LONGEST, key=DRAW, **changes
     )
 
 

@@ -131,7 +131,8 @@ def test_large_weights_are_moved_piece_by_piece_to_the_same_place(make_policy, o
         optimizer = PolicyOptimizer(policy, options)
         for step in range(2):
             _, metrics = take_step(policy, REWARD, optimizer, ROWS, SampleKey(0, step, [0, 1, 2]), options)
-        assert optimiser == "sgd" or all(value.numel() <= portion for value in optimizer.moments().values())
+        pieces = [value.numel() for state in optimizer.optimiser.state.values() for value in state.values()]
+        assert optimiser == "sgd" or max(pieces) <= portion
         moved.append(flatten(policy.trainable().values()))
         norms.append(metrics.grad_norm)
     np.testing.assert_allclose(norms, norms[0], rtol=1e-12)
@@ -145,8 +146,8 @@ def test_the_favoured_completion_gains_probability(make_policy, optimiser):
     options = config(
         optimiser=optimiser, lr=0.01, baseline="leave_one_out", completions_per_prompt=8, beta=0.0
     )
-    draw = SampleKey(0, 0, [0, 1, 2])
-    judged, _ = take_step(policy, REWARD, PolicyOptimizer(policy, options), ROWS, draw, options)
+    key = SampleKey(0, 0, [0, 1, 2])
+    judged, _ = take_step(policy, REWARD, PolicyOptimizer(policy, options), ROWS, key, options)
     completions = judged.completions
     change = (policy.log_probs(completions).detach().sum(dim=1) - completions.log_probs).reshape(3, 8)
     rewards = torch.tensor(judged.rewards.total, dtype=torch.float64).reshape(3, 8)
@@ -195,9 +196,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing(make_policy):
     policy = make_policy()
     weights = flatten(policy.trainable().values())
     optimizer = PolicyOptimizer(policy, config())
-    draw = SampleKey(0, 0, [0, 1, 2])
+    key = SampleKey(0, 0, [0, 1, 2])
     prompts = [policy.encode(row.prompt) for row in ROWS]
-    completions = policy.sample(prompts, 3, max_new_tokens=LONGEST, draw=draw)
+    completions = policy.sample(prompts, 3, max_new_tokens=LONGEST, key=key)
 
     def broken(log_probs, _rows):
         return log_probs.sum() * float("inf")
@@ -225,7 +226,7 @@ def test_columns_reach_the_reward_once_for_each_completion(make_policy):
 def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_move(make_policy):
     policy = make_policy()
     judged = rollout(
-        policy, REWARD, ROWS, completions_per_prompt=3, max_new_tokens=8, draw=SampleKey(0, 0, [0, 1, 2])
+        policy, REWARD, ROWS, completions_per_prompt=3, max_new_tokens=8, key=SampleKey(0, 0, [0, 1, 2])
     )
     with torch.no_grad():
         next(iter(policy.trainable().values())).mul_(1.5)

@@ -333,7 +333,7 @@ def test_the_best_so_far_outlives_a_run_that_fails(make_config, scripted):
     folder = RunFolder.open(config.out)
     assert caught.value.__notes__ == [
         f"3 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {config.out}",
+        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {config.out}",
     ]
     assert folder.read_best().step == 1
     assert not folder.model.exists()
@@ -358,7 +358,7 @@ def judge(completions, **_):
         run(make_config(judges=(judge,), keep_best=judge, eval_every=1, num_steps=3))
     assert caught.value.__notes__ == [
         f"3 updates were made; what was written stays in {tmp_path / 'run'}",
-        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {tmp_path / 'run'}",
+        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {tmp_path / 'run'}",
     ]
     assert (tmp_path / "run/checkpoints/step-000003/state.json").is_file()
     assert not (tmp_path / "run/model").exists()

@@ -80,7 +80,7 @@ def test_a_run_goes_on_without_the_completions_whose_reward_failed(make_config):
             None,
         ]
         given = [row["reward"] for row in rows if row["reward"] is not None]
-        assert metrics["failed"] == 1
+        assert metrics["reward_failures"] == 1
         assert metrics["reward"] == pytest.approx(sum(given) / 5)
         assert metrics["rewards"][name] == pytest.approx(sum(given) / 5)
     assert result.summary.num_failed == 2
@@ -109,7 +109,7 @@ def test_a_step_without_any_reward_is_passed_over_and_said(make_config):
     config = make_config(body, max_failed=1.0, num_steps=4, checkpoint_every=2, preflight=False)
     result, screen = run(config)
     metrics = read_lines(config.out / "metrics.jsonl")
-    assert [row["failed"] for row in metrics] == [6, 6, 0, 0]
+    assert [row["reward_failures"] for row in metrics] == [6, 6, 0, 0]
     assert [row["reward"] for row in metrics[:2]] == [None, None]
     assert [row["lr"] > 0 for row in metrics] == [False, False, True, True]
     assert metrics[2]["kl"] == pytest.approx(0, abs=1e-4)  # the weights are still those of the reference
@@ -146,7 +146,7 @@ def test_a_reward_that_hangs_stops_the_run_at_a_checkpoint(make_config):
     finally:
         sys.modules["klimb_reward_fragile"].gate.set()
     metrics = read_lines(config.out / "metrics.jsonl")
-    assert [row["failed"] for row in metrics] == [0, 6]
+    assert [row["reward_failures"] for row in metrics] == [0, 6]
     assert (config.out / "checkpoints/step-000002/state.json").is_file()
     (reason,) = {row["failure"] for row in read_lines(config.out / "completions.jsonl") if row["step"] == 1}
     assert reason.endswith("took longer than 0.2 s")
@@ -157,7 +157,7 @@ def test_a_run_with_steps_that_were_passed_over_is_resumed_to_the_same_bits(make
     options = {"max_failed": 1.0, "prompts_per_step": 1, "checkpoint_every": 3, "preflight": False}
     whole = make_config(body, out=tmp_path / "whole", num_steps=6, **options)
     run(whole)
-    assert {row["failed"] for row in read_lines(whole.out / "metrics.jsonl")} == {0, 3}
+    assert {row["reward_failures"] for row in read_lines(whole.out / "metrics.jsonl")} == {0, 3}
     cut = make_config(body, num_steps=3, **options)
     run(cut)
     train(replace(cut, num_steps=6), Display(Console(file=io.StringIO())), resume=True)

@@ -76,9 +76,8 @@ def test_a_checkpoint_has_the_weights_and_moments_of_its_step(make_config):
         assert name.startswith("model.layers.1.")
         assert torch.equal(value, final[name])
     moments = load_file(last / "optimiser.safetensors")
-    assert set(moments) == {
-        f"{name}/0/{key}" for name in weights for key in ("exp_avg", "exp_avg_sq", "step")
-    }
+    assert set(moments) == {f"{name}/{key}" for name in weights for key in ("exp_avg", "exp_avg_sq", "step")}
+    assert all(moments[f"{name}/exp_avg"].shape == value.shape for name, value in weights.items())
     assert all(int(value) == 5 for name, value in moments.items() if name.endswith("/step"))
     assert json.loads((last / "state.json").read_text())["num_updates"] == 5
 
@@ -226,7 +225,7 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
     checkpoint = config.out / "checkpoints" / "step-000003"
     assert caught.value.__notes__ == [
         f"3 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 3 updates; go on from there with: klimb train --resume {config.out}",
+        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {config.out}",
     ]
     assert (checkpoint / "state.json").is_file()
     assert len(read_lines(config.out / "metrics.jsonl")) == 3

@@ -52,7 +52,7 @@ def test_a_signal_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(
     before = handlers()
     config = signalling(signum, num_steps=5, checkpoint_every=4)
     with pytest.raises(
-        RunInterrupted, match="stopped after 2 updates; go on with: klimb train --resume"
+        RunInterrupted, match="stopped after 2 updates; resume with: klimb train --resume"
     ) as caught:
         run(config)
     assert caught.value.exit_code == 128 + signum
@@ -62,7 +62,7 @@ def test_a_signal_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(
     assert len(RunFolder.open(config.out).read("metrics")) == 2
     assert not (config.out / "model").exists()
     assert RunFolder.open(config.out).report.exists()
-    with pytest.raises(KlimbError, match=f"is a run: go on with it by klimb train --resume {config.out}"):
+    with pytest.raises(KlimbError, match=f"is a run: resume it with klimb train --resume {config.out}"):
         run(config)
 
     signalling(num_steps=5, checkpoint_every=4)
@@ -94,7 +94,7 @@ def test_the_exit_code_of_the_command_tells_of_the_signal(signum, code, signalli
     sizes = ["--prompts-per-step", "2", "--max-new-tokens", "3", "--no-preflight", "--out", str(config.out)]
     assert main(["train", *arguments, *sizes]) == code
     error = capsys.readouterr().err
-    assert f"stopped after 2 updates; go on with: klimb train --resume {config.out}" in error
+    assert f"stopped after 2 updates; resume with: klimb train --resume {config.out}" in error
     assert "Traceback" not in error
 
 
@@ -135,7 +135,7 @@ def test_a_signal_from_outside_ends_the_real_command(signum, code, make_options)
     finally:
         running.kill()
     assert running.returncode == code
-    assert f"go on with: klimb train --resume {config.out}" in error
+    assert f"resume with: klimb train --resume {config.out}" in error
     assert "Traceback" not in error
     folder = RunFolder.open(config.out)
     assert folder.checkpoint_steps() == [len(folder.read("metrics"))]

@@ -28,7 +28,7 @@ from klimb.cli.options import (
     Update,
     Verb,
 )
-from klimb.config.names import meant_by
+from klimb.config.names import meant_by, present_value
 from klimb.config.pairwise import CompareConfig, LabelConfig
 from klimb.config.reward import RewardConfig
 from klimb.config.train import TrainConfig, present_name, read_options, read_run_options
@@ -142,11 +142,14 @@ def _train(verb: Train) -> None:
         if run is None and value is not None:
             raise ConfigError(f"{name}: has no meaning without --resume")
     if run is not None and options["out"] != run:
-        raise ConfigError(f"out: a run that goes on stays in its folder {run}, got {options['out']}")
-    config = TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
-    from klimb.training.run import train
+        raise ConfigError(f"out: a resumed run stays in its folder {run}, got {options['out']}")
+    TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
+    from klimb import api
 
-    train(config, resume=run is not None, accept=accept, from_step=from_step)
+    if run is None:
+        api.train(**options)
+    else:
+        api.Run(options.pop("out")).resume(accept=accept, from_step=from_step, **options)
 
 
 def _run_reward(verb: RewardTrain | RewardScore) -> int:
@@ -199,6 +202,8 @@ def _with_present_names(arguments: list[str]) -> list[str]:
     Raises:
         ConfigError: There is no such option of the verbs that take those of a run.
     """
+    if arguments[:2] == ["reward", "train"]:
+        return _with_present_method(arguments)
     if arguments[:1] not in (["train"], ["check"]):
         return arguments
     known = {field.name for field in fields(Train if arguments[0] == "train" else Check)}
@@ -219,6 +224,15 @@ def _with_present_names(arguments: list[str]) -> list[str]:
             raise ConfigError(f"{flag}: no such option; {advice}")
         named.append(f"--{no}{present.replace('_', '-')}{sign}{value}")
     return named
+
+
+def _with_present_method(arguments: list[str]) -> list[str]:
+    """Replace a former name of a method of learning a reward by the present one, with a warning."""
+    split = _split(arguments, "--method")
+    place = split.index("--method") + 1 if "--method" in split else len(split)
+    return [
+        present_value("method", argument) if at == place else argument for at, argument in enumerate(split)
+    ]
 
 
 def _with_file_options(arguments: list[str]) -> list[str]:

@@ -17,18 +17,18 @@ class Train(TrainConfig):
 
     Every option may also stand in a TOML file, by the same name with underscores:
     klimb train --config run.toml [--lr 3e-5 …]; what the command line says goes first.
-    A run that was interrupted goes on with klimb train --resume RUN, on the CPU to the same bits as if it had not; its
+    An interrupted run resumes with klimb train --resume RUN, on the CPU to the same bits as if it had not; its
     options are those that it has, but for those that are given now.
     """
 
     resume: Path | None = None
-    """Folder of a run to go on with; the other options are then not required."""
+    """Folder of a run to resume; the other options are then not required."""
 
     from_step: int | None = None
     """With --resume: go back to the checkpoint of so many updates, and remove what came after."""
 
     accept: tuple[str, ...] = ()
-    """Names of content (prompts, model, or a reward) that may have changed since the run to go on with began."""
+    """Names of content (prompts, model, or a reward) that may have changed since the run to resume began."""
 
     def __post_init__(self) -> None:
         """Leave the checks to the TrainConfig that is made from this: tyro would reword what they say."""

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Collection
 
+from klimb.io.progress import warn
+
 FORMER = {
     "caution": "uncertainty_penalty",
     "on_guard": "on_alarm",
@@ -11,6 +13,9 @@ FORMER = {
     "max_sampler_gap": "max_logprob_mismatch",
 }
 """Options that had another name in klimb 0.1, and their present names; this version understands both."""
+
+FORMER_VALUES = {"method": {"whole": "full"}}
+"""Values of options that were called otherwise in klimb 0.1, and their present names."""
 
 _ELSEWHERE = {
     "learning_rate": "lr",
@@ -50,6 +55,16 @@ _ELSEWHERE = {
 
 BASELINES = {"rloo": "leave_one_out", "grpo": "group_normalised"}
 """Names that the literature has for baselines."""
+
+
+def present_value(option: str, value: str) -> str:
+    """Return an option's value; a former name of it is replaced, with a warning."""
+    present = FORMER_VALUES.get(option, {}).get(value, value)
+    if present != value:
+        warn(
+            f"{option} {value} is now called {option} {present}; the former name will go with the next version"
+        )
+    return present
 
 
 def meant_by(name: str, known: Collection[str]) -> str | None:

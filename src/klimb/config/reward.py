@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from klimb.config.criterion import QUESTION, Criterion
+from klimb.config.names import present_value
 from klimb.errors import ConfigError
 
-_USUAL_LR = {"lora": 1e-4, "whole": 1e-5}
+_USUAL_LR = {"lora": 1e-4, "full": 1e-5}
 _OF_TUNING = ("num_epochs", "batch_size", "lr", "warmup_share", "max_grad_norm", "micro_batch_size")
-_FOREIGN = {"head": (*_OF_TUNING, "lora_rank"), "lora": (), "whole": ("lora_rank",)}
+_FOREIGN = {"head": (*_OF_TUNING, "lora_rank"), "lora": (), "full": ("lora_rank",)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RewardConfig:
     without_raters: tuple[str, ...] = ()
     """Raters whose judgements are left out, by name: those who answer by place or at random, for example."""
 
-    method: Literal["head", "lora", "whole"] = "head"
+    method: Literal["head", "lora", "full"] = "head"
     """What is learned: a linear head on frozen features, read once; or, by passes over the pairs with a gradient, a
     low-rank adapter on every linear layer and the head, or all weights."""
 
@@ -69,26 +70,26 @@ class RewardConfig:
     """Members of an ensemble, each learned from prompts drawn anew; 1 for none. With head only."""
 
     num_epochs: int = 1
-    """Passes over the pairs, with lora and whole; the weights of the best are kept."""
+    """Passes over the pairs, with lora and full; the weights of the best are kept."""
 
     batch_size: int = 32
-    """Pairs that a step learns from, with lora and whole."""
+    """Pairs that a step learns from, with lora and full."""
 
     lr: float | None = None
-    """Learning rate after warm-up, with lora and whole; by default 1e-4 with lora, 1e-5 with whole."""
+    """Learning rate after warm-up, with lora and full; by default 1e-4 with lora, 1e-5 with full."""
 
     warmup_share: float = 0.1
-    """Share of the steps over which the learning rate rises to lr, with lora and whole; then it falls to 0."""
+    """Share of the steps over which the learning rate rises to lr, with lora and full; then it falls to 0."""
 
     max_grad_norm: float | None = 1.0
-    """Longest gradient, over all weights that move, with lora and whole; longer ones are scaled down to it.
+    """Longest gradient, over all weights that move, with lora and full; longer ones are scaled down to it.
     None: never."""
 
     lora_rank: int = 16
     """Rank of the adapter, with lora."""
 
     micro_batch_size: int | None = None
-    """Texts that go through the model at once, with lora and whole; all of a step by default. Fewer take less memory
+    """Texts that go through the model at once, with lora and full; all of a step by default. Fewer take less memory
     and up to a third more time, and change results only by rounding."""
 
     seed: int = 0
@@ -130,6 +131,9 @@ class RewardConfig:
         return None if is_few else ""
 
     def _check_method(self) -> None:
+        object.__setattr__(self, "method", present_value("method", self.method))
+        if self.method not in _FOREIGN:
+            raise ConfigError(f"method: expected head, lora or full, got {self.method!r}")
         if self.criterion is not None and (self.method != "head" or self.held_out is not None):
             raise ConfigError(
                 "criterion: is for few judgements: with method head and without held_out; leave one out"

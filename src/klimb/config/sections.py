@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from klimb.config.objective import ObjectiveOptions
+from klimb.config.serving import ServeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,11 @@ class RewardOptions:
     """Seconds that a reward which is a function may take for a batch, or a service for a request. None: a function may
     take as long as it likes, a service 60 s. With a limit a function runs in a thread other than the main one."""
 
+    @property
+    def asks_people(self) -> bool:
+        """Whether people are a reward, and the run waits for them."""
+        return "people" in self.reward
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeopleOptions:
@@ -104,6 +110,16 @@ class PeopleOptions:
     refit_every: int = 0
     """Steps after which the learned reward beside people is learned anew, from its head and what people said in this
     run until then; evaluations stay with the reward as it was at the start. 0: never."""
+
+    @property
+    def people_page(self) -> ServeOptions:
+        """Where people judge, and who."""
+        return ServeOptions(
+            host=self.people_host,
+            port=self.people_port,
+            rater=self.people_rater,
+            per_pair=self.people_per_pair,
+        ).with_environment()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +147,11 @@ class SamplingOptions:
 
     seed: int = 0
     """Decides every random number of the run."""
+
+    @property
+    def completions_per_step(self) -> int:
+        """N, the completions of a step: those of all its prompts."""
+        return self.prompts_per_step * self.completions_per_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,17 +204,17 @@ class EvaluationOptions:
     """When and on what the policy is evaluated, and which weights are kept."""
 
     eval_prompts: Path | None = None
-    """Prompts to judge by, before and after, none of them a training prompt; by default the first 32 of those."""
+    """Prompts to evaluate on, before and after, none of them a training prompt; by default the first 32 of those."""
 
     eval_completions_per_prompt: int = 4
-    """Completions drawn for each prompt that is judged by."""
+    """Completions drawn for each evaluation prompt."""
 
     eval_every: int | None = None
-    """Steps between evaluations on the prompts that are judged by; one more follows the last step. None: only before
-    and after."""
+    """Steps between evaluations on the evaluation prompts; one more follows the last step. None: only before and
+    after."""
 
     keep_best: str | None = None
-    """Judge, or `reward`, by whose mean on the prompts that are judged by the best weights are kept, those of the start
+    """Judge, or `reward`, by whose mean on the evaluation prompts the best weights are kept, those of the start
     among them; the model that is saved is then the best, not the last. Needs eval_every."""
 
     patience: int | None = None
@@ -252,8 +273,8 @@ class PreflightOptions:
     """Checks before the first step."""
 
     preflight: bool = True
-    """Look before the first step whether policy, reference and sampler agree, completions can end, rewards differ, and
-    memory and disk suffice; what fails stops the run."""
+    """Check before the first step that policy, reference and sampler agree, completions can end, rewards differ, and
+    memory and disk suffice; a failed check stops the run."""
 
 
 SECTIONS: dict[str, type] = {

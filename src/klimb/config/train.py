@@ -23,7 +23,6 @@ from klimb.config.sections import (
     RewardOptions,
     SamplingOptions,
 )
-from klimb.config.serving import ServeOptions
 from klimb.errors import ConfigError
 from klimb.io.progress import warn
 
@@ -111,27 +110,12 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             return
         if self.beta == 0:
             raise ConfigError("kl_target: multiplies beta, and 0 stays 0; set beta to where it should start")
-        batch = self.prompts_per_step * self.completions_per_prompt
+        batch = self.completions_per_step
         if self.kl_horizon < batch:
             raise ConfigError(
                 f"kl_horizon: expected at least the {batch} completions of a step, got {self.kl_horizon}: "
                 "beta would jump from step to step"
             )
-
-    @property
-    def asks_people(self) -> bool:
-        """Whether people are a reward, and the run waits for them."""
-        return "people" in self.reward
-
-    @property
-    def people_page(self) -> ServeOptions:
-        """Where people judge, and who."""
-        return ServeOptions(
-            host=self.people_host,
-            port=self.people_port,
-            rater=self.people_rater,
-            per_pair=self.people_per_pair,
-        ).with_environment()
 
     def _check_people(self) -> None:
         for name in ("people_pairs", "refit_every"):
@@ -283,6 +267,16 @@ def _names_of(section: type) -> set[str]:
     return {field.name for field in fields(section)}
 
 
+def _inputs_of(run: Path, options: dict[str, Any]) -> dict[str, str]:
+    """Where a run's own inputs lie if its folder was moved since it began."""
+    inputs = Path(str(options.get("out"))) / "inputs"
+    return {
+        name: str(run / "inputs" / Path(value).relative_to(inputs))
+        for name in ("model", "prompts", "eval_prompts")
+        if isinstance(value := options.get(name), str) and Path(value).is_relative_to(inputs)
+    }
+
+
 def read_run_options(run: Path) -> dict[str, Any]:
     """Read the options that a run has, from the `config.json` in its folder.
 
@@ -302,6 +296,7 @@ def read_run_options(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: expected the options of a run, got another kind of JSON")
     options.pop("resumed", None)
     options = {FORMER.get(name, name): value for name, value in options.items()}
+    options |= _inputs_of(run, options)
     known = {field.name for field in fields(TrainConfig)}
     if others := options.keys() - known:
         raise ConfigError(

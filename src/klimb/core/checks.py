@@ -16,7 +16,7 @@ _compat: Any = array_api_compat  # its functions are typed by the libraries that
 _COMMON = (np.dtype(np.float64), np.dtype(np.float32))
 _LITTLE = 4096  # elements
 _MUCH = 1 << 20  # elements, from where on threads pay
-_BLOCK = 1 << 18  # elements that are looked at together
+_BLOCK = 1 << 18  # elements checked together
 
 
 def floating_arrays(*, keep: tuple[str, ...] = (), **arguments: ArrayLike) -> tuple[Any, list[Array]]:
@@ -85,7 +85,7 @@ def require_samples(name: str, array: Array) -> None:
 def require_finite(name: str, xp: Any, array: Array) -> None:
     """Raise if any element is NaN or infinite, naming the first one's place.
 
-    Values of lazy arrays (JAX's, Dask's) are not looked at.
+    Values of lazy arrays (JAX's, Dask's) are not read.
     """
     if all_finite(xp, array):
         return
@@ -121,9 +121,9 @@ def quietly() -> np.errstate:
 
 
 def all_finite(xp: Any, array: Array) -> bool:
-    """Whether no element is NaN or infinite; True for lazy arrays, whose values are not looked at."""
+    """Whether no element is NaN or infinite; True for lazy arrays, whose values are not read."""
     if type(array) is np.ndarray:
-        # A finite sum of finite terms is finite; one that is not is looked at again below. BLAS's dot is the
+        # A finite sum of finite terms is finite; one that is not is checked term by term below. BLAS's dot is the
         # quickest for little; for much it would wake threads, which go on spinning beside our own.
         if array.ndim == 1 and array.dtype in _COMMON:
             total = array.dot(array) if array.size <= _LITTLE else _sum(array)

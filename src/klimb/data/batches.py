@@ -42,7 +42,7 @@ def _begins_with(file: Path, mark: bytes) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(len(mark)) == mark
-    except OSError:  # it is told of when it is read
+    except OSError:  # reading it reports the error
         return False
 
 

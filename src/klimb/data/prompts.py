@@ -18,7 +18,7 @@ from klimb.data.rows import RESERVED, Row, read_rows
 from klimb.errors import ConfigError, DataError
 from klimb.io.show import Text, null_in, plain, problem_with
 
-_AT_ONCE = 1 << 20  # digests looked at together
+_AT_ONCE = 1 << 20  # digests compared together
 _MOST_COMPARED = 1000  # repeated prompts that are read again to be sure
 _SHOWN = 3  # repeated prompts whose places are told
 

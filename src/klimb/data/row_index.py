@@ -66,7 +66,7 @@ def stored_rows(file: Path) -> StoredRows:
 
 
 class _Unchanged:
-    """Notices that a file is another than it was."""
+    """Notices that a file changed."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -86,7 +86,9 @@ def run_demo(out: Path | None, seed: int, *, label: bool = False) -> RunResult:
     show_reward(reward, display.console)
     is_proven = reward.held_out.beats_chance
     if not is_proven:
-        say("The demo goes on all the same, so that you see each step: expect no gain that you would notice.")
+        say(
+            "The demo continues nevertheless, so that you see each step: expect no gain that you would notice."
+        )
     say("\n[bold]2. The policy, fine-tuned to please it[/]")
     say(
         "Judged before and after by the reward, and by VADER, a lexicon of rated words that is not trained on."
@@ -125,7 +127,7 @@ def _ask_the_user(model: Path, folder: Path, seed: int, console: Console) -> Pat
 
     console.print(
         f"You are asked which of two continuations you like better, each cut after {_MAX_NEW_TOKENS} tokens; after "
-        f"{_NUM_JUDGEMENTS} answers, some ten minutes, it goes on. So many teach a taste that shows in most "
+        f"{_NUM_JUDGEMENTS} answers, some ten minutes, the demo continues. So many teach a taste that shows in most "
         "texts, such as cheerfulness; a finer one needs hundreds."
     )
     config = LabelConfig(

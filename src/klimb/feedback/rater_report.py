@@ -1,4 +1,4 @@
-"""What is known of raters from their answers, and how a person is told."""
+"""What is known of raters from their answers, and how klimb reports it."""
 
 import math
 import shlex

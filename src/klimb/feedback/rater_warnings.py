@@ -1,11 +1,15 @@
 """Warnings about raters while they judge."""
 
+from typing import TYPE_CHECKING
+
 from klimb.feedback.rater_report import sentence
 from klimb.feedback.raters import account_for, opinions_of
-from klimb.feedback.store.store import Store
 from klimb.io.progress import Say
 
-_LOOK_EVERY = 5  # answers after which raters are looked at again
+if TYPE_CHECKING:
+    from klimb.feedback.store.store import Store  # runs without people need no database
+
+_LOOK_EVERY = 5  # answers from one check of the raters to the next
 
 
 class RaterWatch:
@@ -20,8 +24,8 @@ class RaterWatch:
         self._told: set[tuple[str, str]] = set()
         self._num_seen = 0
 
-    def look(self, store: Store) -> None:
-        """Look at the raters of a store, where more was said since the last time."""
+    def check(self, store: "Store") -> None:
+        """Check the raters of a store, where there are new answers since the last check."""
         num_said = store.count_judgements()
         if num_said < self._num_seen + _LOOK_EVERY:
             return

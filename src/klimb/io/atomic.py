@@ -131,7 +131,7 @@ def remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
     """Remove what a crash left of files and folders that were being written here, or removed.
 
     Args:
-        folder: Where; nothing in its folders is looked at.
+        folder: Where; its subfolders are left alone.
         names: What names of theirs must match as a whole.
     """
     for path in folder.iterdir():

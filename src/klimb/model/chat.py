@@ -159,7 +159,7 @@ def leader(tokenizer: Any) -> str:
     try:
         before = _apply(tokenizer, turns[:1], TemplateOptions(), add_generation_prompt=True)
         whole = _apply(tokenizer, turns, TemplateOptions())
-    except DataError:  # it is told of where a prompt of the data is rendered
+    except DataError:  # rendering a prompt of the data reports it
         return ""
     between = whole[len(before) :].partition(_MARK)[0] if whole.startswith(before) else ""
     return between if _MARK in whole and between.isspace() else ""
@@ -177,7 +177,7 @@ def _said(role: str, content: str) -> list[Message]:
 
 
 def _continued(tokenizer: Any, prompt: list[Message], options: TemplateOptions) -> str:
-    """Render messages up to the end of the last one, which is the assistant's and goes on.
+    """Render messages up to the end of the last one, which is the assistant's and is continued.
 
     A template may change that message, because it takes it for a whole turn: it removes reasoning, or puts an empty
     one before an open tag. The message then follows the header of a new turn.

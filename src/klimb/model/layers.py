@@ -172,7 +172,7 @@ class _Mlp:
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if not is_silu(self.act_fn):
+        if not is_silu(self.act_fn) or torch.compiler.is_compiling():  # a compiler fuses the plain one
             return self.down_proj(self.act_fn(gate) * up)
         if not torch.is_grad_enabled():
             return self.down_proj(_gated(gate, up))

@@ -1,9 +1,6 @@
 """From a folder, a hub name or a GGUF file to a model and its tokenizer, which are what is in the files."""
 
 import contextlib
-import hashlib
-import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,18 +15,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GgufConfig,
 )
-from transformers.utils import logging
 
 from klimb.errors import ConfigError, DataError, KlimbError, ModelNotFoundError
-from klimb.io.atomic import cache_folder, whole_folder
 from klimb.model.allocation import keep_memory_flat, use_allowed_threads
 from klimb.model.complete import check_complete, require_finite, require_room
+from klimb.model.gguf import convert_gguf
 from klimb.model.headers import stored_weights
 from klimb.model.merge import AdapterFiles, find_adapter, head_outputs, merge_adapter
 from klimb.model.place import fetch, find, has_tokenizer, require_sound, require_weights, without_adapter
-from klimb.model.safe_loading import alone, explain, without_pickle
+from klimb.model.progress_bars import without_progress_bars
+from klimb.model.safe_loading import explain, without_pickle
 from klimb.model.saving import companions
 from klimb.model.tokens import readable
 
@@ -183,70 +179,6 @@ def config_place(source: str | Path) -> str:
         return str(place)
     adapter = find_adapter(place)
     return resolve(adapter.find_base()) if adapter is not None else str(place)
-
-
-def convert_gguf(file: Path) -> Path:
-    """Convert a GGUF file to a safetensors folder in the cache, once for each content.
-
-    The quantised weights are expanded to float32 by transformers' reader; the folder is named
-    by the file's SHA-256, so a changed file is converted again.
-
-    Returns:
-        The folder, in Hugging Face's layout.
-
-    Raises:
-        ModelNotFoundError: The file cannot be read as a GGUF model.
-    """
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
-    if folder.exists():
-        return folder
-    # The reader draws its bar on standard error whatever transformers is told.
-    with (
-        without_progress_bars(),
-        contextlib.redirect_stderr(io.StringIO()),
-        without_pickle(),
-        alone(file) as place,
-    ):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name, trust_remote_code=False)
-            reader: Any = AutoModelForCausalLM
-            model, info = reader.from_pretrained(
-                place,
-                gguf_file=file.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            check_complete(model, info, {})
-        except Exception as error:  # transformers' and gguf's readers raise whatever the bytes lead to
-            raise ModelNotFoundError(f"{file}: cannot be read as a GGUF model: {error}") from error
-        try:
-            with whole_folder(folder) as unfinished:
-                model.save_pretrained(unfinished)
-                tokenizer.save_pretrained(unfinished)
-                origin = {"converted_from": file.name, "sha256": digest}
-                (unfinished / "klimb.json").write_text(json.dumps(origin, indent=2) + "\n")
-        except OSError:
-            if not folder.exists():  # else another process has just converted the same file
-                raise
-    return folder
-
-
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Silence transformers' own bars, which would break into ours, and its table of what a file lacks."""
-    was_enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def require_sound(folder: Path) -> dict[str, Any]:
     if (folder / "metrics.jsonl").is_file() or (folder / "fingerprints.json").is_file():
         remedy = f"name its model, {folder / 'model'}"
         if not (folder / "model").is_dir():
-            remedy = "it was stopped before its end and has no model yet: go on with klimb train --resume"
+            remedy = "it was stopped before its end and has no model yet: resume it with klimb train --resume"
         raise ModelNotFoundError(f"it is the folder of a klimb run: {remedy}")
     _refuse_quantised(config)
     for name in _READ_AT_ONCE:

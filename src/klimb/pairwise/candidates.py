@@ -101,7 +101,7 @@ def draw_completions(
     rows: Sequence[PromptRow],
     config: JudgeConfig,
     completions_per_prompt: int,
-    draw: SampleKey,
+    key: SampleKey,
     watch: Watch = iter,
     say: Say = ignore,
 ) -> Drawn:
@@ -112,7 +112,7 @@ def draw_completions(
         rows: B prompts.
         config: How completions are drawn.
         completions_per_prompt: G.
-        draw: What the random numbers are counted by; its prompts are the indices of the rows, (B,).
+        key: Key of the counter-based RNG; its prompts are the indices of the rows, (B,).
         watch: Shows how far it is.
         say: Is told what a person should know.
 
@@ -124,9 +124,9 @@ def draw_completions(
     at_once = max(_AT_ONCE // completions_per_prompt, 1)
     drawn = Drawn([])
     for start in watch(range(0, len(rows), at_once)):
-        indices, part = draw.prompts[start : start + at_once], rows[start : start + at_once]
-        part_draw = SampleKey(draw.seed, draw.step, indices, draw.stream)
-        more = _draw_part(policy, model, part, config, completions_per_prompt, part_draw)
+        indices, part = key.prompts[start : start + at_once], rows[start : start + at_once]
+        part_key = SampleKey(key.seed, key.step, indices, key.stream)
+        more = _draw_part(policy, model, part, config, completions_per_prompt, part_key)
         drawn.candidates.extend(more.candidates)
         drawn.ids.extend(more.ids)
         drawn.rendered.extend(more.rendered)
@@ -197,8 +197,8 @@ def draw_label_parts(
         policy = _load(models[step], rows, config, say)
         places = range(0, sum(map(len, parts)), len(parts[0]))  # the last part alone may be smaller
         for _, indices in zip(watch(places), parts, strict=True):
-            draw = SampleKey(config.seed, step, indices, Stream.LABEL)
-            yield _draw_part(policy, models[step], [rows[index] for index in indices], config, each, draw)
+            key = SampleKey(config.seed, step, indices, Stream.LABEL)
+            yield _draw_part(policy, models[step], [rows[index] for index in indices], config, each, key)
 
     if len(models) == 1:
         for indices, drawn in zip(parts, draw_all(0), strict=True):
@@ -240,8 +240,8 @@ def draw_to_compare(
 
     Both models get the same random numbers, those with which `klimb train` judges before and after training.
     """
-    draw = SampleKey(config.seed, 0, list(range(len(rows))), Stream.EVALUATE)
-    return draw_completions(model, rows, config, config.completions_per_prompt, draw, watch, say)
+    key = SampleKey(config.seed, 0, list(range(len(rows))), Stream.EVALUATE)
+    return draw_completions(model, rows, config, config.completions_per_prompt, key, watch, say)
 
 
 def moment_of(models: Sequence[NamedModel]) -> datetime:
@@ -274,21 +274,21 @@ def _draw_part(
     rows: Sequence[PromptRow],
     config: JudgeConfig,
     completions_per_prompt: int,
-    draw: SampleKey,
+    key: SampleKey,
 ) -> Drawn:
     """Draw completions of some prompts, all together."""
     completions = policy.sample(
         [policy.encode(row.prompt, row.columns) for row in rows],
         completions_per_prompt,
         max_new_tokens=config.max_new_tokens,
-        draw=draw,
+        key=key,
     )
     texts = iter(policy.decode(completions, [row.prompt for row in rows]))
     ids = iter(completions.rows_of_ids())
     drawn = Drawn([], rendered=[policy.render(row.prompt, row.columns) for row in rows])
-    for index in draw.prompts:
+    for index in key.prompts:
         sources = [
-            _source(model, config, draw, index, completion) for completion in range(completions_per_prompt)
+            _source(model, config, key, index, completion) for completion in range(completions_per_prompt)
         ]
         drawn.candidates.append([Candidate(next(texts), source) for source in sources])
         drawn.ids.append([next(ids) for _ in sources])
@@ -326,16 +326,16 @@ def _place(source: str) -> str:
 
 
 def _source(
-    model: NamedModel, config: JudgeConfig, draw: SampleKey, prompt_index: int, completion: int
+    model: NamedModel, config: JudgeConfig, key: SampleKey, prompt_index: int, completion: int
 ) -> dict[str, Any]:
     """All that decides a completion, beside its prompt."""
     return {
         "model": model.name,
         "temperature": config.temperature,
         "max_new_tokens": config.max_new_tokens,
-        "seed": draw.seed,
-        "stream": draw.stream.name.lower(),
-        "step": draw.step,
+        "seed": key.seed,
+        "stream": key.stream.name.lower(),
+        "step": key.step,
         "prompt_index": prompt_index,
         "draw": completion,
     }

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,18 +24,26 @@ from klimb.pairwise.candidates import Drawn, NamedModel, draw_to_compare, find_m
 from klimb.pairwise.console import watched
 from klimb.pairwise.report import draw_report
 from klimb.pairwise.results import ComparisonResult, Example, Side
-from klimb.pairwise.serving import Serve
 from klimb.pairwise.tally import Opinions, opinions_of_scores, tally
-from klimb.reward.load import load_rewards
+from klimb.reward.load import NO_FUNCTIONS, Functions, load_rewards, named
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.training.evaluate.estimates import short_name
 from klimb.training.evaluate.summary import show_prompt
+
+if TYPE_CHECKING:
+    from klimb.pairwise.serving import Serve  # rewards need no server
 
 _AT_ONCE = 64  # completions that a reward is given together
 _MOST_EXAMPLES = 64
 
 
-def compare(config: CompareConfig, say: Say = tell, serve: Serve | None = None) -> ComparisonResult:
+def compare(
+    config: CompareConfig,
+    say: Say = tell,
+    serve: "Serve | None" = None,
+    *,
+    functions: Functions = NO_FUNCTIONS,
+) -> ComparisonResult:
     """Compare two models.
 
     Both answer every prompt with the same random numbers, and the first completion of one is compared with the first
@@ -42,8 +51,9 @@ def compare(config: CompareConfig, say: Say = tell, serve: Serve | None = None) 
 
     Args:
         config: The options.
-        say: Tells of what goes on.
+        say: Takes lines of progress.
         serve: Serves the page on which people judge; in the browser where None.
+        functions: Judges that were given as objects, by the names that `config` has for them.
 
     Returns:
         What came of it, which is written to the page and the file beside it.
@@ -52,22 +62,26 @@ def compare(config: CompareConfig, say: Say = tell, serve: Serve | None = None) 
         KlimbError: Something is wrong with an option, a file, a model, a reward or the store, or nobody judged.
     """
     if PEOPLE not in config.by:
-        return _compare(config, say, serve)
+        return _compare(config, say, serve, functions)
     from klimb.pairwise.serving import claimed_to_label
 
     make_folder(config.out.parent)
     with claimed_to_label(_store_of(config)):
-        return _compare(config, say, serve)
+        return _compare(config, say, serve, functions)
 
 
-def _compare(config: CompareConfig, say: Say, serve: Serve | None) -> ComparisonResult:
+def _compare(
+    config: CompareConfig, say: Say, serve: "Serve | None", functions: Functions
+) -> ComparisonResult:
     rows = read_prompts(config.prompts, config.prompt_column)
     models = find_models((config.model_a, config.model_b))
     make_folder(config.out.parent)
     reward = None
     if config.rewards:
         loaded = load_rewards(
-            config.rewards, device=config.device, trust_remote_code=config.trust_remote_code
+            [named(name, functions) for name in config.rewards],
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
         )
         reward = WeightedSum([], judges=loaded.rewards)  # each is asked and checked, nothing is added up
         _check_prompts(reward, rows)
@@ -121,7 +135,7 @@ def _draw(
 
 
 def _ask_people(
-    rows: list[PromptRow], drawn: tuple[Drawn, Drawn], config: CompareConfig, say: Say, serve: Serve | None
+    rows: list[PromptRow], drawn: tuple[Drawn, Drawn], config: CompareConfig, say: Say, serve: "Serve | None"
 ) -> Opinions:
     from klimb.feedback.server.serve import serve as serve_in_browser  # rewards need no server
     from klimb.feedback.store.store import Store

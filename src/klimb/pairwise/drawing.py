@@ -32,9 +32,9 @@ class _StoppedError(Exception):
 
 
 class PairDrawing:
-    """Draws pairs in a thread of its own and puts them into a store, part by part; within, it goes on.
+    """Draws pairs in a thread of its own and puts them into a store, part by part; it runs inside a `with` block.
 
-    A part is in the store whole, with a note that it is drawn, or not at all. So the same command goes on where it
+    A part is in the store whole, with a note that it is drawn, or not at all. So the same command continues where it
     was stopped, draws no part twice, and ends with the pairs that it would have drawn in one go. A part counts as
     drawn before where the model's files, the prompts and the options are those of that time.
 

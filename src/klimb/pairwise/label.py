@@ -27,7 +27,7 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
 
     Args:
         config: The options.
-        say: Tells of what goes on.
+        say: Takes lines of progress.
         serve: Serves the page; in the browser where None.
 
     Returns:

@@ -1,4 +1,4 @@
-"""People as judges of two models: pairs go to the store, and what was said of them is found there again.
+"""People as judges of two models: pairs go to the store, and their judgements are read back from it.
 
 Axes: B prompts, G comparisons a prompt.
 """
@@ -65,7 +65,7 @@ def ask_people(
         rows: B prompts.
         drawn: Completions of A and of B, (B, G) each.
         config: How the page is served, and how many people are asked about a pair.
-        say: Tells of what goes on.
+        say: Takes lines of progress.
         serve: Serves the page.
     """
     asked = _ask(rows, drawn)
@@ -82,7 +82,7 @@ def ask_people(
 
     if not is_done():
         say(
-            "The page closes once every pair is judged. Ctrl-C ends it sooner; the same command goes on from there."
+            "The page closes once every pair is judged. Ctrl-C ends it sooner; the same command continues from there."
         )
         serve_page(store, config, say, serve, until=is_done)
     said, num_others = _by_place(store.judgements(), asked)

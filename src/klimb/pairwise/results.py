@@ -67,6 +67,11 @@ class ComparisonResult:
     data: Path
 
     @property
+    def win_rate(self) -> float:
+        """Share of the comparisons that A wins, ties counted half, by the judge that was named first."""
+        return self.tallies[0].win_rate
+
+    @property
     def verdicts(self) -> list[str]:
         """What each judge's opinions mean, in words."""
         return [judged.verdict(self.a.name, self.b.name) for judged in self.tallies]

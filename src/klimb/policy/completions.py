@@ -81,16 +81,17 @@ class Completions:
         """Take some completions with just the prompts that they need, cut to their longest."""
         used, prompt_of = torch.unique(self.prompt_of[rows], return_inverse=True)
         longest = int(self.lengths[rows].max())
+        prompts = [self.prompts[index] for index in used.tolist()]
         states = self.states
         if states is not None:
-            longest_prompt = max(len(self.prompts[int(index)]) for index in used)
+            longest_prompt = max(map(len, prompts))
             states = TrunkStates(states.prompts[used, :longest_prompt], states.tokens[rows, : longest - 1])
         return Completions(
-            prompts=[self.prompts[int(index)] for index in used],
+            prompts=prompts,
             prompt_of=prompt_of,
             ids=self.ids[rows, :longest],
             lengths=self.lengths[rows],
-            finish_reasons=[self.finish_reasons[int(row)] for row in rows],
+            finish_reasons=[self.finish_reasons[row] for row in rows.tolist()],
             token_log_probs=self.token_log_probs[rows, :longest],
             token_entropies=self.token_entropies[rows, :longest],
             states=states,

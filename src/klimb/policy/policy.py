@@ -18,8 +18,9 @@ from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
 from klimb.io.show import Text
 from klimb.model import chat
 from klimb.model.layers import use_fast_layers
-from klimb.model.load import WRITER, load, without_progress_bars
+from klimb.model.load import WRITER, load
 from klimb.model.precision import MixedPrecisionModel, Precision
+from klimb.model.progress_bars import without_progress_bars
 from klimb.model.saving import save_whole
 from klimb.model.tokens import readable, require_known
 from klimb.model.trainable import Lora, add_lora, train_last_layers
@@ -27,9 +28,11 @@ from klimb.model.trunk import find_trunk
 from klimb.policy.completions import Completions, join
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.compiled import compile_if_asked
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.prefix import Engine
-from klimb.policy.engine.prompt_sharing import detect_prompt_sharing
+from klimb.policy.engine.prompt_sharing import detect_prompt_sharing, trial
+from klimb.policy.generate import Generation, as_prompts
 from klimb.policy.reference import Reference
 
 
@@ -89,7 +92,9 @@ class Policy:
         self.num_updates = 0
         self.way = detect_prompt_sharing(self.model)
         self._working = MixedPrecisionModel(self.model, precision)
-        self._engine = Engine(self._working.model, find_trunk(self.model) if self.way.shares_prompts else 0)
+        depth = find_trunk(self.model) if self.way.shares_prompts else 0
+        self._engine = Engine(self._working.model, depth, packs=self.way.packs)
+        why_uncompiled = compile_if_asked(self._engine, trial(self.model)) if self.way.shares_prompts else ""
         self.reference = (
             Reference(
                 self._working.model, self._engine, self.distribution, shares_prompts=self.way.shares_prompts
@@ -98,6 +103,10 @@ class Policy:
             else None
         )
         self.notes: list[str] = []
+        if self.way.why_unpacked:
+            self.notes.append(f"prompts and completions are scored apart: {self.way.why_unpacked}")
+        if why_uncompiled:
+            self.notes.append(f"layers are not compiled: {why_uncompiled}")
         self.companions: dict[str, Path] = {}
 
     @classmethod
@@ -148,7 +157,7 @@ class Policy:
             precision=precision,
             has_reference=has_reference,
         )
-        policy.notes, policy.companions = loaded.notes, loaded.companions
+        policy.notes, policy.companions = [*loaded.notes, *policy.notes], loaded.companions
         return policy
 
     @property
@@ -164,8 +173,8 @@ class Policy:
         """Make room for another pass's gradients, where they are found in less than the weights' own precision."""
         self._working.widen_gradients()
 
-    def take_gradients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Give away the weights that move, each with its gradient in the dtype that it was found in."""
+    def take_gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """Give away the names of the weights that move, each with its gradient in the dtype that it was found in."""
         return self._working.take_gradients()
 
     def moved(self) -> None:
@@ -226,7 +235,7 @@ class Policy:
         completions_per_prompt: int,
         *,
         max_new_tokens: int,
-        draw: SampleKey,
+        key: SampleKey,
         distribution: SamplingDistribution | None = None,
     ) -> Completions:
         """Draw completions; each prompt is read once and shared by its completions.
@@ -235,7 +244,7 @@ class Policy:
             prompts: Token ids of B prompts.
             completions_per_prompt: G ≥ 1.
             max_new_tokens: Most tokens of a completion, its end token included, ≥ 1.
-            draw: What the random numbers are counted by.
+            key: Key of the counter-based RNG.
             distribution: What tokens are drawn from; the policy's own where None.
 
         Returns:
@@ -243,12 +252,12 @@ class Policy:
         """
         uniforms = torch.from_numpy(
             uniform_rows(
-                seed=draw.seed,
-                step=draw.step,
-                prompts=draw.prompts,
+                seed=key.seed,
+                step=key.step,
+                prompts=key.prompts,
                 completions_per_prompt=completions_per_prompt,
                 count=max_new_tokens,
-                stream=draw.stream,
+                stream=key.stream,
             )
         ).to(self.model.device)
         prompt_of = torch.arange(len(prompts), device=self.model.device).repeat_interleave(
@@ -270,6 +279,51 @@ class Policy:
             else:
                 parts.append(fallback.draw(self._working.model, *arguments))
         return join(prompts, parts, prompt_of)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Text | Sequence[Text],
+        n: int = 1,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> list[str] | list[list[str]]:
+        """Draw completions and return their texts.
+
+        The same arguments give the same texts. The random numbers of a completion belong to the seed, to its prompt's
+        place in the list, and to its own place among the n.
+
+        Args:
+            prompt: A text, which is continued; messages, which are answered in the chat template; or a list of either.
+            n: Completions of each prompt, at least 1.
+            max_new_tokens: Most tokens of a completion, its end token included.
+            temperature: Of the distribution that is drawn from; the policy's own where None.
+            seed: Decides every random number.
+
+        Returns:
+            The n texts of one prompt, or for a list of prompts such a list of each.
+
+        Raises:
+            ArgumentError: An argument is out of range.
+            DataError: A prompt cannot be read.
+        """
+        generation = Generation(n, max_new_tokens, temperature, seed)
+        prompts, is_one = as_prompts(prompt)
+        found: list[list[str]] = []
+        usual = self.distribution
+        self.distribution = generation.distribution(usual)
+        try:
+            for indices in generation.batches(len(prompts)):
+                asked = [prompts[index] for index in indices]
+                key = SampleKey(seed, 0, indices, Stream.EVALUATE)
+                encoded = [self.encode(one) for one in asked]
+                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, key=key), asked)
+                found += [texts[start : start + n] for start in range(0, len(texts), n)]
+        finally:
+            self.distribution = usual
+        return found[0] if is_one else found
 
     def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Score each token of given completions, differentiably in the trainable parameters."""

@@ -1,4 +1,4 @@
-"""People as the reward, while a run goes on: they compare a step's completions on the page, and the run waits.
+"""People as the reward of a live run: they compare a step's completions on the page, and the run waits.
 
 Axes: N completions, K members of an ensemble, M pairs.
 """
@@ -179,7 +179,7 @@ class PeopleReward:
         has_said = False
         while True:
             said, num_open = page.settle(numbers, self._is_answered)
-            self._watch.look(page.store)
+            self._watch.check(page.store)
             if num_open == 0:
                 break
             if self.is_stopping():

@@ -16,7 +16,7 @@ from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import Pairs
 from klimb.io.show import Text, cut, printable
-from klimb.model.load import without_progress_bars
+from klimb.model.progress_bars import without_progress_bars
 from klimb.reward.scorer import Scorer
 
 _SHOWN = 20  # refused judgements that are printed one by one

@@ -143,7 +143,7 @@ class AsksPeople(Protocol):
 
 @runtime_checkable
 class ChangesAlong(Protocol):
-    """A reward that is learned further as the run goes on."""
+    """A reward that is learned further during the run."""
 
     original: Reward
     """As it was when the run began."""
@@ -232,7 +232,7 @@ class WeightedSum:
     def unattended(self) -> "WeightedSum":
         """The rewards that evaluations go by: without people, who are asked about the steps' completions alone.
 
-        One that is learned further as the run goes on is the one that the run began with: before and after compare.
+        One that is learned further during the run is the one that the run began with: before and after compare.
         """
         kept = [
             (reward.original if isinstance(reward, ChangesAlong) else reward, weight)

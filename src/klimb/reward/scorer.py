@@ -20,7 +20,8 @@ from klimb.io.show import Message, Text
 from klimb.model import chat
 from klimb.model.clock import fix_clock
 from klimb.model.layers import use_fast_layers
-from klimb.model.load import SCORER, Loaded, load, without_progress_bars
+from klimb.model.load import SCORER, Loaded, load
+from klimb.model.progress_bars import without_progress_bars
 from klimb.model.saving import companions, save_whole
 from klimb.model.trunk import decoder_layers
 from klimb.reward.padding import (

@@ -37,7 +37,7 @@ class TimeLimit:
         """Make a call and return what it returned.
 
         Raises:
-            TimeoutError: It took too long; it goes on running.
+            TimeoutError: It took too long; its thread keeps running.
             BaseException: Whatever the call raised.
         """
         if self._latest is None:

@@ -1,4 +1,4 @@
-"""What is looked at after every step, so that a run which goes wrong is noticed while it does.
+"""Guards: checks after every step, so that a run that goes wrong is noticed at once.
 
 Each guard is a function of the steps so far, as `metrics.jsonl` has them, the newest last. A step's numbers are of the
 policy before its update. A bound that is stated in the options is acted upon; where none is, a usual one warns.
@@ -7,10 +7,11 @@ policy before its update. A bound that is stated in the options is acted upon; w
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import GuardOptions
 from klimb.errors import GuardError
+from klimb.rl.metrics import with_present_names
 from klimb.rl.optimizer import USUAL_GAPS, PolicyOptimizer
 
 Step = dict[str, Any]
@@ -20,8 +21,8 @@ MOST_SLOWINGS = 3
 """How often the learning rate is halved before the run stops."""
 
 _REST = 5  # steps from one halving to the next, so that the first can show
-_REMEMBERED = 20  # steps that are looked back at, besides the first
-_KEPT = ("step", "kl", "length", "entropy", "same", "grad_norm", "sampler_gap_mean", "guards")
+_REMEMBERED = 20  # steps kept for comparison, besides the first
+_KEPT = ("step", "kl", "length", "entropy", "duplicate_rate", "grad_norm", "sampler_gap_mean", "guards")
 
 # Usual bounds, past what three seeds of the demo showed in their 40 steps: at most 0.69 nats a token from the
 # reference, 64 % of the first entropy at least, one text for 6 % of a batch at most, a gradient 1.16 times the longest.
@@ -37,7 +38,7 @@ _NEAR = 0.5  # of the bound at which the gap between sampler and trainer stops a
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a guard does not like.
+    """An anomaly that a guard found.
 
     Attributes:
         guard: Its name.
@@ -57,13 +58,28 @@ class Finding:
         return f"{self.words}; likely {self.cause}: {self.remedy}"
 
 
-Guard = Callable[[Sequence[Step], TrainConfig], Finding | None]
-"""(steps so far, options) → what is found of the newest."""
+@dataclass(frozen=True)
+class Bounds:
+    """What guards compare a step with.
+
+    Attributes:
+        options: The bounds that are stated.
+        completions_per_step: Completions of a step; of few, one text may be a large share.
+        precision: What the model computes in, which decides the usual mismatch of log-probs.
+    """
+
+    options: GuardOptions
+    completions_per_step: int
+    precision: Literal["float32", "bfloat16"]
 
 
-def watch_kl(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+Guard = Callable[[Sequence[Step], Bounds], Finding | None]
+"""(steps so far, bounds) → what is found of the newest."""
+
+
+def watch_kl(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the policy is further from its reference than `max_kl`, in nats a completion."""
-    kl, stated = steps[-1].get("kl"), config.max_kl
+    kl, stated = steps[-1].get("kl"), bounds.options.max_kl
     if kl is None:  # not measured
         return None
     bound = _USUAL_KL * steps[-1]["length"] if stated is None else stated
@@ -78,9 +94,9 @@ def watch_kl(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
     )
 
 
-def watch_low_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_low_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the entropy has fallen below `min_entropy`, in nats a token: the policy says the same over and over."""
-    entropy, stated = steps[-1]["entropy"], config.min_entropy
+    entropy, stated = steps[-1]["entropy"], bounds.options.min_entropy
     bound = _LEAST_SHARE_OF_ENTROPY * steps[0]["entropy"] if stated is None else stated
     if entropy >= bound:
         return None
@@ -93,9 +109,9 @@ def watch_low_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | N
     )
 
 
-def watch_high_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_high_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the entropy has risen above `max_entropy`, in nats a token: the policy comes apart."""
-    entropy, stated = steps[-1]["entropy"], config.max_entropy
+    entropy, stated = steps[-1]["entropy"], bounds.options.max_entropy
     bound = steps[0]["entropy"] + _MOST_ADDED_ENTROPY if stated is None else stated
     if entropy <= bound:
         return None
@@ -108,27 +124,27 @@ def watch_high_entropy(steps: Sequence[Step], config: TrainConfig) -> Finding | 
     )
 
 
-def watch_one_text(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_one_text(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether more of a batch than `max_duplicate_share` is one and the same text."""
-    same, stated = steps[-1]["same"], config.max_duplicate_share
-    if stated is None and config.prompts_per_step * config.completions_per_prompt < _FEW:
+    share, stated = steps[-1]["duplicate_rate"], bounds.options.max_duplicate_share
+    if stated is None and bounds.completions_per_step < _FEW:
         return None
     bound = _USUAL_SAME if stated is None else stated
-    if same <= bound:
+    if share <= bound:
         return None
     return Finding(
         "one text",
-        f"{same:.0%} of the completions are one text, more than {_show(bound, stated, 'max_duplicate_share')}",
+        f"{share:.0%} of the completions are one text, more than {_show(bound, stated, 'max_duplicate_share')}",
         "a reward that one text pleases whatever the prompt",
         "mend the reward, or raise --beta",
         stated is not None,
     )
 
 
-def watch_spike(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_spike(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether the gradient is longer than `max_grad_spike` times the longest of the steps before."""
     earlier = [step["grad_norm"] for step in steps[-_REMEMBERED - 1 : -1]]
-    norm, stated = steps[-1]["grad_norm"], config.max_grad_spike
+    norm, stated = steps[-1]["grad_norm"], bounds.options.max_grad_spike
     bound = _USUAL_SPIKE if stated is None else stated
     if len(earlier) < _FIRST_SPIKE or max(earlier) == 0 or norm <= bound * max(earlier):
         return None
@@ -142,9 +158,9 @@ def watch_spike(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
     )
 
 
-def watch_gap(steps: Sequence[Step], config: TrainConfig) -> Finding | None:
+def watch_gap(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
     """Whether sampling and training drift apart; at `max_logprob_mismatch` a run stops before the weights move."""
-    bound = _NEAR * (config.max_logprob_mismatch or USUAL_GAPS[config.precision])
+    bound = _NEAR * (bounds.options.max_logprob_mismatch or USUAL_GAPS[bounds.precision])
     gap = statistics.fmean(step["sampler_gap_mean"] for step in steps[-_FIRST_SPIKE:])
     if gap <= bound:
         return None
@@ -169,26 +185,26 @@ GUARDS: tuple[Guard, ...] = (
 
 
 class Guards:
-    """Looks at every step, and stops the run or slows it down where a stated bound is passed.
+    """Runs every guard on each step, and stops the run or slows it down where a stated bound is passed.
 
     Slowing halves the learning rate from the next step on, at most `MOST_SLOWINGS` times, and then stops.
 
     Args:
-        config: The options.
+        bounds: What steps are compared with, and what is done past a bound.
         optimizer: Whose learning rate is lowered.
     """
 
-    def __init__(self, config: TrainConfig, optimizer: PolicyOptimizer) -> None:
-        self._config, self._optimizer = config, optimizer
+    def __init__(self, bounds: Bounds, optimizer: PolicyOptimizer) -> None:
+        self._bounds, self._optimizer = bounds, optimizer
         self._steps: list[Step] = []
         self._slowed_at: list[int] = []
 
-    def look(self, step: Step) -> list[Finding]:
-        """Take note of a step and say what is found of it."""
+    def check(self, step: Step) -> list[Finding]:
+        """Run every guard on the newest step, and return what they found."""
         self._steps.append({name: step[name] for name in _KEPT if name in step})
         if len(self._steps) > _REMEMBERED + 2:
             del self._steps[1]
-        findings = [found for guard in GUARDS if (found := guard(self._steps, self._config))]
+        findings = [found for guard in GUARDS if (found := guard(self._steps, self._bounds))]
         self._steps[-1]["guards"] = [finding.guard for finding in findings]
         return findings
 
@@ -212,7 +228,7 @@ class Guards:
         now, reasons = self._steps[-1]["step"], "; ".join(map(str, stated))
         if self._slowed_at and now - self._slowed_at[-1] < _REST:
             return None
-        if self._config.on_alarm == "stop" or len(self._slowed_at) == MOST_SLOWINGS:
+        if self._bounds.options.on_alarm == "stop" or len(self._slowed_at) == MOST_SLOWINGS:
             times = f" after {MOST_SLOWINGS} halvings of the learning rate" if self._slowed_at else ""
             raise GuardError(f"step {now + 1}{times}: {reasons}")
         self._slowed_at.append(now)
@@ -220,12 +236,12 @@ class Guards:
         return f"learning rate halved, {len(self._slowed_at)} of {MOST_SLOWINGS} times: {reasons}"
 
     def state(self) -> dict[str, Any]:
-        """What is to be known to go on from here, as JSON types."""
+        """What a checkpoint must hold of it, as JSON types."""
         return {"steps": [dict(step) for step in self._steps], "slowed_at": list(self._slowed_at)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave, the learning rate included."""
-        self._steps = [dict(step) for step in state["steps"]]
+        """Continue from what `state` gave, the learning rate included."""
+        self._steps = [with_present_names(step) for step in state["steps"]]
         self._slowed_at = list(state["slowed_at"])
         self._slow()
 

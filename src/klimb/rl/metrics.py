@@ -4,13 +4,21 @@ import resource
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from klimb.rl.optimizer import UpdateStats
 from klimb.rl.rollout import Rollout
+
+FORMER = {"ended": "eos_rate", "same": "duplicate_rate", "failed": "reward_failures"}
+"""Metrics that had another name in klimb 0.1, and their present names."""
+
+
+def with_present_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the metrics of a step that an earlier version wrote, in `metrics.jsonl` or in a checkpoint."""
+    return {FORMER.get(name, name): value for name, value in metrics.items()}
 
 
 def step_metrics(step: int, rollout: Rollout, update: UpdateStats, device: torch.device) -> dict[str, Any]:
@@ -31,13 +39,13 @@ def step_metrics(step: int, rollout: Rollout, update: UpdateStats, device: torch
         "step": step,
         "reward": statistics.fmean(rewards.given) if rewards.given else None,
         "reward_std": statistics.pstdev(rewards.given) if rewards.given else None,
-        "failed": len(rewards.total) - len(rewards.given),
+        "reward_failures": len(rewards.total) - len(rewards.given),
         "rewards": {name: statistics.fmean(values) if values else None for name, values in opinions.items()},
         **({} if rollout.kl is None else {"kl": statistics.fmean(rollout.kl)}),
         "entropy": completions.mean_entropy,
         "length": float(completions.lengths.double().mean()),
-        "ended": completions.finish_reasons.count("end") / len(completions),
-        "same": duplicate_share(rollout.texts),
+        "eos_rate": completions.finish_reasons.count("end") / len(completions),
+        "duplicate_rate": duplicate_share(rollout.texts),
         **({} if update.num_updates == 1 else {"updates": update.num_updates, "drift": update.drift}),
         **({"weights": update.weights} if update.weights else {}),
         "grad_norm": update.grad_norm,

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from klimb.config.train import TrainConfig
 from klimb.errors import ArgumentError, DivergedError, SamplerGapError
+from klimb.model.matmul import is_on_cpu
+from klimb.model.precision import widened
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
 from klimb.rl.schedule import learning_rate
@@ -20,9 +22,11 @@ from klimb.rl.surrogates import Surrogate
 USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
 """Most by which sampling and training may differ on average, in nats a token; on SmolLM2 6e-6 and 0.05 are seen."""
 
-_REMEMBERED = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": set[str]()}  # of a weight that has moved
+_AVERAGES = ("exp_avg", "exp_avg_sq")  # of a weight that AdamW has moved, each in its shape
+_STATE = {"adamw": {"step", *_AVERAGES}, "sgd": set[str]()}
 
 _PORTION = 1 << 22  # weights moved at a time: 16 MB of gradients in float32
+_PORTION_ON_GPU = 1 << 26  # 256 MB: there each call takes longer than what it does to fewer
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,11 @@ class PolicyOptimizer:
         self._updates_per_step = config.algorithm.num_updates
         self._max_grad_norm = config.max_grad_norm
         self._max_gap = config.max_logprob_mismatch or USUAL_GAPS[config.precision]
-        self._names = {id(weight): name for name, weight in policy.trainable().items()}
+        self._weights = policy.trainable()
+        self._averages: dict[str, dict[str, Tensor]] = {}
         # A large weight is moved a piece at a time, so that no more than that of its gradient is ever widened.
         self._pieces = {
-            name: weight.detach().view(-1).split(_PORTION) for name, weight in policy.trainable().items()
+            name: weight.detach().view(-1).split(_PORTION) for name, weight in self._weights.items()
         }
         moved = [piece for pieces in self._pieces.values() for piece in pieces]
         if config.optimiser == "sgd":
@@ -122,7 +127,7 @@ class PolicyOptimizer:
             SamplerGapError: Sampling and this pass disagree about the tokens; the weights are not moved.
         """
         policy = self._policy
-        gap_sum, gap_max = 0.0, 0.0
+        gaps: list[Tensor] = []  # sum and largest of each pass, asked for when all are under way
         micro_batches = completions.micro_batches(policy.micro_batch_size)
         for rows in micro_batches:
             part = completions.rows(rows)
@@ -131,10 +136,11 @@ class PolicyOptimizer:
             if len(micro_batches) > 1:
                 policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
             gap = (token_log_probs.detach() - part.token_log_probs).abs()
-            gap_sum += float(gap.sum())
-            gap_max = max(gap_max, float(gap.max()))
+            gaps.append(torch.stack([gap.sum(), gap.max()]))
 
-        gap_mean = gap_sum / float(completions.lengths.sum())
+        sums, largest = zip(*torch.stack(gaps).tolist(), strict=True)
+        gap_max = max(0.0, *largest)
+        gap_mean = sum(sums) / float(completions.lengths.sum())
         gradients = policy.take_gradients()
         if is_on_policy:
             self._check_gap(gap_mean)
@@ -164,64 +170,85 @@ class PolicyOptimizer:
         return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0, is_skipped=True)
 
     def moments(self) -> dict[str, Tensor]:
-        """What the optimiser remembers, by the weight's name, the piece of it, and what it is."""
-        return {
-            f"{name}/{number}/{key}": value
-            for name, pieces in self._pieces.items()
-            for number, piece in enumerate(pieces)
-            for key, value in self.optimiser.state[piece].items()
-        }
+        """The state by `name/step`, `name/exp_avg` and `name/exp_avg_sq`; averages have the shape of their weight."""
+        moments: dict[str, Tensor] = {}
+        for name, averages in self._averages.items():
+            moments |= {f"{name}/{what}": average for what, average in averages.items()}
+            moments[f"{name}/step"] = self.optimiser.state[self._pieces[name][0]]["step"]
+        return moments
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
-        """Let the optimiser remember what `moments` gave, a tensor at a time.
+        """Give the optimiser the state that `moments` returned, a tensor at a time.
+
+        The form of klimb 0.1 is read, too, in which a weight's averages were flat pieces: `name/0/exp_avg`, `name/1/…`.
 
         Raises:
             ArgumentError: Names or shapes are not those of the weights that move; nothing is changed.
         """
-        pieces = {
-            f"{name}/{number}": piece
-            for name, pieces in self._pieces.items()
-            for number, piece in enumerate(pieces)
-        }
-        remembered: dict[str, set[str]] = {}
-        for key in moments:
-            place, _, what = key.rpartition("/")
-            remembered.setdefault(place, set()).add(what)
-            if place not in pieces:
-                raise ArgumentError(f"moments: {key} is of none of the weights that move")
-            if what != "step" and moments[key].shape != pieces[place].shape:
-                raise ArgumentError(
-                    f"moments: expected {key} as {tuple(pieces[place].shape)}, got {tuple(moments[key].shape)}"
-                )
-        expected = _REMEMBERED[self._config.optimiser]
-        for place, found in remembered.items():
-            if found != expected:
-                raise ArgumentError(
-                    f"moments: expected {', '.join(sorted(expected)) or 'nothing'} of {place}, "
-                    f"got {', '.join(sorted(found))}"
-                )
+        keys = _keys_by_name(moments, self._weights)
+        for name, found in keys.items():
+            self._require_state(name, found, moments)
         self.optimiser.state.clear()
-        for place, found in remembered.items():
-            piece = pieces[place]
-            self.optimiser.state[piece] = {
-                what: moments[f"{place}/{what}"].to(piece.device) for what in sorted(found)
-            }
+        self._averages.clear()
+        for name, found in keys.items():
+            averages = self._add_state(name, moments[found["step"][0]])
+            for what in _AVERAGES:
+                pieces = averages[what].view(-1).split([moments[key].numel() for key in found[what]])
+                for piece, key in zip(pieces, found[what], strict=True):
+                    piece.copy_(moments[key].view(-1))
 
-    def _move(self, gradients: list[tuple[Tensor, Tensor]], scale: float) -> None:
+    def _require_state(self, name: str, keys: Mapping[str, list[str]], moments: Mapping[str, Tensor]) -> None:
+        """Raise unless a weight's state has all parts that the optimiser keeps, in the weight's shape."""
+        expected = _STATE[self._config.optimiser]
+        if set(keys) != expected:
+            raise ArgumentError(
+                f"moments: expected {', '.join(sorted(expected)) or 'nothing'} of {name}, "
+                f"got {', '.join(sorted(keys))}"
+            )
+        shape = self._weights[name].shape
+        for what in _AVERAGES:
+            shapes = [moments[key].shape for key in keys[what]]
+            is_flat = all(len(piece) == 1 for piece in shapes) and len(keys["step"]) == len(shapes)
+            if shapes != [shape] and not (is_flat and sum(map(math.prod, shapes)) == shape.numel()):
+                raise ArgumentError(
+                    f"moments: expected {name}/{what} as {tuple(shape)}, got {', '.join(map(str, map(tuple, shapes)))}"
+                )
+
+    def _add_state(self, name: str, step: Tensor | None = None) -> dict[str, Tensor]:
+        """Make a weight's averages, zero and in its shape, of which the optimiser gets views, piece by piece."""
+        weight = self._weights[name].detach()
+        averages = self._averages[name] = {what: torch.zeros_like(weight) for what in _AVERAGES}
+        start = torch.zeros((), dtype=torch.float32) if step is None else step
+        for number, piece in enumerate(self._pieces[name]):
+            views = {what: average.view(-1).split(_PORTION)[number] for what, average in averages.items()}
+            self.optimiser.state[piece] = {"step": start.to(weight.device, copy=True), **views}
+        return averages
+
+    def _move(self, gradients: list[tuple[str, Tensor]], scale: float) -> None:
         """Let the optimiser move some weights after the others: of few at a time is the gradient held in full width."""
-        portion: list[Tensor] = []
+        portion: list[tuple[Tensor, Tensor]] = []
         while gradients:
-            weight, gradient = gradients.pop()
-            pieces = self._pieces[self._names[id(weight)]]
-            for piece, part in zip(pieces, gradient.reshape(-1).split(_PORTION), strict=True):
-                piece.grad = part.to(piece.dtype)
-                if scale != 1:
-                    piece.grad *= scale
-                portion.append(piece)
-                if not gradients or sum(piece.numel() for piece in portion) >= _PORTION:
-                    self.optimiser.step()
-                    while portion:
-                        portion.pop().grad = None  # now, so that sampling has their memory
+            name, gradient = gradients.pop()
+            if _STATE[self._config.optimiser] and name not in self._averages:
+                self._add_state(name)
+            most = _PORTION if is_on_cpu(gradient) else _PORTION_ON_GPU
+            for piece, part in zip(self._pieces[name], gradient.reshape(-1).split(_PORTION), strict=True):
+                portion.append((piece, part))
+                if not gradients or sum(piece.numel() for piece, _ in portion) >= most:
+                    self._move_together(portion, scale)
+
+    def _move_together(self, portion: list[tuple[Tensor, Tensor]], scale: float) -> None:
+        """Move weights by their gradients, in few calls; neither is left behind."""
+        pieces = [piece for piece, _ in portion]
+        gradients = widened([part for _, part in portion], pieces[0].dtype)
+        portion.clear()
+        if scale != 1:
+            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
+        for piece, gradient in zip(pieces, gradients, strict=True):
+            piece.grad = gradient
+        self.optimiser.step()
+        for piece in pieces:
+            piece.grad = None  # now, so that sampling has their memory
 
     def _check_gap(self, gap: float) -> None:
         if gap > self._max_gap:  # what is not a number is told of as a gradient that is not
@@ -233,15 +260,36 @@ class PolicyOptimizer:
             )
 
 
+def _keys_by_name(
+    moments: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, dict[str, list[str]]]:
+    """Find the keys of each weight's state, by what they are of it; several where they are of pieces, in order."""
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    for key in moments:
+        place, _, what = key.rpartition("/")
+        name, _, number = (place, "", "0") if place in weights else place.rpartition("/")
+        if name not in weights or not number.isdecimal():
+            raise ArgumentError(f"moments: {key} is of none of the weights that move")
+        found.setdefault(name, {}).setdefault(int(number), {})[what] = key
+    by_name: dict[str, dict[str, list[str]]] = {name: {} for name in found}
+    for name, pieces in found.items():
+        for number in sorted(pieces):
+            for what, key in pieces[number].items():
+                by_name[name].setdefault(what, []).append(key)
+    return by_name
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
 def _norm(gradients: list[Tensor]) -> float:
     """Length of the gradient over all weights, in at least float32."""
-    norms = [
-        torch.linalg.vector_norm(part, dtype=_wide(part.dtype))  # which widens all that it is given
-        for gradient in gradients
-        for part in gradient.reshape(-1).split(_PORTION)
-    ]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    parts = [part for gradient in gradients for part in gradient.reshape(-1).split(_PORTION)]
+    if not parts:
+        return 0.0
+    norms = torch._foreach_norm(  # pyright: ignore[reportPrivateImportUsage]
+        parts,
+        dtype=_wide(parts[0].dtype),  # which widens all that it is given
+    )
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

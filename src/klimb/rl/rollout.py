@@ -21,6 +21,7 @@ from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.reward.state import TrainerState
+from klimb.rl.sampler import Sampler
 
 _GREEDY = (
     1e-6  # a temperature at which the most likely token is drawn, unless two differ by less in their logits
@@ -76,32 +77,36 @@ class Stopwatch:
         self._last = now
 
 
-def rollout(  # noqa: PLR0913  what decides the completions of a step
+def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     policy: Policy,
     reward: WeightedSum,
     rows: list[PromptRow],
     *,
     completions_per_prompt: int,
     max_new_tokens: int,
-    draw: SampleKey,
+    key: SampleKey,
     state: TrainerState | None = None,
+    sampler: Sampler | None = None,
     with_greedy: bool = False,
 ) -> Rollout:
     """Draw completions, score them, and measure how far they are from the reference, if there is one.
 
     Args:
-        policy: The policy.
-        reward: What scores.
-        rows: Rows of the prompts.
+        policy: The policy, which encodes prompts and decodes completions.
+        reward: What scores the completions.
+        rows: The rows of the B prompts.
         completions_per_prompt: G.
-        max_new_tokens: Most tokens of a completion.
-        draw: What the random numbers are counted by.
-        state: How far the run is, for reward functions.
-        with_greedy: Whether each prompt's greedy completion is drawn and scored, too.
+        max_new_tokens: Most tokens of a completion, its end token included.
+        key: Key of the counter-based RNG.
+        state: How far the run is, as reward functions get it.
+        sampler: What draws the completions; the policy itself where None.
+        with_greedy: Whether the policy draws each prompt's greedy completion, too, and it is scored.
     """
     timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
-    completions = policy.sample(prompts, completions_per_prompt, max_new_tokens=max_new_tokens, draw=draw)
+    completions = (sampler or policy).sample(
+        prompts, completions_per_prompt, max_new_tokens=max_new_tokens, key=key
+    )
     texts = policy.decode(completions, [row.prompt for row in rows])
     timer.lap("sampling")
     batch = reward_inputs(policy, rows, completions, texts, state)
@@ -110,7 +115,7 @@ def rollout(  # noqa: PLR0913  what decides the completions of a step
     greedy: list[float | None] | None = None
     if with_greedy:
         best = policy.sample(
-            prompts, 1, max_new_tokens=max_new_tokens, draw=draw, distribution=SamplingDistribution(_GREEDY)
+            prompts, 1, max_new_tokens=max_new_tokens, key=key, distribution=SamplingDistribution(_GREEDY)
         )
         best_texts = policy.decode(best, [row.prompt for row in rows])
         greedy = list(reward(reward_inputs(policy, rows, best, best_texts, state)).total)

@@ -18,18 +18,20 @@ from klimb.reward.reward import WeightedSum
 from klimb.rl.advantages import find_advantages, find_counted, find_token_advantages
 from klimb.rl.optimizer import PolicyOptimizer, UpdateStats, join_stats
 from klimb.rl.rollout import Rollout, Stopwatch, rollout, trainer_state
+from klimb.rl.sampler import Sampler
 from klimb.rl.surrogates import SumOfTokens, WeightStats, cut_to_rows, make_surrogate
 
 
-def take_step(
+def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     policy: Policy,
     reward: WeightedSum,
     optimizer: PolicyOptimizer,
     rows: list[PromptRow],
-    draw: SampleKey,
+    key: SampleKey,
     config: TrainConfig,
     *,
     num_prompts: int | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[Rollout, UpdateStats]:
     """Draw completions and move the policy's weights, once or for each minibatch and epoch.
 
@@ -41,9 +43,10 @@ def take_step(
         reward: What is trained on, and the judges.
         optimizer: What moves the weights.
         rows: The step's prompts.
-        draw: What the random numbers are counted by.
+        key: Key of the counter-based RNG.
         config: The options.
         num_prompts: How many prompts the run has; those of this step where None.
+        sampler: What draws the completions; the policy itself where None.
     """
     drawn = rollout(
         policy,
@@ -51,21 +54,20 @@ def take_step(
         rows,
         completions_per_prompt=config.completions_per_prompt,
         max_new_tokens=config.max_new_tokens,
-        draw=draw,
-        state=trainer_state(config, num_prompts or len(rows), draw.step),
+        key=key,
+        state=trainer_state(config, num_prompts or len(rows), key.step),
+        sampler=sampler,
         with_greedy=config.algorithm.baseline == "greedy",
     )
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
     timer = Stopwatch(policy.model.device)
-    stats = _update(optimizer, drawn, draw, config)
+    stats = _update(optimizer, drawn, key, config)
     timer.lap("update")
     drawn.seconds.update(timer.seconds)
     return drawn, stats
 
 
-def _update(
-    optimizer: PolicyOptimizer, rollout: Rollout, draw: SampleKey, config: TrainConfig
-) -> UpdateStats:
+def _update(optimizer: PolicyOptimizer, rollout: Rollout, key: SampleKey, config: TrainConfig) -> UpdateStats:
     """Move the weights by the completions that count; by none, not at all."""
     algorithm = config.algorithm
     if algorithm.is_sum_of_completions:
@@ -75,7 +77,7 @@ def _update(
     is_counted = find_counted(rollout, config)
     weights, updates = WeightStats(), list[UpdateStats]()
     for epoch in range(algorithm.num_epochs):
-        for minibatch in minibatches(rollout, algorithm.num_minibatches, draw, epoch):
+        for minibatch in minibatches(rollout, algorithm.num_minibatches, key, epoch):
             rows = minibatch[is_counted[minibatch]]
             is_first = all(update.is_skipped for update in updates)
             updates.append(_one_update(optimizer, rollout, advantages, rows, weights, is_first, config))
@@ -107,13 +109,13 @@ def _one_update(
     return optimizer.step(surrogate, completions, is_on_policy=is_first)
 
 
-def minibatches(rollout: Rollout, count: int, draw: SampleKey, epoch: int) -> list[Int[Tensor, " n"]]:
+def minibatches(rollout: Rollout, count: int, key: SampleKey, epoch: int) -> list[Int[Tensor, " n"]]:
     """Split a rollout into minibatches of whole prompts, in an order of the seed, the step and the epoch.
 
     Args:
         rollout: The completions, ordered by prompt.
         count: How many; one keeps the order.
-        draw: What the step's random numbers are counted by.
+        key: What the step's random numbers are counted by.
         epoch: How often the batch has been gone through.
 
     Returns:
@@ -124,8 +126,8 @@ def minibatches(rollout: Rollout, count: int, draw: SampleKey, epoch: int) -> li
     if count == 1:
         return [torch.arange(len(completions), device=device)]
     keys = uniforms(
-        seed=draw.seed,
-        step=draw.step,
+        seed=key.seed,
+        step=key.step,
         prompt=0,
         completion=epoch,
         count=len(rollout.rows),

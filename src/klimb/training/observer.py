@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Is told of each event of a run, in order; each method does nothing until a subclass overrides it.
+    """Receives each event of a run, in order; each method does nothing until a subclass overrides it.
 
     Weights, random numbers and checkpoints of a run do not depend on its observers. An exception of an observer ends
     the run as any other does, at a state from which it resumes.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import CheckpointOptions, PeopleOptions
 from klimb.errors import ConfigError
 from klimb.io.progress import Say
 from klimb.reward.people import People, PeopleReward
@@ -15,36 +15,37 @@ from klimb.training.signals import Interruption
 _STORE = "people.db"  # in the run's folder
 
 
-def store_of(config: TrainConfig) -> Path:
+def store_of(options: CheckpointOptions) -> Path:
     """Where a run keeps what people say."""
-    return config.out / _STORE
+    return options.out / _STORE
 
 
-def ask_people(config: TrainConfig, say: Say) -> PeopleReward:
+def ask_people(options: PeopleOptions, store: Path, say: Say) -> PeopleReward:
     """Make people the reward of a run, whose page has an address that can be listened on."""
-    people = People(store_of(config), config.people_page, say, num_pairs=config.people_pairs)
+    people = People(store, options.people_page, say, num_pairs=options.people_pairs)
     reward = PeopleReward(people)
     reward.check()
     return reward
 
 
-def join_people(config: TrainConfig, reward: WeightedSum, say: Say) -> None:
+def join_people(options: PeopleOptions, reward: WeightedSum, say: Say, *, seed: int) -> None:
     """Let a learned reward and people work together: it says what to ask, and learns from what they say.
 
     Args:
-        config: The options.
+        options: Which pairs people are asked about, and how often the learned reward is learned anew.
         reward: The rewards of the run, of which the learned one may be replaced by one that learns.
-        say: Is told when it has learned.
+        say: Takes a line after each refit.
+        seed: The run's, from which the members of an ensemble draw prompts.
 
     Raises:
         ConfigError: There is no such reward, or there are two.
     """
-    if config.people_pairs is None and not config.refit_every:
+    if options.people_pairs is None and not options.refit_every:
         return
     from klimb.reward.classifier import ClassifierReward
     from klimb.reward.learn.refit import RefittedReward
 
-    option = "refit_every" if config.refit_every else "people_pairs"
+    option = "refit_every" if options.refit_every else "people_pairs"
     places = [place for place, each in enumerate(reward.rewards) if isinstance(each, ClassifierReward)]
     if len(places) != 1:
         raise ConfigError(
@@ -54,29 +55,29 @@ def join_people(config: TrainConfig, reward: WeightedSum, say: Say) -> None:
     learned = reward.rewards[places[0]]
     people = next(each for each in reward.rewards if isinstance(each, PeopleReward))
     assert isinstance(learned, ClassifierReward)  # noqa: S101  as above
-    if config.people_pairs is not None and learned.scorer.members is None:
+    if options.people_pairs is not None and learned.scorer.members is None:
         raise ConfigError(
             f"people_pairs: people are asked where an ensemble disagrees, and reward {learned.name} has one member: "
             "learn it with klimb reward train --num-members 4"
         )
-    if config.refit_every:
-        learned = RefittedReward(learned, people.record, every=config.refit_every, seed=config.seed, say=say)
+    if options.refit_every:
+        learned = RefittedReward(learned, people.record, every=options.refit_every, seed=seed, say=say)
         reward.rewards[places[0]] = learned
     people.member_scores = learned.member_scores
 
 
-def store_claimed(config: TrainConfig) -> AbstractContextManager[None]:
-    """Keep other processes from the store of a run that asks people; of another run there is none.
+def store_claimed(options: CheckpointOptions, *, asks_people: bool) -> AbstractContextManager[None]:
+    """Keep other processes from the store of a run that asks people; another run has none.
 
     Raises:
         StoreError: Another process uses it.
     """
-    if not config.asks_people:
+    if not asks_people:
         return contextlib.nullcontext()
     from klimb.feedback.store.claim import LIVE, claimed
 
-    advice = f"wait for its end, stop it, or choose another --out than {config.out}"
-    return claimed(store_of(config), LIVE, advice=advice)
+    advice = f"wait for its end, stop it, or choose another --out than {options.out}"
+    return claimed(store_of(options), LIVE, advice=advice)
 
 
 @contextlib.contextmanager
@@ -86,7 +87,7 @@ def asking(reward: WeightedSum, interruption: Interruption) -> Iterator[None]:
     for each in asked:
         each.is_stopping = lambda: interruption.was_asked_for
     ending, has_finished = (
-        "The run was stopped. All that you said is saved, and counts when it goes on.",
+        "The run was stopped. All that you said is saved, and counts when the run resumes.",
         False,
     )
     try:

@@ -8,9 +8,9 @@ from typing import NoReturn
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, KlimbError
 from klimb.model.clock import clock_at, current_moment
+from klimb.reward.load import NO_FUNCTIONS, Functions
 from klimb.reward.people import WaitStoppedError
 from klimb.rl.declaration import declare
-from klimb.training.evaluate.best import BestSoFar
 from klimb.training.evaluate.estimates import Rows
 from klimb.training.evaluate.evaluator import Evaluator
 from klimb.training.evaluate.summary import Summary, summarise
@@ -42,6 +42,7 @@ def train(
     config: TrainConfig,
     observer: Observer | None = None,
     *,
+    functions: Functions = NO_FUNCTIONS,
     resume: bool = False,
     accept: Sequence[str] = (),
     from_step: int | None = None,
@@ -53,7 +54,8 @@ def train(
 
     Args:
         config: The options.
-        observer: Is told of each event; shows the run in a terminal where None.
+        observer: Receives each event; shows the run in a terminal where None.
+        functions: Rewards and judges that were given as objects, by the names that `config` has for them.
         resume: Resume the run in `config.out`, to the same bits as if it had not been interrupted.
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
         from_step: Updates of the checkpoint that the resumed run goes back to, and what came after is removed; the
@@ -72,17 +74,17 @@ def train(
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
     if not resume:
-        with store_claimed(config), clock_at(current_moment()):
+        with store_claimed(config, asks_people=config.asks_people), clock_at(current_moment()):
             RunFolder.require_free(config.out)
-            return _train(config, observer)
+            return _train(config, observer, functions)
     folder = RunFolder.find(config.out)
     moment = read_moment(folder.fingerprints) or current_moment()
-    with store_claimed(config), folder.claimed(), clock_at(moment):
+    with store_claimed(config, asks_people=config.asks_people), folder.claimed(), clock_at(moment):
         resumption = plan_resumption(config, from_step)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
-            return RunResult(folder, _summary(config, folder, folder.read_best()))
-        return _train(config, observer, resumption, accept)
+            return RunResult(folder, summary_of(config, folder))
+        return _train(config, observer, functions, resumption, accept)
 
 
 def check(config: TrainConfig, observer: Observer | None = None) -> Preflight:
@@ -100,12 +102,13 @@ def check(config: TrainConfig, observer: Observer | None = None) -> Preflight:
 def _train(
     config: TrainConfig,
     observer: Observer,
+    functions: Functions,
     resumption: Resumption | None = None,
     accept: Sequence[str] = (),
 ) -> RunResult:
-    inputs, rows, eval_rows = prepare(config, observer)
+    inputs, rows, eval_rows = prepare(config, observer, functions)
     policy, reward = inputs.policy, inputs.reward
-    content = take_fingerprints(config) | {ENVIRONMENT: describe_environment(policy.model.device)}
+    content = take_fingerprints(config, functions) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
     if resumption is not None:
         observer.run_resumed(resumption.compare(content, accept))
@@ -145,7 +148,7 @@ class _Run:
         trainer: Takes the steps.
         evaluator: Evaluates the policy.
         folder: Where the run's files are.
-        observer: Is told of each event, after the run's own recorder.
+        observer: Receives each event, after the run's own recorder.
     """
 
     def __init__(self, trainer: Trainer, evaluator: Evaluator, folder: RunFolder, observer: Observer) -> None:
@@ -171,7 +174,7 @@ class _Run:
         folder, trainer = self._folder, self._trainer
         try:
             with (
-                listening(f"go on with: klimb train --resume {self._config.out}") as interruption,
+                listening(f"resume with: klimb train --resume {self._config.out}") as interruption,
                 asking(trainer.reward, interruption),
             ):
                 if before is None:
@@ -179,7 +182,7 @@ class _Run:
                 else:
                     self._evaluations.start(before)
                 self._take_steps(interruption)
-            summary = _summary(self._config, folder, self._evaluations.best)
+            summary = summary_of(self._config, folder)
             self._observer.run_finished(folder, summary)
         except KlimbError as error:
             self._checkpoints.save_and_annotate(error, self._num_recorded)
@@ -232,10 +235,15 @@ class _Run:
         interruption.leave(self._trainer.step)
 
 
-def _summary(config: TrainConfig, folder: RunFolder, best: BestSoFar | None) -> Summary:
+def summary_of(config: TrainConfig, folder: RunFolder) -> Summary:
+    """What a run changed, from its evaluations.
+
+    Raises:
+        RunFolderError: It has not been evaluated yet.
+    """
     return summarise(
         folder.read("evaluations"),
         are_held_out=config.eval_prompts is not None,
         judges=config.judges,
-        best=best,
+        best=folder.read_best(),
     )

@@ -2,6 +2,7 @@
 
 import itertools
 
+from klimb.config.sections import EvaluationOptions
 from klimb.config.train import TrainConfig
 from klimb.data.prompts import PromptFile, PromptRow, indices_of_step, read_prompts, require_held_out
 from klimb.model.clock import current_moment, reads_clock
@@ -10,10 +11,10 @@ from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.lengths import check_lengths
 from klimb.policy.policy import Policy
-from klimb.reward.load import PEOPLE, load_rewards, require_proven
+from klimb.reward.load import NO_FUNCTIONS, PEOPLE, Functions, load_rewards, named, require_proven
 from klimb.training.evaluate.estimates import short_name
 from klimb.training.observer import Observer
-from klimb.training.people import ask_people, join_people
+from klimb.training.people import ask_people, join_people, store_of
 from klimb.training.preflight.preflight import PreflightInputs, require_room
 from klimb.training.preflight.resources import device_of
 from klimb.training.storage.environment import describe_slowness, require_paths
@@ -21,10 +22,17 @@ from klimb.training.storage.environment import describe_slowness, require_paths
 _MOST_TRAINING_PROMPTS_EVALUATED = 32  # where no held-out prompts are given
 
 
-def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, PromptFile, list[PromptRow]]:
+def prepare(
+    config: TrainConfig, observer: Observer, functions: Functions = NO_FUNCTIONS
+) -> tuple[PreflightInputs, PromptFile, list[PromptRow]]:
     """Read and load all that a run is made of.
 
     Everything that can be wrong with the options and their files is found before the model is loaded.
+
+    Args:
+        config: The options.
+        observer: Receives messages about what takes long.
+        functions: Rewards and judges that were given as objects, by the names that `config` has for them.
 
     Returns:
         What preflight looks at, the training prompts, and the evaluation prompts.
@@ -36,18 +44,22 @@ def prepare(config: TrainConfig, observer: Observer) -> tuple[PreflightInputs, P
     if not config.accept_unproven_reward:
         require_proven(config.reward)
     rows = PromptFile(config.prompts, config.prompt_column)
-    eval_rows = _rows_to_evaluate(config, rows)
+    eval_rows = _rows_to_evaluate(config, rows, config.prompt_column)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
+    store, say = store_of(config), observer.message
     reward = load_rewards(
-        [ask_people(config, observer.message) if name == PEOPLE else name for name in config.reward],
+        [
+            ask_people(config, store, say) if name == PEOPLE else named(name, functions)
+            for name in config.reward
+        ],
         config.reward_weights,
-        judges=config.judges,
+        judges=[named(name, functions) for name in config.judges],
         uncertainty_penalty=config.uncertainty_penalty,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         timeout=config.reward_timeout,
     )
-    join_people(config, reward, observer.message)
+    join_people(config, reward, say, seed=config.seed)
     base = require_room(config)
     observer.model_loading(config.model)
     policy = load_policy(config)
@@ -82,7 +94,7 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
     """Say in a line each what model, batch and device are, and what a person should know of them."""
     num_moved = sum(p.numel() for p in policy.trainable().values())
     num_parameters = sum(p.numel() for p in policy.model.parameters())
-    batch = config.prompts_per_step * config.completions_per_prompt
+    batch = config.completions_per_step
     facts = {
         "model": f"{config.model}, {num_parameters:,} parameters, {num_moved:,} of them trained",
         "batch": f"{config.prompts_per_step} of {len(rows)} prompts × {config.completions_per_prompt} "
@@ -109,18 +121,18 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
     return facts
 
 
-def _rows_to_evaluate(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
-    if config.eval_prompts is None:
+def _rows_to_evaluate(options: EvaluationOptions, rows: PromptFile, column: str) -> list[PromptRow]:
+    if options.eval_prompts is None:
         return rows[:_MOST_TRAINING_PROMPTS_EVALUATED]
-    held_out = read_prompts(config.eval_prompts, config.prompt_column)
+    held_out = read_prompts(options.eval_prompts, column)
     require_held_out(held_out, rows)
     return held_out
 
 
-def _evaluation_words(config: TrainConfig) -> str:
-    words = f"every {config.eval_every} steps"
-    if config.keep_best is not None:
-        words += f"; the weights are kept that {short_name(config.keep_best)} finds best"
-    if config.patience is not None:
-        words += f"; {config.patience} evaluations in a row with nothing better end the run"
+def _evaluation_words(options: EvaluationOptions) -> str:
+    words = f"every {options.eval_every} steps"
+    if options.keep_best is not None:
+        words += f"; the weights are kept that {short_name(options.keep_best)} finds best"
+    if options.patience is not None:
+        words += f"; {options.patience} evaluations in a row with nothing better end the run"
     return words

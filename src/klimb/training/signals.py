@@ -16,7 +16,7 @@ class RunInterrupted(KeyboardInterrupt):
     """A run was asked to stop, by Ctrl-C or a signal, and has.
 
     Attributes:
-        exit_code: What a shell is told: 128 and the signal's number, so 130 or 143.
+        exit_code: The exit status: 128 and the signal's number, so 130 or 143.
     """
 
     def __init__(self, signum: int, message: str) -> None:

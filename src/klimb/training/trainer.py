@@ -9,10 +9,11 @@ from klimb.config.train import TrainConfig
 from klimb.data.prompts import PromptRow, indices_of_step
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import WeightedSum
-from klimb.rl.guards import Finding, Guards
+from klimb.rl.guards import Bounds, Finding, Guards
 from klimb.rl.metrics import step_metrics
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import Rollout
+from klimb.rl.sampler import Sampler
 from klimb.rl.schedule import KLCoefficient
 from klimb.rl.step import take_step
 
@@ -56,9 +57,10 @@ class Trainer:
         reward: What it is trained on, and the judges.
         optimizer: What moves the weights.
         coefficient: The KL coefficient, which may move.
-        guards: What looks at each step.
+        guards: What checks each step.
         step: Steps taken so far.
         num_updates: Updates of the weights at the end of the last whole step.
+        sampler: What draws the completions of steps; the policy itself where None.
     """
 
     config: TrainConfig
@@ -70,6 +72,7 @@ class Trainer:
     guards: Guards
     step: int = 0
     num_updates: int = 0
+    sampler: Sampler | None = None
 
     @classmethod
     def start(
@@ -77,7 +80,8 @@ class Trainer:
     ) -> "Trainer":
         """Begin at the policy's present weights, with an optimiser that remembers nothing."""
         optimizer = PolicyOptimizer(policy, config)
-        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), Guards(config, optimizer))
+        guards = Guards(Bounds(config, config.completions_per_step, config.precision), optimizer)
+        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), guards)
 
     @property
     def parts(self) -> Mapping[str, Stateful]:
@@ -93,14 +97,21 @@ class Trainer:
         """Draw completions, score them, and move the weights once."""
         config = replace(self.config, beta=self.coefficient.beta)
         indices = indices_of_step(self.step, len(self.rows), config.prompts_per_step, config.seed)
-        rows, draw = [self.rows[index] for index in indices], SampleKey(config.seed, self.step, indices)
+        rows, key = [self.rows[index] for index in indices], SampleKey(config.seed, self.step, indices)
         rollout, update = take_step(
-            self.policy, self.reward, self.optimizer, rows, draw, config, num_prompts=len(self.rows)
+            self.policy,
+            self.reward,
+            self.optimizer,
+            rows,
+            key,
+            config,
+            num_prompts=len(self.rows),
+            sampler=self.sampler,
         )
         metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {
             "beta": config.algorithm.beta
         }
-        findings = self.guards.look(metrics)
+        findings = self.guards.check(metrics)
         metrics["guards"] = [finding.guard for finding in findings]
         if rollout.kl is not None:
             self.coefficient.adapt(statistics.fmean(rollout.kl), len(rollout.completions))

@@ -120,7 +120,7 @@ def test_a_prompt_under_other_names(read, columns, prompt):
         ({"question": "q", "context": "Paris is big."}, "the column 'context' is not part of 'question'"),
         ({"prompt": [system("t"), user("q")], "system": "s"}, "differs from the system message"),
         ({"prompt": "q", "images": ["x.png"]}, "images: klimb reads text alone"),
-        ({"prompt": "q", "labels": [True]}, "labels: a preference is said by chosen and rejected"),
+        ({"prompt": "q", "labels": [True]}, "labels: a preference has the columns chosen and rejected"),
         ({"prompt": "q", "status": "contested"}, "status: 'contested' is not known"),
         (
             {"prompt": [{"role": "critic", "content": "q"}]},

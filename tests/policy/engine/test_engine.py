@@ -23,7 +23,7 @@ PROMPTS = [[5, 6, 7, 8, 9], [3], [1, 2]]
 
 
 def sample(policy, group=4, max_new_tokens=12):
-    return policy.sample(PROMPTS, group, max_new_tokens=max_new_tokens, draw=SampleKey(0, 0, [0, 1, 2]))
+    return policy.sample(PROMPTS, group, max_new_tokens=max_new_tokens, key=SampleKey(0, 0, [0, 1, 2]))
 
 
 @pytest.mark.usefixtures("every_product_path")
@@ -247,7 +247,7 @@ def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     completions = policy.sample(
-        [policy.encode(t) for t in ("hello", "a b c")], 3, max_new_tokens=6, draw=SampleKey(0, 0, [0, 1])
+        [policy.encode(t) for t in ("hello", "a b c")], 3, max_new_tokens=6, key=SampleKey(0, 0, [0, 1])
     )
     advantages = torch.linspace(-1, 1, 6, device=policy.model.device)
     config = TrainConfig(model="", prompts=Path(), reward=("r",), out=Path(), lr=1e-2, precision="bfloat16")
@@ -270,7 +270,7 @@ def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_
                 [policy.encode(t) for t in ("hello", "a b c")],
                 3,
                 max_new_tokens=6,
-                draw=SampleKey(0, 0, [0, 1]),
+                key=SampleKey(0, 0, [0, 1]),
             )
         passes = torch.arange(6).split(2 if len(gradients) == 2 else 6)
         for rows in passes:
@@ -338,7 +338,7 @@ def test_scores_of_attention_are_not_kept_for_the_gradient(
     kept = []
     for num_of_prompt, num_new in lengths:
         prompts = [[1 + number % 9 for number in range(num_of_prompt)]] * 4
-        drawn = policy.sample(prompts, 2, max_new_tokens=num_new, draw=SampleKey(0, 0, [0, 1, 2, 3]))
+        drawn = policy.sample(prompts, 2, max_new_tokens=num_new, key=SampleKey(0, 0, [0, 1, 2, 3]))
         sizes = {}
 
         def note(tensor, sizes=sizes):

@@ -36,8 +36,8 @@ def make_policy(
 
 
 def sample(policy, *, prompts=PROMPTS, group_size=4, max_new_tokens=8, seed=0):
-    draw = SampleKey(seed, 0, list(range(len(prompts))))
-    return policy.sample(prompts, group_size, max_new_tokens=max_new_tokens, draw=draw)
+    key = SampleKey(seed, 0, list(range(len(prompts))))
+    return policy.sample(prompts, group_size, max_new_tokens=max_new_tokens, key=key)
 
 
 def plain_log_probs(model, prompt, completion, temperature):

@@ -85,7 +85,7 @@ def rated(tmp_path, count=400):
 
 @pytest.mark.parametrize(
     ("method", "lr", "num_epochs"),
-    [("lora", 5e-3, 3), pytest.param("whole", 1e-2, 2, marks=pytest.mark.slow)],
+    [("lora", 5e-3, 3), pytest.param("full", 1e-2, 2, marks=pytest.mark.slow)],
 )
 def test_a_rule_is_learned_that_no_head_on_frozen_features_finds(
     tmp_path, model_folder, method, lr, num_epochs
@@ -104,7 +104,7 @@ def test_a_rule_is_learned_that_no_head_on_frozen_features_finds(
     learned = load_file(config.out / "model.safetensors")
     moved = [name for name in learned if not torch.equal(learned[name], base[name])]
     assert any("layers.0" in name and "up_proj" in name for name in moved)
-    assert any("embed_tokens" in name for name in moved) == (method == "whole")
+    assert any("embed_tokens" in name for name in moved) == (method == "full")
 
     page = (config.out / "report.html").read_text()
     assert ("a low-rank adapter of rank 16" in page) == (method == "lora")
@@ -116,7 +116,7 @@ def test_a_rule_is_learned_that_no_head_on_frozen_features_finds(
     assert numbers["before"]["accuracy"] == result.before.accuracy
 
 
-@pytest.mark.parametrize("method", ["lora", "whole"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_gradient_is_that_of_the_mean_over_pairs_however_the_texts_are_split(make_base, method):
     pairs = few_pairs()
     found = []
@@ -147,7 +147,7 @@ def test_the_gradient_is_that_of_the_mean_over_pairs_however_the_texts_are_split
 def test_the_gradient_in_the_head_and_in_the_ties_is_that_of_finite_differences(make_base):
     scorer, ids = make_scorer(make_base("llama"))
     pairs = few_pairs()
-    tuner = Tuner(scorer, 0.7, make_config("whole"), 10)
+    tuner = Tuner(scorer, 0.7, make_config("full"), 10)
     tuner.add_gradient(ids, pairs)
     moved = [(values, values.grad.clone().reshape(-1)) for values in (scorer.head.weight, tuner.log_tie)]
     for values, gradient in moved:
@@ -177,7 +177,7 @@ def test_a_text_is_read_once_though_it_stands_in_several_pairs(make_base):
     scorer.model.register_forward_pre_hook(
         lambda _module, _args, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    Tuner(scorer, 0.0, make_config("whole"), 10).add_gradient(ids, few_pairs(has_ties=False))
+    Tuner(scorer, 0.0, make_config("full"), 10).add_gradient(ids, few_pairs(has_ties=False))
     assert sum(read) == len(TEXTS)
 
 
@@ -204,16 +204,16 @@ def test_ties_are_learned(make_base):
     # The head is 0 and so is every margin; a third of the pairs is tied: ν / (2 + ν) = 1/3 gives ν = 1.
     scorer, ids = make_scorer(make_base("llama"), spread=0.0)
     pairs = few_pairs().take(np.array([0, 3, 4]))
-    tuner = Tuner(scorer, 1.3, make_config("whole", lr=1e-9), 80)
+    tuner = Tuner(scorer, 1.3, make_config("full", lr=1e-9), 80)
     for _ in range(80):
         tuner.step(ids, pairs)
     assert tuner.tie == pytest.approx(1.0, abs=0.05)
-    assert Tuner(scorer, 0.0, make_config("whole"), 1).tie == 0.0
+    assert Tuner(scorer, 0.0, make_config("full"), 1).tie == 0.0
 
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("llama", "lora"), ("llama", "whole"), ("gpt2", "lora"), ("bert", "lora"), ("bert", "whole")],
+    [("llama", "lora"), ("llama", "full"), ("gpt2", "lora"), ("bert", "lora"), ("bert", "full")],
 )
 def test_what_is_saved_scores_the_same_to_the_bit_and_needs_no_peft(tmp_path, make_base, family, method):
     base = make_base(family)
@@ -243,7 +243,7 @@ def test_what_is_saved_scores_the_same_to_the_bit_and_needs_no_peft(tmp_path, ma
     np.testing.assert_allclose(alone, scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "whole"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "full"])
 def test_a_run_repeats_to_the_bit_and_another_seed_learns_otherwise(tmp_path, model_folder, method):
     file = rated(tmp_path, count=60)
     weights = {}
@@ -266,7 +266,7 @@ def test_the_best_epoch_is_kept_by_prompts_that_are_not_learned_from(model_folde
     pairs = pairs.take(left != right)
     ids = [scorer.encode("", text) for text in texts]
     config = make_config(
-        "whole", lr=1e-2, num_epochs=3
+        "full", lr=1e-2, num_epochs=3
     )  # what there is to learn is chance: each pass makes it worse
     tuning = tune(scorer, ids, scorer.features(ids), pairs, config)
     losses = [epoch.nll for epoch in tuning.epochs]
@@ -298,14 +298,14 @@ def test_a_text_without_a_prompt_that_chooses_is_in_no_pair_that_is_learned_from
 
 
 def test_too_few_prompts_to_keep_some_for_choosing_are_refused():
-    with pytest.raises(KlimbError, match="too little was said for methods lora and whole: of 2 prompts"):
+    with pytest.raises(KlimbError, match="too little was said for methods lora and full: of 2 prompts"):
         split_for_choice(Pairs(["", ""], ["a", "b"], np.array([0]), np.array([1]), np.ones(1)), 0)
 
 
 def test_weights_that_leave_the_finite_numbers_are_told_of(model_folder):
     scorer = Scorer.from_base(model_folder)
     ids = [scorer.encode("", text) for text in TEXTS]
-    tuner = Tuner(scorer, 0.0, make_config("whole", lr=1e30), 20)
+    tuner = Tuner(scorer, 0.0, make_config("full", lr=1e30), 20)
 
     def go():
         for _ in range(20):
@@ -366,8 +366,8 @@ def test_a_text_that_is_too_long_and_a_pair_of_the_same_text_are_named(tmp_path,
         ("head", {"lr": 1e-4}, "lr: has no meaning with method head"),
         ("head", {"num_epochs": 2}, "num_epochs: has no meaning with method head"),
         ("head", {"micro_batch_size": 2}, "micro_batch_size: has no meaning with method head"),
-        ("whole", {"lora_rank": 4}, "lora_rank: has no meaning with method whole"),
-        ("whole", {"num_members": 2}, "num_members: an ensemble is one of heads on frozen features"),
+        ("full", {"lora_rank": 4}, "lora_rank: has no meaning with method full"),
+        ("full", {"num_members": 2}, "num_members: an ensemble is one of heads on frozen features"),
         ("lora", {"num_members": 2}, "with method lora it is 1, got 2"),
         ("lora", {"num_epochs": 0}, "num_epochs: expected at least 1, got 0"),
         ("lora", {"batch_size": 0}, "batch_size: expected at least 1, got 0"),
@@ -385,5 +385,5 @@ def test_options_that_make_no_sense_are_named(method, changes, message):
 
 
 def test_the_usual_learning_rate_depends_on_the_method():
-    assert (make_config("lora").used_lr, make_config("whole").used_lr) == (1e-4, 1e-5)
+    assert (make_config("lora").used_lr, make_config("full").used_lr) == (1e-4, 1e-5)
     assert make_config("lora", lr=3e-3).used_lr == 3e-3

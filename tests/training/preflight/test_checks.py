@@ -83,7 +83,7 @@ def test_a_longest_prompt_is_told_beside_the_context():
 
 
 def test_the_arithmetic_of_the_batch_is_spelled_out(make_config):
-    words = check_batch(make_config(micro_batch_size=4, num_steps=9), 7, 12).words
+    words = check_batch(make_config(micro_batch_size=4), 9, 7, 12).words
     # 2 prompts × 12 tokens + 6 completions × 5 tokens; 7 prompts make 3 steps, and one waits.
     assert words == (
         "2 prompts × 3 completions = 6 samples a step, at most 54 tokens, in 2 micro-batches; "

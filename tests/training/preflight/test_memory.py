@@ -15,7 +15,7 @@ from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError
 from klimb.model.load import load_model
 from klimb.training.preflight import resources
-from klimb.training.preflight.checks import check_memory
+from klimb.training.preflight.checks import check_memory, memory_remedy
 from klimb.training.preflight.memory import (
     MemoryPrediction,
     ModelSize,
@@ -175,20 +175,25 @@ def test_the_outline_of_a_model_that_cannot_be_read_is_none(tmp_path):
     assert outline(config(model=str(tmp_path / "odd"))) is None
 
 
+def remedy(**changes):
+    options = config(**changes)
+    return memory_remedy(options, options)
+
+
 def test_memory_that_does_not_suffice_fails_and_little_to_spare_warns():
     found = MemoryPrediction({"weights": 1_000_000_000})
-    outcomes = [check_memory(found, config(), available, 400_000_000).outcome for available in
+    outcomes = [check_memory(found, remedy(), available, 400_000_000).outcome for available in
                 (500_000_000, 700_000_000, 900_000_000, None)]  # fmt: skip
     assert outcomes == ["failed", "warned", "passed", "passed"]
 
 
 def test_a_remedy_names_only_what_was_not_chosen():
     found = MemoryPrediction({"weights": 10**12})
-    first = check_memory(found, config(), 1, 0).remedy
+    first = check_memory(found, remedy(), 1, 0).remedy
     assert "--micro-batch-size 3" in first
     assert "--precision bfloat16" in first
     assert "--lora-rank 16" in first
-    last = check_memory(found, config(micro_batch_size=1, precision="bfloat16", lora_rank=4), 1, 0).remedy
+    last = check_memory(found, remedy(micro_batch_size=1, precision="bfloat16", lora_rank=4), 1, 0).remedy
     assert last == "take less: shorter prompts or --max-new-tokens, a smaller model"
 
 

@@ -37,12 +37,12 @@ def test_the_same_content_passes():
     [
         (
             {"prompts": {"content": "d" * 64}},
-            "prompts: its content is another (SHA-256 aaaaaaaaaaaa… then, dddd",
+            "prompts: its content differs (SHA-256 aaaaaaaaaaaa… then, dddd",
         ),
         ({"prompts": {}}, "prompts: cannot be found any more"),
         ({"model": {"config.json": "b" * 64}}, "model: model.safetensors is missing"),
         ({"model": THEN["model"] | {"more.json": "e"}}, "model: more.json is new"),
-        ({"model": THEN["model"] | {"config.json": "e" * 64}}, "model: config.json is another"),
+        ({"model": THEN["model"] | {"config.json": "e" * 64}}, "model: config.json differs"),
     ],
 )
 def test_other_content_is_named_with_what_differs(changes, message):

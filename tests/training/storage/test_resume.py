@@ -14,7 +14,9 @@ from klimb.config.train import TrainConfig
 from klimb.errors import RunFolderError
 from klimb.io import atomic
 from klimb.reward.scorer import Scorer
+from klimb.rl.metrics import FORMER
 from klimb.training.report.report import write_report
+from klimb.training.storage.checkpoint import seal
 from klimb.training.storage.folder import RunFolder
 
 # A judge of evaluations, which have 12 completions, by how many steps had been taken.
@@ -47,12 +49,41 @@ def test_a_run_that_goes_back_to_an_older_checkpoint_ends_in_the_same_bits(plain
     assert essence(cut.out) == essence(plain.out)
 
 
+def test_a_run_with_the_metrics_names_of_0_1_is_read_and_resumed(plain, cut, run, essence):
+    former = {present: name for name, present in FORMER.items()}
+    assert set(former.values()) == {"ended", "same", "failed"}
+
+    def rename(row):
+        return {former.get(name, name): value for name, value in row.items()}
+
+    lines = cut.out / "metrics.jsonl"
+    rows = [rename(json.loads(line)) for line in lines.read_text().splitlines()]
+    assert {"ended", "same", "failed"} <= set(rows[0])
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in (2, 4):
+        file = cut.out / f"checkpoints/step-{step:06d}/state.json"
+        state = json.loads(file.read_text())
+        guards = state["remembered"]["guards"]
+        guards["steps"] = [rename(row) for row in guards["steps"]]
+        assert "same" in guards["steps"][0]
+        file.write_text(json.dumps(state | {"seal": seal(state)}))
+    run(cut, resume=True)
+    got, wanted = essence(cut.out), essence(plain.out)
+    assert got.pop("metrics") != wanted.pop("metrics")
+    assert got == wanted
+    kept, expected = (RunFolder.open(config.out).read("metrics") for config in (cut, plain))
+    for name in ("reward", "eos_rate", "duplicate_rate", "reward_failures", "guards"):
+        assert [row[name] for row in kept] == [row[name] for row in expected]
+    assert write_report(RunFolder.open(cut.out)).is_file()
+    assert "same" in json.loads(lines.read_text().splitlines()[0])  # what is written stays as it is
+
+
 def test_a_run_goes_back_with_another_beta(make_options, run):
     config = make_options(num_steps=3, checkpoint_every=1, keep_checkpoints=None)
     run(config)
     before = RunFolder.open(config.out).read("metrics")
     screen = run(replace(config, beta=0.5), resume=True, from_step=1)
-    assert f"beta: {config.beta} → 0.5 (the objective is another from here on)" in screen
+    assert f"beta: {config.beta} → 0.5 (the objective changes from here on)" in screen
     after = RunFolder.open(config.out).read("metrics")
     assert [row["beta"] for row in after] == [config.beta, 0.5, 0.5]
     assert (after[0]["reward"], after[1]["reward"]) == (before[0]["reward"], before[1]["reward"])

@@ -226,7 +226,7 @@ def test_a_folder_that_is_in_use_is_refused(cut, run):
     [
         (["--resume"], "--resume: expected the folder of a run after it"),
         (["--resume", "nowhere"], "nowhere: not the folder of a run"),
-        (["--resume", "{run}", "--out", "other"], "out: a run that goes on stays in its folder"),
+        (["--resume", "{run}", "--out", "other"], "out: a resumed run stays in its folder"),
         (["--resume={run}", "--seed", "3"], "seed: 0 when it began, 3 now"),
         (["--resume={run}", "--from-step", "3"], "has no checkpoint of 3 updates"),
         (["--resume", "{run}", "--num-steps", "3"], "num_steps: 4 updates have been made"),

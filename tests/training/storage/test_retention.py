@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
         run(config)
     assert caught.value.__notes__ == [
         f"6 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 4 updates; go on from there with: klimb train --resume {config.out}",
+        f"the last checkpoint is of 4 updates; resume from there with: klimb train --resume {config.out}",
     ]
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [
         "step-000002",

@@ -39,7 +39,7 @@ def read_preference(fields: Fields) -> list[Comparison]:
     for column in ("labels", "label"):
         if fields.has(column):
             raise RefusedError(
-                f"{column}: a preference is said by chosen and rejected, and {column!r} beside them is not known"
+                f"{column}: a preference has the columns chosen and rejected, and {column!r} beside them is not known"
             )
     chosen, rejected = fields.get("chosen"), fields.get("rejected")
     if is_transcript(chosen) and is_transcript(rejected):

@@ -20,7 +20,7 @@ def mark_of(question: Question, rater: str) -> str:
 
 
 def show_question(question: Question, rater: str) -> dict[str, Any]:
-    """Make what the page is told of a question; not which completion the store had first."""
+    """Make what the page receives of a question; which completion the store had first stays hidden."""
     prompt = question.prompt
     turns = [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
     left, right = _sides(question, rater)

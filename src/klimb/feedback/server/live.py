@@ -1,4 +1,4 @@
-"""The comparison page while a run goes on: it is served beside the run, and waits with people for the next step."""
+"""The comparison page of a live run: served beside it, it waits with people for the next step."""
 
 import threading
 import time

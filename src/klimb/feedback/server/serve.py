@@ -77,10 +77,10 @@ def serve(
 
 
 def _until(is_done: Callable[[], bool]) -> tuple[str, Stage]:
-    """What raters are told where a program waits for them, and goes on by itself once all is judged."""
+    """What the page tells raters when a program waits for them and continues once all pairs are judged."""
     if is_done():
         return (
-            "All that you said is saved, and the program goes on in its terminal. You may close this page.",
+            "All that you said is saved, and the program continues in its terminal. You may close this page.",
             "over",
         )
     return "All that you said is saved.", "open"

@@ -378,7 +378,7 @@ def _scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
-def _attention(  # noqa: PLR0913  as transformers calls it
+def attend(  # noqa: PLR0913  as transformers calls it
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -398,4 +398,4 @@ def _attention(  # noqa: PLR0913  as transformers calls it
     return out.transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, _attention)
+AttentionInterface.register(NAME, attend)

@@ -151,7 +151,7 @@ def _template_ids(tokenizer: Any) -> set[int]:
     for messages in (turns, turns[1:]):  # some know no system
         try:
             text = chat.render(tokenizer, messages)
-        except DataError:  # it is told of where a prompt of the data is rendered
+        except DataError:  # rendering a prompt of the data reports it
             continue
         return set(tokenizer(text, add_special_tokens=False).input_ids)
     return set()

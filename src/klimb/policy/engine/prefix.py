@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import AttentionInterface
 
 from klimb.model.trunk import Trunk, decoder_layers
 from klimb.policy.engine import attention
 from klimb.policy.engine.cpu_decoder import CPUDecoder
 from klimb.policy.engine.cuda_graph import CUDAGraphDecoder, StaticCache, can_replay
+from klimb.policy.engine.packed import PackedBatch
 from klimb.policy.engine.vocabulary import Vocabulary
 
 
@@ -28,28 +30,52 @@ class Engine:
         backbone: All of it but its last layer.
         trunk: The layers at its bottom that never move.
         trunk_depth: How many they are.
+        packs: Whether given completions go through the model in one row with their prompts.
 
     Args:
         model: A transformers or peft model in evaluation mode.
         trunk_depth: How many layers never move.
+        packs: As above.
     """
 
-    def __init__(self, model: Any, trunk_depth: int = 0) -> None:
+    def __init__(self, model: Any, trunk_depth: int = 0, *, packs: bool = False) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.vocabulary = Vocabulary(self.model)
         self.backbone = self.model.base_model
         self.trunk = Trunk(list(decoder_layers(self.model) or [])[:trunk_depth])
         self.trunk_depth = trunk_depth
+        self.packs = packs
+        self._backend: str | None = None
 
     def twin(self, model: Any) -> "Engine":
         """The same for a copy of the model."""
-        return Engine(model, self.trunk_depth)
+        twin = Engine(model, self.trunk_depth, packs=self.packs)
+        if self._backend is not None:
+            twin.compile(self._backend)
+        return twin
+
+    def compile(self, backend: str) -> None:
+        """Compile the layers above the trunk by torch.compile, attention excepted."""
+        AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attend))
+        self._backend = backend
+        for layer in self._layers:
+            layer.compile(dynamic=True, backend=backend)
+
+    def uncompile(self) -> None:
+        """Call the layers as they are again."""
+        self._backend = None
+        for layer in self._layers:
+            layer._compiled_call_impl = None
+
+    @property
+    def _layers(self) -> list[Any]:
+        return list(decoder_layers(self.model) or [])[self.trunk_depth :]
 
     def run(
         self,
         ids: Int[Tensor, "rows T"],
         positions: Int[Tensor, "rows T"],
-        shared_prompts: attention.SharedPrefixCache,
+        shared_prompts: attention.SharedPrefixCache | PackedBatch,
         states: Float[Tensor, "rows T D"] | None = None,
     ) -> Float[Tensor, "rows T D"]:
         """Run tokens through all layers but the last projection.

@@ -1,13 +1,17 @@
 """Whether a model's prompts can be shared, found out by trying."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from klimb.policy.completions import Completions
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
+from klimb.policy.engine.packed import can_pack
 from klimb.policy.engine.prefix import Engine, Prefix
 
 _PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
@@ -25,19 +29,55 @@ class PromptSharing:
     Attributes:
         shares_prompts: Whether each prompt is read once for all of its completions.
         reason: Why not, if not.
+        packs: Whether, where they are scored, each goes through the model in one row with its prompt.
+        why_unpacked: What went wrong where that was tried and is not done.
     """
 
     shares_prompts: bool
     reason: str = ""
+    packs: bool = False
+    why_unpacked: str = ""
 
 
 @torch.no_grad()
 def detect_prompt_sharing(model: Any) -> PromptSharing:
     """Score a few tokens plainly, all at once and one by one over shared prompts; share where the three agree."""
+    completions = trial(model)
+    expected = fallback.score(model, completions, SamplingDistribution())
+    is_half = model.dtype in (torch.float16, torch.bfloat16)
+    tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
+
+    def problem(score: Callable[[], list[Float[Tensor, "N T"]]]) -> str:
+        try:
+            gap = max(float((log_probs - expected).abs().max()) for log_probs in score())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "" if gap <= tolerance else f"log-probs of tokens would differ by up to {gap:.2g} nats"
+
+    def shared() -> list[Float[Tensor, "N T"]]:
+        engine = Engine(model)
+        return [
+            sampling.score(engine, completions, SamplingDistribution()),
+            _one_by_one(engine, completions),
+        ]
+
+    def packed() -> list[Float[Tensor, "N T"]]:
+        return [sampling.score(Engine(model, packs=True), completions, SamplingDistribution())]
+
+    if reason := problem(shared):
+        return PromptSharing(False, reason)
+    if not can_pack(model):
+        return PromptSharing(True)
+    why_unpacked = problem(packed)
+    return PromptSharing(True, packs=not why_unpacked, why_unpacked=why_unpacked)
+
+
+def trial(model: Any) -> Completions:
+    """A few tokens that any model can be tried on."""
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.tensor(_COMPLETIONS, device=model.device) % vocabulary
     none = ids.new_zeros(ids.shape, dtype=torch.float32)
-    completions = Completions(
+    return Completions(
         prompts=[[token % vocabulary for token in prompt] for prompt in _PROMPTS],
         prompt_of=torch.tensor([0, 0, 1], device=model.device),
         ids=ids,
@@ -46,20 +86,6 @@ def detect_prompt_sharing(model: Any) -> PromptSharing:
         token_log_probs=none,
         token_entropies=none,
     )
-    expected = fallback.score(model, completions, SamplingDistribution())
-    try:
-        engine = Engine(model)
-        found = [
-            sampling.score(engine, completions, SamplingDistribution()),
-            _one_by_one(engine, completions),
-        ]
-    except Exception as error:
-        return PromptSharing(False, f"{type(error).__name__}: {error}")
-    gap = max(float((log_probs - expected).abs().max()) for log_probs in found)
-    is_half = model.dtype in (torch.float16, torch.bfloat16)
-    if gap <= (_HALF_TOLERANCE if is_half else _TOLERANCE):
-        return PromptSharing(True)
-    return PromptSharing(False, f"log-probs of tokens would differ by up to {gap:.2g} nats")
 
 
 def _one_by_one(engine: Engine, completions: Completions) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from klimb.errors import DivergedError
 from klimb.policy.completions import Completions, TrunkStates
 from klimb.policy.distribution import SamplingDistribution, inverse_cdf
+from klimb.policy.engine.packed import PackedBatch
 from klimb.policy.engine.prefix import Engine, Prefix
 
 _LEAVE_AT = 0.25  # share of completions that have ended at which they leave the batch
@@ -79,9 +80,15 @@ def score(
         Log-probs, (N, T), in nats; 0 beyond a completion's length.
     """
     states = completions.states if engine.trunk else None
+    ids, mask = completions.ids, completions.mask
+    if engine.packs:
+        row = PackedBatch(completions)
+        known = None if states is None else row.laid_out(states.prompts, states.tokens)
+        hidden = engine.run(row.ids, row.positions, row, known)[0, row.before[mask]]
+        log_probs = engine.vocabulary.token_log_probs(hidden, ids[mask], distribution)
+        return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
     prompt_states, token_states = (None, None) if states is None else (states.prompts, states.tokens)
     prefix = Prefix(engine, completions.prompts, completions.prompt_of, states=prompt_states)
-    ids, mask = completions.ids, completions.mask
     hidden = prefix.hidden[completions.prompt_of][:, None]
     if ids.shape[1] > 1:
         hidden = torch.cat([hidden, prefix.extend(ids[:, :-1], token_states)], dim=1)

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from klimb.model.matmul import addmm_, product
+from klimb.model.matmul import addmm_, is_on_cpu, product
 from klimb.policy.distribution import SamplingDistribution
 
 _CHUNK_ELEMENTS = 1 << 24  # logits whose gradients are held at once: 64 MB in float32
 _PIECE_ELEMENTS = (
     1 << 22
 )  # logits held at once: few enough to stay in the cache from one operation to the next
+_ON_GPU = 1 << 27  # logits held at once there, 256 MB in bfloat16: each chunk reads the whole layer
 
 
 class Vocabulary:
@@ -52,7 +53,7 @@ class Vocabulary:
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """Chunk by chunk; backwards each chunk's logits are found again and its gradient formed from them."""
+    """Chunk by chunk; the backward pass recomputes each chunk's logits and forms its gradient from them."""
 
     @staticmethod
     def forward(
@@ -62,11 +63,11 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.distribution, ctx.softcap = distribution, softcap
         log_probs: list[Tensor] = []
-        for rows in _runs(len(hidden), len(weight), _CHUNK_ELEMENTS):
+        for rows in _runs(len(hidden), len(weight), _most(_CHUNK_ELEMENTS, hidden)):
             logits = _capped(product(hidden[rows], weight, bias), softcap)
             log_probs += [
                 distribution.token_log_probs(logits[piece], ids[rows][piece])
-                for piece in _runs(len(logits), len(weight), _PIECE_ELEMENTS)
+                for piece in _runs(len(logits), len(weight), _most(_PIECE_ELEMENTS, hidden))
             ]
         return torch.cat(log_probs)
 
@@ -78,11 +79,11 @@ class _TokenLogProbs(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight = torch.zeros_like(weight) if needs_weight else None
         to_bias: Tensor | None = None
-        for rows in _runs(len(hidden), len(weight), _CHUNK_ELEMENTS):
+        for rows in _runs(len(hidden), len(weight), _most(_CHUNK_ELEMENTS, hidden)):
             to_logits = _capped(
                 product(hidden[rows], weight, bias), ctx.softcap
             )  # logits at first, then theirs
-            for piece in _runs(len(to_logits), len(weight), _PIECE_ELEMENTS):
+            for piece in _runs(len(to_logits), len(weight), _most(_PIECE_ELEMENTS, hidden)):
                 logits = to_logits[piece]
                 slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()
                 ctx.distribution.token_log_prob_gradients_(logits, ids[rows][piece], grad[rows][piece])
@@ -96,6 +97,11 @@ class _TokenLogProbs(torch.autograd.Function):
                 part = to_logits.sum(dim=0)
                 to_bias = part if to_bias is None else to_bias.add_(part)
         return to_hidden, to_weight, to_bias, None, None, None
+
+
+def _most(on_cpu: int, hidden: Tensor) -> int:
+    """How many logits are held at once where the hidden states are."""
+    return on_cpu if is_on_cpu(hidden) else _ON_GPU
 
 
 def _runs(num_tokens: int, vocabulary: int, most: int) -> list[slice]:

@@ -64,7 +64,7 @@ def prioritise(store: Store, reward: str, say: Callable[[str], None] = lambda _:
     Args:
         store: Its pairs that nobody has judged are put in order.
         reward: Folder of a reward that was learned with `--num-members`.
-        say: Is told what goes on.
+        say: Takes lines of progress.
 
     Returns:
         How many pairs were put in order.

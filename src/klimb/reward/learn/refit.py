@@ -1,4 +1,4 @@
-"""A learned reward that goes on learning from what people say while the run goes on.
+"""A learned reward that is refitted during a run, from what people say in it.
 
 Axes: n texts, D features, K members of an ensemble, M pairs.
 """

@@ -19,7 +19,7 @@ def draw_report(result: RewardResult, config: RewardConfig) -> str:
     learner = {
         "head": "a linear head on frozen features" + (", averaged by evidence" if result.is_crossed else ""),
         "lora": f"a low-rank adapter of rank {config.lora_rank} on every linear layer, and a head",
-        "whole": "all weights, and a head",
+        "full": "all weights, and a head",
     }[config.method]
     return render(
         "klimb.reward.learn",

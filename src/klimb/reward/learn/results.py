@@ -23,7 +23,7 @@ class RewardResult:
         tie: ν, how readily people call a tie.
         has_prompts: Whether texts answer prompts; where they stand alone, the split is by text.
         facts: What was read and done, for people.
-        tuning: How weights were moved, with methods lora and whole.
+        tuning: How weights were moved, with methods lora and full.
         before: What the linear head that they started with is worth on prompts held out.
         unit: What scores were divided by, so that they count standard deviations; 1 where they were not.
         is_crossed: Whether all pairs were learned from, and each part tested on what the others teach.

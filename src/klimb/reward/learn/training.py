@@ -40,7 +40,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
     Args:
         config: What to learn from, and how.
-        say: Is told what goes on.
+        say: Takes lines of progress.
 
     Raises:
         DataError: Nothing can be learned from the files.

@@ -102,7 +102,7 @@ def tune(
         features: What the scorer's head sees of them before anything moves.
         pairs: What was said.
         config: The method and its options.
-        say: Is told what goes on.
+        say: Takes lines of progress.
 
     Raises:
         DataError: There are too few prompts to keep some for choosing.
@@ -149,7 +149,7 @@ def split_for_choice(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:
     learned, kept = pairs.take(~is_kept), pairs.take(is_kept)
     if not (learned.outcomes != 0).any() or not (kept.outcomes != 0).any():
         raise DataError(
-            f"too little was said for methods lora and whole: of {num_units} prompts (or texts) to learn from, "
+            f"too little was said for methods lora and full: of {num_units} prompts (or texts) to learn from, "
             f"{len(chosen)} choose the epoch, by {len(kept)} pairs, which leaves {len(learned)} pairs to learn from; "
             "both need one that is not a tie; use --method head"
         )

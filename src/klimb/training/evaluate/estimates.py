@@ -132,8 +132,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def short_name(reward: str) -> str:
-    """A reward's name for a reader: of a path its last part."""
-    return reward.rstrip("/").rsplit("/", 1)[-1]
+    """A reward's name for a reader: the last part of a path, and the name of a Python function."""
+    return reward.rstrip("/").rsplit("/", 1)[-1].removeprefix("python:")
 
 
 def _opinions(rows: Rows, name: str) -> list[float]:

@@ -13,6 +13,7 @@ from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.failures import Tolerance
 from klimb.reward.reward import WeightedSum
 from klimb.rl.rollout import Rollout, rollout, trainer_state
+from klimb.rl.sampler import Sampler
 from klimb.training.evaluate.estimates import mean
 
 EVALUATED_AT_ONCE = 64
@@ -30,6 +31,7 @@ class Evaluator:
         config: The options of the run.
         num_prompts: How many prompts are trained on; as many as the evaluation has where None.
         say: Takes lines about how far an evaluation is.
+        sampler: What draws the completions; the policy itself where None.
     """
 
     policy: Policy
@@ -38,6 +40,7 @@ class Evaluator:
     config: TrainConfig
     num_prompts: int | None = None
     say: Say = ignore
+    sampler: Sampler | None = None
 
     def evaluate_start(self) -> list[dict[str, Any]]:
         """Evaluate the policy as it is before its run.
@@ -80,8 +83,9 @@ class Evaluator:
                 part,
                 completions_per_prompt=group,
                 max_new_tokens=self.config.max_new_tokens,
-                draw=SampleKey(self.config.seed, 0, indices, Stream.EVALUATE),
+                key=SampleKey(self.config.seed, 0, indices, Stream.EVALUATE),
                 state=state,
+                sampler=self.sampler,
             )
             tolerance.take(drawn.rewards.failures)
             evaluation += completion_rows(drawn, start, when=when, step=step)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from klimb.config.sections import ModelOptions, SamplingOptions
 from klimb.config.train import TrainConfig
 from klimb.data.prompts import PromptRow
 from klimb.model import chat
@@ -39,16 +40,18 @@ class CheckResult:
     remedy: str = ""
 
 
-def check_batch(config: TrainConfig, num_prompts: int, longest_prompt: int) -> CheckResult:
+def check_batch(
+    options: SamplingOptions, num_steps: int, num_prompts: int, longest_prompt: int
+) -> CheckResult:
     """Spell out the arithmetic of a step and of the run."""
-    num_samples = config.prompts_per_step * config.completions_per_prompt
-    steps = num_prompts // config.prompts_per_step
-    num_tokens = config.prompts_per_step * longest_prompt + num_samples * config.max_new_tokens
-    num_micro = -(-num_samples // (config.micro_batch_size or num_samples))
+    num_samples = options.completions_per_step
+    steps = num_prompts // options.prompts_per_step
+    num_tokens = options.prompts_per_step * longest_prompt + num_samples * options.max_new_tokens
+    num_micro = -(-num_samples // (options.micro_batch_size or num_samples))
     words = (
-        f"{config.prompts_per_step} prompts × {config.completions_per_prompt} completions = {num_samples} samples "
+        f"{options.prompts_per_step} prompts × {options.completions_per_prompt} completions = {num_samples} samples "
         f"a step, at most {num_tokens:,} tokens, in {_count(num_micro, 'micro-batch', 'es')}; {num_prompts} prompts = "
-        f"{_count(steps, 'step')} an epoch; {_count(config.num_steps, 'step')} = {config.num_steps / steps:.3g} epochs"
+        f"{_count(steps, 'step')} an epoch; {_count(num_steps, 'step')} = {num_steps / steps:.3g} epochs"
     )
     return CheckResult("batch", "passed", words)
 
@@ -101,7 +104,7 @@ def check_tools(policy: Policy, rows: Sequence[PromptRow]) -> list[CheckResult]:
 def _check_template(tokenizer: Any, end_ids: list[int]) -> CheckResult:
     named, look = (
         ", ".join(_names(tokenizer, end_ids)),
-        "look whether completions end: `ended` in metrics.jsonl",
+        "look whether completions end: `eos_rate` in metrics.jsonl",
     )
     try:
         turn_end = find_turn_end(tokenizer)
@@ -131,14 +134,12 @@ def find_turn_end(tokenizer: Any) -> int | None:
     return next((token for token in ids if token in special), None)
 
 
-def check_memory(
-    memory: MemoryPrediction, config: TrainConfig, available: int | None, held: int
-) -> CheckResult:
+def check_memory(memory: MemoryPrediction, remedy: str, available: int | None, held: int) -> CheckResult:
     """Whether the run fits into memory.
 
     Args:
         memory: What it takes.
-        config: Its options.
+        remedy: What would take less.
         available: Bytes that are there for the asking; None where nobody knows.
         held: Bytes that the process has already.
     """
@@ -148,22 +149,20 @@ def check_memory(
     room = held + available
     words += f"; {show_bytes(room)} for this process"
     if memory.peak > room:
-        return CheckResult("memory", "failed", words, memory_remedy(config))
+        return CheckResult("memory", "failed", words, remedy)
     if _TIGHT * memory.peak > room:
-        return CheckResult("memory", "warned", words, f"that is little to spare: {memory_remedy(config)}")
+        return CheckResult("memory", "warned", words, f"that is little to spare: {remedy}")
     return CheckResult("memory", "passed", words)
 
 
-def memory_remedy(config: TrainConfig) -> str:
+def memory_remedy(model: ModelOptions, sampling: SamplingOptions) -> str:
     """What takes less memory, of what was not chosen yet."""
-    num_samples = config.prompts_per_step * config.completions_per_prompt
-    smaller = min(config.micro_batch_size or num_samples, num_samples) // 2
+    num_samples = sampling.completions_per_step
+    smaller = min(sampling.micro_batch_size or num_samples, num_samples) // 2
     ways = [
         f"--micro-batch-size {smaller}" if smaller else "",
-        "--precision bfloat16" if config.precision == "float32" else "",
-        ""
-        if config.lora_rank or config.num_trainable_layers
-        else "--lora-rank 16 or --num-trainable-layers 6",
+        "--precision bfloat16" if model.precision == "float32" else "",
+        "" if model.lora_rank or model.num_trainable_layers else "--lora-rank 16 or --num-trainable-layers 6",
         "shorter prompts or --max-new-tokens",
         "a smaller model",
     ]
@@ -197,7 +196,7 @@ def predict_disk(
     most = planned if config.keep_checkpoints is None else config.keep_checkpoints + 1  # one is being written
     num_checkpoints = min(planned, most) + (config.keep_best is not None)
     a_row = _BYTES_A_TOKEN * (longest_prompt + config.max_new_tokens) + _BYTES_A_ROW
-    num_rows = config.num_steps * (config.prompts_per_step * config.completions_per_prompt + 2)
+    num_rows = config.num_steps * (config.completions_per_step + 2)
     num_evaluations = 2 + config.num_steps // (config.eval_every or config.num_steps)
     num_rows += num_evaluations * num_judged * config.eval_completions_per_prompt
     return {

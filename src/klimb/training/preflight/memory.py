@@ -13,9 +13,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from klimb.config.sections import EvaluationOptions, ModelOptions, SamplingOptions
 from klimb.config.train import TrainConfig
 from klimb.model.capability import product_path
-from klimb.model.load import config_place, without_progress_bars
+from klimb.model.load import config_place
+from klimb.model.progress_bars import without_progress_bars
 from klimb.model.trainable import train_last_layers
 from klimb.model.trunk import find_trunk
 from klimb.policy.engine import attention, vocabulary
@@ -76,6 +78,7 @@ class ModelSize:
     window: int | None = None
     is_widened: bool = False
     is_packed: bool = True
+    is_on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ def predict_memory(
         "reference": 0 if size.has_adapter or not config.measures_kl else number * size.num_moved,
         "optimiser's moments": 8 * size.num_moved if config.optimiser == "adamw" else 0,
     }
-    num_samples = config.prompts_per_step * config.completions_per_prompt
+    num_samples = config.completions_per_step
     phases = {
         "update": _update(size, config, number, longest_prompt),
-        "sampling": _sampling(size, config, number, longest_prompt, num_judged),
+        "sampling": _sampling(size, config, config, number, longest_prompt, num_judged),
         "saving": {"adapter merged into a copy": 4 * size.num_weights if size.has_adapter else 0},
     }
     if size.num_layers > size.num_deep:
@@ -153,15 +156,16 @@ def predict_memory(
     return MemoryPrediction(held, phases)
 
 
-def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: int) -> dict[str, int]:
+def _update(size: ModelSize, options: SamplingOptions, number: int, longest_prompt: int) -> dict[str, int]:
     """What the pass with gradients adds: G, activations of a micro-batch at full length, logits."""
-    num_samples = config.prompts_per_step * config.completions_per_prompt
-    at_once = min(config.micro_batch_size or num_samples, num_samples)
-    num_prompts = _prompts_of(at_once, config.completions_per_prompt, config.prompts_per_step)
-    length = config.max_new_tokens
+    num_samples = options.completions_per_step
+    at_once = min(options.micro_batch_size or num_samples, num_samples)
+    num_prompts = _prompts_of(at_once, options.completions_per_prompt, options.prompts_per_step)
+    length = options.max_new_tokens
     if size.shares_prompts:
         num_tokens = num_prompts * longest_prompt + at_once * length
-        num_logits = min(at_once * length * size.vocabulary, max(vocabulary._CHUNK_ELEMENTS, size.vocabulary))
+        most = vocabulary._ON_GPU if size.is_on_gpu else vocabulary._CHUNK_ELEMENTS
+        num_logits = min(at_once * length * size.vocabulary, max(most, size.vocabulary))
     else:
         num_tokens = at_once * (longest_prompt + length)
         num_logits = 3 * num_tokens * size.vocabulary
@@ -187,7 +191,8 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
                 + (20 * min(scores, attention._FEW_SCORES) if are_few else _SCORE * all_scores)
             )
         ),
-        "vocabulary chunk": number * num_logits,
+        # On a GPU its probabilities, in float32, are held beside it.
+        "vocabulary chunk": (number + (8 if size.is_on_gpu and size.shares_prompts else 0)) * num_logits,
         # Its weights, their gradient, and its logits.
         "products in float32": 4 * (2 * size.vocabulary * size.hidden + num_logits)
         if size.is_widened and number == 2
@@ -196,21 +201,26 @@ def _update(size: ModelSize, config: TrainConfig, number: int, longest_prompt: i
 
 
 def _sampling(
-    size: ModelSize, config: TrainConfig, number: int, longest_prompt: int, num_judged: int
+    size: ModelSize,
+    options: SamplingOptions,
+    evaluation: EvaluationOptions,
+    number: int,
+    longest_prompt: int,
+    num_judged: int,
 ) -> dict[str, int]:
     """What drawing completions adds, a step's or an evaluation's, whichever are more at once."""
-    group = config.eval_completions_per_prompt
+    group = evaluation.eval_completions_per_prompt
     judged = min(max(EVALUATED_AT_ONCE // group, 1), max(num_judged, 1))
-    group_of_step = config.completions_per_prompt
+    group_of_step = options.completions_per_prompt
     batches = [
-        (config.prompts_per_step, config.prompts_per_step * group_of_step, group_of_step),
+        (options.prompts_per_step, options.prompts_per_step * group_of_step, group_of_step),
         (judged, judged * group, group),
     ]
     most = 0
     for num_prompts, num_completions, num_each in batches:
-        at_once = min(config.micro_batch_size or num_completions, num_completions)
+        at_once = min(options.micro_batch_size or num_completions, num_completions)
         prompts = _prompts_of(at_once, num_each, num_prompts) if size.shares_prompts else at_once
-        num_tokens = 2 * prompts * longest_prompt + at_once * config.max_new_tokens
+        num_tokens = 2 * prompts * longest_prompt + at_once * options.max_new_tokens
         stores = 2 * number * size.key * size.num_layers * num_tokens
         most = max(most, stores + _LOGITS * at_once * size.vocabulary)
     return {
@@ -250,6 +260,7 @@ def size_of(policy: Policy) -> ModelSize:
             "scores": _scores(policy),
             "is_widened": model.device.type == "cpu" and product_path() != "onednn",
             "is_packed": product_path() != "klimb",
+            "is_on_gpu": model.device.type != "cpu",
         }
     )
 
@@ -257,26 +268,28 @@ def size_of(policy: Policy) -> ModelSize:
 def _scores(policy: Policy) -> Literal["few", "a layer's", "every layer's"]:
     if not policy.way.shares_prompts:
         return "every layer's"
+    if policy.way.packs:
+        return "few"
     shape = policy.model.config.get_text_config()
     is_capped = getattr(shape, "attn_logit_softcapping", None) is not None
     return "few" if policy.model.device.type == "cpu" and not is_capped else "a layer's"
 
 
-def outline(config: TrainConfig) -> ModelSize | None:
+def outline(options: ModelOptions) -> ModelSize | None:
     """Find the shape of a model that is yet to be loaded, of which no weight is read.
 
     Returns:
         None where it cannot be found out; whatever is wrong with the model, loading it will say.
     """
     with contextlib.suppress(Exception), without_progress_bars():
-        trust = config.trust_remote_code
-        shape: Any = AutoConfig.from_pretrained(config_place(config.model), trust_remote_code=trust)
+        trust = options.trust_remote_code
+        shape: Any = AutoConfig.from_pretrained(config_place(options.model), trust_remote_code=trust)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust)
         model.tie_weights()
-        if config.num_trainable_layers is not None:
-            train_last_layers(model, config.num_trainable_layers)
-        return _size(model, config.lora_rank)
+        if options.num_trainable_layers is not None:
+            train_last_layers(model, options.num_trainable_layers)
+        return _size(model, options.lora_rank)
     return None
 
 

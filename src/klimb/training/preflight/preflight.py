@@ -1,4 +1,4 @@
-"""What is looked at before the first step, so that nothing is found out hours later."""
+"""Checks before the first step, so that a run does not fail hours later."""
 
 import random
 import time
@@ -15,6 +15,7 @@ from klimb.errors import DivergedError, PreflightError
 from klimb.policy.policy import Policy
 from klimb.reward.reward import WeightedSum
 from klimb.rl.optimizer import USUAL_GAPS
+from klimb.rl.rollout import trainer_state
 from klimb.training.preflight.checks import (
     CheckResult,
     check_batch,
@@ -23,6 +24,7 @@ from klimb.training.preflight.checks import (
     check_lengths,
     check_memory,
     check_tools,
+    memory_remedy,
     predict_disk,
 )
 from klimb.training.preflight.memory import MemoryPrediction, outline, predict_memory, size_of
@@ -104,11 +106,11 @@ def run_preflight(inputs: PreflightInputs) -> Preflight:
     files = predict_disk(policy, config, longest_prompt=longest, num_judged=num_judged)
     device = policy.model.device
     results = [
-        check_batch(config, len(inputs.rows), longest),
+        check_batch(config, config.num_steps, len(inputs.rows), longest),
         check_lengths(policy.context_length, longest, config.max_new_tokens),
         check_end_tokens(policy, inputs.rows),
         *check_tools(policy, inputs.rows),
-        check_memory(memory, config, available_memory(device), used_memory(device)),
+        check_memory(memory, memory_remedy(config, config), available_memory(device), used_memory(device)),
         check_disk(files, free_disk(config.out)),
     ]
     results += _probe_checks(inputs)
@@ -117,15 +119,16 @@ def run_preflight(inputs: PreflightInputs) -> Preflight:
 
 def _probe_checks(inputs: PreflightInputs) -> list[CheckResult]:
     config, policy, unattended = inputs.config, inputs.policy, inputs.reward.unattended()
+    state = trainer_state(config, len(inputs.rows), policy.num_updates)
     try:
-        probe = draw_probe(policy, inputs.rows, config)
+        probe = draw_probe(policy, inputs.rows, config, state)
     except DivergedError as error:
         remedy = "the weights are damaged: fetch or save the model again"
         return [CheckResult("start", "failed", f"before any training {error}", remedy)]
     return [
         check_start(policy, probe, _START_BOUNDS[config.precision]),
         check_sampler(policy, probe, config.max_logprob_mismatch or USUAL_GAPS[config.precision]),
-        check_rewards(unattended, probe, config)
+        check_rewards(unattended, probe, config.completions_per_step, config.algorithm.beta)
         if unattended.rewards
         else CheckResult("rewards", "passed", "people are asked at each step, and not beforehand"),
         *check_reward_room(inputs.reward, inputs.rows, config.max_new_tokens),
@@ -148,7 +151,10 @@ def require_room(config: TrainConfig) -> int:
         whole = predict_memory(size, config, longest_prompt=1, base=base)
         device = device_of(config.device)
         result = check_memory(
-            MemoryPrediction(whole.held), config, available_memory(device), used_memory(device)
+            MemoryPrediction(whole.held),
+            memory_remedy(config, config),
+            available_memory(device),
+            used_memory(device),
         )
         if result.outcome == "failed":
             raise PreflightError(

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import SamplingOptions
 from klimb.core.rng import Stream
 from klimb.data.prompts import PromptRow
 from klimb.errors import KlimbError
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import Batch, Rewards, WeightedSum
-from klimb.rl.rollout import reward_inputs, trainer_state
+from klimb.reward.state import TrainerState
+from klimb.rl.rollout import reward_inputs
 from klimb.training.preflight.checks import LOOKED_THROUGH, CheckResult
 
 _NUM_PROMPTS, _GROUP, _MOST_TOKENS = 2, 2, 16
@@ -39,7 +40,9 @@ class Probe:
     missing: str = ""
 
 
-def draw_probe(policy: Policy, rows: Sequence[PromptRow], config: TrainConfig) -> Probe:
+def draw_probe(
+    policy: Policy, rows: Sequence[PromptRow], options: SamplingOptions, state: TrainerState | None = None
+) -> Probe:
     """Draw a few short completions of the shortest among the first training prompts.
 
     Raises:
@@ -52,11 +55,10 @@ def draw_probe(policy: Policy, rows: Sequence[PromptRow], config: TrainConfig) -
     completions = policy.sample(
         [policy.encode(row.prompt, row.columns) for row in chosen],
         _GROUP,
-        max_new_tokens=min(_MOST_TOKENS, config.max_new_tokens),
-        draw=SampleKey(config.seed, 0, indices, Stream.PREFLIGHT),
+        max_new_tokens=min(_MOST_TOKENS, options.max_new_tokens),
+        key=SampleKey(options.seed, 0, indices, Stream.PREFLIGHT),
     )
     texts = policy.decode(completions, [row.prompt for row in chosen])
-    state = trainer_state(config, len(rows), policy.num_updates)
     batch = reward_inputs(policy, chosen, completions, texts, state)
     return Probe(completions, batch, _missing_tags(policy, batch))
 
@@ -71,7 +73,7 @@ def check_start(policy: Policy, probe: Probe, bound: float) -> CheckResult:
         bound: Most that they may differ by, in nats a token.
     """
     if policy.num_updates:
-        words = f"the policy goes on after {policy.num_updates} updates, away from its reference"
+        words = f"the policy resumes after {policy.num_updates} updates, away from its reference"
         return CheckResult("start", "passed", words)
     if policy.reference is None:
         return CheckResult("start", "passed", "beta is 0: there is no reference to compare with")
@@ -114,7 +116,9 @@ def check_sampler(policy: Policy, probe: Probe, bound: float) -> CheckResult:
     return CheckResult("sampler", "failed", words, remedy)
 
 
-def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: TrainConfig) -> CheckResult:
+def check_rewards(
+    reward: Callable[[Batch], Rewards], probe: Probe, completions_per_step: int, beta: float
+) -> CheckResult:
     """Whether the rewards are finite numbers that differ by more than a nat costs, and how long they take."""
     start, mend = time.perf_counter(), "mend the reward, or choose another"
     try:
@@ -127,7 +131,7 @@ def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: Trai
         return CheckResult("rewards", "failed", "; ".join(map(str, rewards.failures[:1])), mend)
     words = (
         f"{min(values):.3g} to {max(values):.3g} for {len(values)} of {count} completions; {_duration(seconds)} each, "
-        f"{_duration(seconds * config.prompts_per_step * config.completions_per_prompt)} a step"
+        f"{_duration(seconds * completions_per_step)} a step"
     )
     if rewards.failures:
         return CheckResult("rewards", "warned", f"{words}; {rewards.failures[0]}", mend)
@@ -137,7 +141,6 @@ def check_rewards(reward: Callable[[Batch], Rewards], probe: Probe, config: Trai
             + (f"; {probe.missing}" if probe.missing else "")
         )
         return CheckResult("rewards", "warned", f"{words}, all the same", remedy)
-    beta = config.algorithm.beta
     if count > 1 and max(values) - min(values) < beta:
         words += f"; they differ by {max(values) - min(values):.3g}"
         remedy = (

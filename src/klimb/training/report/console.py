@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+"""What a run prints while it runs: a live line in a terminal, plain lines elsewhere."""
 
 import math
 import statistics
@@ -94,7 +94,7 @@ class Display(Observer):
             self.console.print(Text(f"    ! {measure}", style="bold yellow"))
 
     def run_resumed(self, sentences: Sequence[str]) -> None:
-        """An interrupted run goes on."""
+        """An interrupted run resumes."""
         for sentence in sentences:
             self.console.print(Text(safe(sentence)))
 
@@ -124,7 +124,7 @@ class Display(Observer):
 
     def step_finished(self, metrics: dict[str, Any], rollout: Rollout) -> None:
         """A step was taken."""
-        failed = f"  failed {metrics['failed']}" if metrics["failed"] else ""
+        failed = f"  failed {metrics['reward_failures']}" if metrics["reward_failures"] else ""
         kl = f"  KL {metrics['kl']:.2f}" if "kl" in metrics else ""
         line = (
             f"reward {_signed(metrics['reward'], 3)}{kl}  entropy {metrics['entropy']:.2f}  "
@@ -171,7 +171,7 @@ class Display(Observer):
         self.console.print(f"[bold]Report[/]  {escape(str(folder.report))}  (open it in a browser)")
 
     def _tell_of_failures(self, rollout: Rollout) -> None:
-        """Say what went wrong with rewards, unless the same was said last."""
+        """Print what went wrong with rewards, unless the last message was the same."""
         failures = rollout.rewards.failures
         if not rollout.valid:
             self.console.print(

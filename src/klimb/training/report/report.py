@@ -47,7 +47,7 @@ def write_report(folder: RunFolder) -> Path:
         has_reward=has_reward,
         summary=summary,
         metrics=metrics,
-        num_failed=sum(row.get("failed", 0) for row in metrics),
+        num_failed=sum(row.get("reward_failures", 0) for row in metrics),
         num_skipped=sum(row["reward"] is None for row in metrics),
         seconds={
             phase: sum(row["seconds"].get(phase, 0.0) for row in metrics) / len(metrics)

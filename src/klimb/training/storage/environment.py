@@ -1,4 +1,4 @@
-"""What computes a run. How sums are rounded depends on it, and so do the bits of a run that goes on elsewhere."""
+"""The hardware and versions that compute a run: how sums are rounded, and so the bits of a run, depends on them."""
 
 import contextlib
 import os
@@ -86,7 +86,7 @@ def _paths() -> str:
 
 
 def compare_environments(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Find what is another, each with what it was and is; nothing where that of then is not known."""
+    """Find what differs, each with its former and present value; nothing where the former is not known."""
     return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
 
 

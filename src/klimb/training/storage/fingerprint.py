@@ -1,8 +1,12 @@
 """What a run is made of beside its options: the content of its files, by SHA-256."""
 
 import contextlib
+import functools
+import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,9 @@ from transformers.utils.hub import cached_file
 from klimb.config.address import is_address
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, KlimbError, RunFolderError
-from klimb.io.atomic import sha256
+from klimb.io.digest import cached_sha256
 from klimb.model.load import config_place, resolve
-from klimb.reward.load import BUILT_IN, PEOPLE
+from klimb.reward.load import BUILT_IN, NO_FUNCTIONS, PEOPLE, Functions
 from klimb.training.storage.sources import (
     Files,
     files_of_data,
@@ -33,12 +37,17 @@ Fingerprint = dict[str, str]
 """SHA-256 of each file, by its name; of a file that stands alone by the name `content`."""
 
 
-def take_fingerprints(config: TrainConfig) -> dict[str, Fingerprint]:
+def take_fingerprints(config: TrainConfig, functions: Functions = NO_FUNCTIONS) -> dict[str, Fingerprint]:
     """Find the checksums of what a configuration names: prompts, the model, rewards and judges.
 
     Of folders these are those of all files that are read; of a reward that is a Python function those of its file and
     of the local modules that it imports; of VADER those of its code and lexicon. A service has none, and data that a
-    reward opens by itself is not seen.
+    reward opens by itself is not seen. Of a function that was given as an object it is that of its source text: what
+    it calls, and the values that it closes over, are not seen.
+
+    Args:
+        config: The options.
+        functions: Rewards and judges that were given as objects, by the names that `config` has for them.
 
     Returns:
         A fingerprint for `model`, `prompts`, `eval_prompts`, and each reward, judge and objective of one's own by its
@@ -47,7 +56,8 @@ def take_fingerprints(config: TrainConfig) -> dict[str, Fingerprint]:
     named = {"model": _model(config.model), "prompts": _checksums(files_of_data(config.prompts))}
     if config.eval_prompts is not None:
         named["eval_prompts"] = _checksums(files_of_data(config.eval_prompts))
-    named |= {spec: _reward(spec) for spec in (*config.reward, *config.judges)}
+    for spec in (*config.reward, *config.judges):
+        named[spec] = _function(functions[spec]) if spec in functions else _reward(spec)
     if ".py:" in config.objective:
         named[config.objective] = _reward(config.objective)
     return {name: fingerprint for name, fingerprint in named.items() if fingerprint}
@@ -106,7 +116,7 @@ def check_fingerprints(
         raise ConfigError(
             "the run began with other content: "
             + "; ".join(refused)
-            + ". Put it back, start a new run with --out, or go on all the same with --accept "
+            + ". Put it back, start a new run with --out, or resume nevertheless with --accept "
             + " ".join(name for name in changed if name not in accepted)
         )
     if idle := [name for name in accepted if name not in changed]:
@@ -137,12 +147,12 @@ def _difference(then: Fingerprint, now: Fingerprint) -> str:
         if name not in then:
             return f"{what} is new"
         if then[name] != now[name]:
-            return f"{what} is another (SHA-256 {then[name][:_SHOWN]}… then, {now[name][:_SHOWN]}… now)"
+            return f"{what} differs (SHA-256 {then[name][:_SHOWN]}… then, {now[name][:_SHOWN]}… now)"
     return ""
 
 
 def _checksums(files: Files) -> Fingerprint:
-    return {name: sha256(file) for name, file in files.items()}
+    return {name: cached_sha256(file) for name, file in files.items()}
 
 
 def _model(source: str, *, is_base: bool = False) -> Fingerprint:
@@ -164,6 +174,17 @@ def _base_of(folder: Path) -> str | None:
     with contextlib.suppress(KlimbError):  # loading it tells what cannot be found
         return config_place(folder)
     return None
+
+
+def _function(function: Callable[..., Any]) -> Fingerprint:
+    """A checksum of a function's source text; nothing where it has none, as in an interactive session."""
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    with contextlib.suppress(OSError, TypeError):
+        source = inspect.getsource(inner if inspect.isroutine(inner) else type(inner))
+        return {"source": hashlib.sha256(textwrap.dedent(source).encode()).hexdigest()}
+    return {}
 
 
 def _reward(spec: str) -> Fingerprint:

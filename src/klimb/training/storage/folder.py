@@ -23,6 +23,7 @@ from klimb.io.atomic import (
     write_file,
 )
 from klimb.io.show import redacted
+from klimb.rl.metrics import with_present_names
 from klimb.training.evaluate.best import BestSoFar
 from klimb.training.storage.checkpoint import (
     Checkpoint,
@@ -32,8 +33,10 @@ from klimb.training.storage.checkpoint import (
     write_checkpoint,
 )
 
-_OF_A_START = re.compile(r"people\.db\.lock|fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}")
-_WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|step-\d{6,}")
+_OF_A_START = re.compile(
+    r"people\.db\.lock|fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}|inputs|\.inputs\.[a-z0-9_]{8}"
+)
+_WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|inputs|step-\d{6,}")
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
@@ -44,14 +47,16 @@ class RunFolder:
     began with · `metrics.jsonl` one line a step · `completions.jsonl` one
     line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
     `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
-    `model/` the result · `report.html` · where people are the reward, `people.db` what they said, and `people.jsonl`
-    what each step learned from it.
+    `model/` the result · `report.html` · `inputs/`
+    prompts and a model that were given as Python objects · where people are the reward, `people.db` what
+    they said, and `people.jsonl` what each step learned from it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = path / "model"
         self.report = path / "report.html"
+        self.inputs = path / "inputs"
         self.fingerprints = path / "fingerprints.json"
 
     @classmethod
@@ -102,7 +107,7 @@ class RunFolder:
             return
         if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
             raise RunFolderError(
-                f"{path}: exists already, and is a run: go on with it by klimb train --resume {path}, or choose "
+                f"{path}: exists already, and is a run: resume it with klimb train --resume {path}, or choose "
                 "another --out"
             )
         if path.exists():
@@ -141,7 +146,8 @@ class RunFolder:
     def read(self, name: str) -> list[dict[str, Any]]:
         """Read the lines of one of the files that `append` writes.
 
-        A last line without its end was cut off by a crash; it is passed over.
+        A last line without its end was cut off by a crash and is left out. Metrics of an earlier version get their
+        present names.
 
         Raises:
             RunFolderError: The file is missing, or a line of it is not JSON.
@@ -155,9 +161,10 @@ class RunFolder:
                 if not line.endswith("\n"):
                     break
                 try:
-                    rows.append(json.loads(line))
+                    row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise RunFolderError(f"{file}:{number}: not JSON: {error.msg}") from error
+                rows.append(with_present_names(row) if name == "metrics" else row)
         return rows
 
     def read_config(self) -> dict[str, Any]:
@@ -203,7 +210,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def checkpoint_steps(self) -> list[int]:
-        """After how many updates there are checkpoints, in order; whether they are good is not looked at."""
+        """After how many updates there are checkpoints, in order, damaged ones included."""
         folder = self.path / "checkpoints"
         found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name[1]) for name in found if name)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from klimb.config.address import is_address
+from klimb.config.sections import EvaluationOptions
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, RunFolderError
 from klimb.reward.load import PEOPLE
@@ -23,7 +24,7 @@ _MAY_CHANGE = {
     "eval_every": "",
     "patience": "",
     "lr": "",
-    "beta": "the objective is another from here on",
+    "beta": "the objective changes from here on",
     "max_grad_norm": "",
     "max_logprob_mismatch": "",
     "trust_remote_code": "",
@@ -42,7 +43,7 @@ _MAY_CHANGE = {
     "device": "its sums are rounded otherwise",
     "micro_batch_size": "its sums are rounded otherwise",
 }
-"""Options that may change: how long a run goes on, what it leaves, how fast it goes; and what to know of a change."""
+"""Options that may change at a resume: length, outputs and speed of a run; each with what a change implies."""
 
 _PASSED_OVER = "passed over: "
 _PLACES = {"model", "prompts", "eval_prompts"}  # the same content may lie elsewhere
@@ -50,15 +51,15 @@ _PLACES = {"model", "prompts", "eval_prompts"}  # the same content may lie elsew
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where and how an interrupted run goes on.
+    """Where and how an interrupted run resumes.
 
     Attributes:
         folder: The run's folder.
         config: The options from here on.
-        step: Updates that it goes on from; 0 where it starts anew.
+        step: Updates after which it resumes; 0 where it starts anew.
         checkpoint: The state that it takes up; None where it starts anew.
         evaluations: What was found until then, the start first.
-        changes: Options that are others now, each with its value then and now, as JSON types.
+        changes: Options that changed, each with its value then and now, as JSON types.
         remarks: What a person should know.
         is_finished: Whether there is nothing left to do.
     """
@@ -73,7 +74,7 @@ class Resumption:
     is_finished: bool = False
 
     def sentences(self) -> list[str]:
-        """Say for a person where the run goes on, and what to know."""
+        """Return sentences that say where the run resumes, and what to know."""
         path, num_steps = self.folder.path, self.config.num_steps
         if self.is_finished:
             return [f"{path}: the run is finished, after {self.step} updates; nothing is changed"]
@@ -124,7 +125,7 @@ class Resumption:
     def rewind(self, fingerprints: dict[str, Fingerprint], accepted: Sequence[str] = ()) -> None:
         """Bring the folder back to how it was at the checkpoint, and note in its options that it is resumed.
 
-        What is cut and removed comes again as the run goes on. A crash in the middle of this leaves a folder that
+        The resumed run writes again what is cut and removed. A crash in the middle of this leaves a folder that
         can be resumed from the same checkpoint.
 
         Args:
@@ -157,7 +158,7 @@ class Resumption:
 
 
 def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resumption:
-    """Find out where the run in `config.out` was interrupted, and how it goes on; nothing is changed.
+    """Find out where the run in `config.out` was interrupted, and how it resumes; nothing is changed.
 
     Args:
         config: The options from here on.
@@ -176,7 +177,9 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
         )
     metrics = StepLines.scan(folder.path / "metrics.jsonl")
     evaluations = EvaluationLines.scan(folder.path / "evaluations.jsonl")
-    if from_step is None and _is_finished(folder, config, len(metrics.ends), evaluations):
+    if from_step is None and _is_finished(
+        folder, config, evaluations, has_all_steps=len(metrics.ends) == config.num_steps
+    ):
         return Resumption(folder, config, len(metrics.ends), changes=changes, is_finished=True)
     completions = StepLines.scan(folder.path / "completions.jsonl")
     num_lines = min(len(metrics.ends), len(completions.ends))
@@ -211,7 +214,7 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
 
 
 def _steps_to_try(folder: RunFolder, from_step: int | None) -> list[int]:
-    """Updates of the checkpoints that a run may go on from, the newest first."""
+    """Updates of the checkpoints that a run may resume from, the newest first."""
     steps = [step for step in reversed(folder.checkpoint_steps()) if step > 0]
     if from_step is None:
         return steps
@@ -233,7 +236,7 @@ def _options_until_now(folder: RunFolder) -> TrainConfig:
 
 
 def _compare(before: TrainConfig, config: TrainConfig) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-    """Find the options that are others now, and what to know of them; the folder itself may have been moved."""
+    """Find the options that changed, and what each change implies; the folder itself may have been moved."""
     then, now = before.to_dict(), config.to_dict() | {"out": str(before.out)}
     changes = {name: (then[name], now[name]) for name in now if then[name] != now[name]}
     refused = {
@@ -261,14 +264,14 @@ def _compare(before: TrainConfig, config: TrainConfig) -> tuple[dict[str, tuple[
 
 
 def _is_finished(
-    folder: RunFolder, config: TrainConfig, num_steps: int, evaluations: EvaluationLines
+    folder: RunFolder, options: EvaluationOptions, evaluations: EvaluationLines, *, has_all_steps: bool
 ) -> bool:
     is_out_of_patience = False
-    if config.keep_best is not None and config.patience is not None and evaluations.along:
-        best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.along], config.keep_best)
-        is_out_of_patience = best.num_since >= config.patience
+    if options.keep_best is not None and options.patience is not None and evaluations.along:
+        best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.along], options.keep_best)
+        is_out_of_patience = best.num_since >= options.patience
     has_all = evaluations.after is not None and folder.model.is_dir() and folder.report.is_file()
-    return has_all and (num_steps == config.num_steps or is_out_of_patience)
+    return has_all and (has_all_steps or is_out_of_patience)
 
 
 def _check_lines(
@@ -295,15 +298,16 @@ def _check_lines(
 
 
 def _check_best(
-    folder: RunFolder, config: TrainConfig, step: int, evaluations: EvaluationLines, has_changes: bool
+    folder: RunFolder, options: EvaluationOptions, step: int, evaluations: EvaluationLines, has_changes: bool
 ) -> None:
     """Raise unless the best weights until a checkpoint can be had.
 
-    Where their checkpoint is gone, better ones had been found, and will be found again unless options change.
+    Where their checkpoint is gone, better ones had been found, which the resumed run reaches
+    again unless options change.
     """
-    if config.keep_best is None:
+    if options.keep_best is None:
         return
-    best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.until(step)], config.keep_best)
+    best, _ = rebuild_best([evaluation.rows for evaluation in evaluations.until(step)], options.keep_best)
     if best.step == step:
         return
     if folder.checkpoint(best.step).is_dir():
@@ -311,7 +315,7 @@ def _check_best(
     elif has_changes:
         raise RunFolderError(
             f"{folder.checkpoint(step)}: the best weights until then, of {best.step} updates, are gone, and with "
-            "changed options better ones may not be found again"
+            "changed options the resumed run may not reach better ones"
         )
 
 

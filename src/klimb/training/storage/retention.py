@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from klimb.config.train import TrainConfig
+from klimb.config.sections import CheckpointOptions
 from klimb.errors import ArgumentError, DivergedError, GuardError, KlimbError, RunFolderError
 from klimb.training.storage.checkpoint import Checkpoint
 from klimb.training.storage.folder import RunFolder
@@ -16,15 +16,15 @@ class Checkpoints:
     Args:
         folder: The run's folder.
         trainer: Whose state is written.
-        config: The options of the run.
+        options: When they are written, and how many are kept.
 
     Attributes:
         best: Step of the best weights so far, whose checkpoint is kept whatever its age.
     """
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, config: TrainConfig) -> None:
+    def __init__(self, folder: RunFolder, trainer: Trainer, options: CheckpointOptions) -> None:
         self.best: int | None = None
-        self._folder, self._trainer, self._config = folder, trainer, config
+        self._folder, self._trainer, self._options = folder, trainer, options
         self._is_broken = False
 
     def save(self, *, removes: bool = True) -> Path:
@@ -43,20 +43,20 @@ class Checkpoints:
         tensors = {"weights": weights, "optimiser": trainer.optimizer.moments()}
         path = self._folder.save_checkpoint(trainer.step, policy.num_updates, tensors, state)
         steps = self._folder.checkpoint_steps()
-        for step in surplus(steps, self._config.keep_checkpoints, self.best) if removes else []:
+        for step in surplus(steps, self._options.keep_checkpoints, self.best) if removes else []:
             self._folder.remove_checkpoint(step)
         self._is_broken = False
         return path
 
     def save_if_due(self) -> None:
         """Write a checkpoint if it is time to."""
-        if self._trainer.step % self._config.checkpoint_every == 0:
+        if self._trainer.step % self._options.checkpoint_every == 0:
             self.save()
 
     def set_best(self, step: int) -> None:
         """Record of which step the best weights are; a checkpoint that was kept as the former best alone is removed."""
         former, self.best = self.best, step
-        is_due = former is not None and former > 0 and former % self._config.checkpoint_every == 0
+        is_due = former is not None and former > 0 and former % self._options.checkpoint_every == 0
         if former is not None and former != step and not is_due:
             self._folder.remove_checkpoint(former)
 
@@ -128,7 +128,7 @@ class Checkpoints:
             return "the run's folder is gone, and its checkpoints with it"
         steps = self._folder.checkpoint_steps()
         last = f"the last checkpoint is of {steps[-1]} updates" if steps else "there is no checkpoint yet"
-        return f"{last}; go on from there with: klimb train --resume {path}"
+        return f"{last}; resume from there with: klimb train --resume {path}"
 
 
 def surplus(steps: Sequence[int], keep: int | None, best: int | None) -> list[int]:

@@ -133,5 +133,5 @@ def _module(name: str, roots: Sequence[Path]) -> Iterator[Path]:
 
 def _is_local(file: Path) -> bool:
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    ours = Path(klimb.__file__).parent  # its version is told as what computes the run
+    ours = Path(klimb.__file__).parent  # its version is part of the recorded environment
     return not any(file.is_relative_to(place.resolve()) for place in (*installed, ours))

@@ -20,7 +20,7 @@ SYNCS = frozenset({"fsync", "fdatasync"})
 
 
 class UnknownCallError(Exception):
-    """The trace holds something that the disk on paper cannot follow."""
+    """The trace holds something that the simulated disk cannot follow."""
 
 
 @dataclass(frozen=True)

@@ -1,125 +1,21 @@
-"""Cut the power of a disk that exists on paper only, at many instants, and see what is left of klimb's promises.
+"""klimb's programs under strace: a feedback server with raters, and a training run, each killed where asked."""
 
-python tools/power_cut.py [--only store|run] [--judgements 201] [--steps 6] [--cuts 600] [--mixtures 4] [--seed 0]
-
-Two promises are put to the test. A judgement that the feedback server has answered with 200 outlives a loss of power;
-and so does a checkpoint that a run has written, while at any other instant the run can go on from an older one.
-`klimb label`, judged over HTTP, and `klimb train` run under strace; the folder is built as each cut may leave it
-(paper_disk.py), and klimb opens it. Exit code 1 on any loss.
-"""
-
-import argparse
-import hashlib
 import http.client
 import json
 import os
-import random
-import re
-import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paper_disk import Disk, Tally, cut
-from tiny import make_data, make_model
-from traced import Event, UnknownCallError, escaped, read_trace, trace
-
-
-class Judgements:
-    """Each judgement that was acknowledged is in the store: its number, and the note that came with it."""
-
-    def __init__(self, notes: dict[int, str]) -> None:
-        self._notes = notes
-
-    def hear(self, said: bytes, disk: Disk) -> int | None:
-        """The number in an answer of the server's."""
-        del disk
-        found = re.search(rb'\{"saved":(\d+)', said)
-        return int(found[1]) if found else None
-
-    def find(self, folder: Path) -> dict[int, str] | Exception:
-        """Notes by number."""
-        from klimb.feedback.store.store import Store
-
-        try:
-            with Store.open(folder / "feedback.db") as store:
-                found = {judgement.id: judgement.note for judgement in store.judgements()}
-            with sqlite3.connect(folder / "feedback.db") as connection:
-                (said,) = connection.execute("PRAGMA integrity_check").fetchone()
-            connection.close()
-        except Exception as error:  # whatever it is, the store is not open
-            return error
-        return found if said == "ok" else ValueError(said)
-
-    def lack(self, found: dict[int, str] | Exception, promised: Sequence[int]) -> str | None:
-        """Numbers that are missing, or stand for another judgement."""
-        if isinstance(found, Exception):
-            return f"the store cannot be opened: {found!r}"
-        lost = [number for number in promised if found.get(number) != self._notes[number]]
-        return f"{len(lost)} of {len(promised)} acknowledged judgements are gone: {lost}" if lost else None
-
-
-class Checkpoints:
-    """A run can go on from the last checkpoint that was written or a newer one, whose files are what was written."""
-
-    def __init__(self) -> None:
-        self._files: dict[int, dict[str, str]] = {}
-
-    def hear(self, said: bytes, disk: Disk) -> int | None:
-        """How many updates the checkpoint is of that is said to be written."""
-        found = re.search(rb"klimb wrote step-(\d+)\n", said)
-        if found is None:
-            return None
-        place = f"run/checkpoints/step-{found[1].decode()}/"
-        state = disk.state("everything", random.Random())  # noqa: S311  nothing is left to chance
-        self._files[int(found[1])] = {
-            path.removeprefix(place): hashlib.sha256(content or b"").hexdigest()
-            for path, content in state.items()
-            if path.startswith(place)
-        }
-        return int(found[1])
-
-    def find(self, folder: Path) -> tuple[int, dict[str, str]] | Exception:
-        """Updates after which the run goes on, and SHA-256 of that checkpoint's files."""
-        from klimb.config.train import TrainConfig
-        from klimb.training.storage.folder import RunFolder
-        from klimb.training.storage.resume import plan_resumption
-
-        run = RunFolder(folder / "run")
-        try:
-            if not (run.path / "config.json").is_file():
-                RunFolder.require_free(run.path)
-                return 0, {}
-            found = plan_resumption(replace(TrainConfig.from_dict(run.read_config()), out=run.path))
-            if found.step == 0:
-                return 0, {}
-            checkpoint = found.checkpoint or run.open_checkpoint(run.checkpoint_steps()[-1])
-        except Exception as error:  # whatever it is, the run cannot go on
-            return error
-        files = {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in checkpoint.path.iterdir()
-        }
-        return checkpoint.num_updates, files
-
-    def lack(self, found: tuple[int, dict[str, str]] | Exception, promised: Sequence[int]) -> str | None:
-        """What keeps the run from going on where it should."""
-        if isinstance(found, Exception):
-            return f"the run cannot go on: {found!r}"
-        step, files = found
-        if step < max(promised, default=0):
-            return f"the run goes on after {step} updates; a checkpoint of {max(promised)} had been written"
-        if step and files != self._files.get(step, files):
-            return f"the checkpoint of {step} updates is not what was written"
-        return None
+from tools.crashlab.tiny import make_data, make_model
+from tools.crashlab.trace import Event, UnknownCallError, escaped, read_trace, trace
 
 
 def klimb(prelude: str, *arguments: object) -> list[str]:
@@ -328,76 +224,3 @@ def record_training(
                 f"the run ended with {done.returncode}: {(folder / 'log.txt').read_text()[-2000:]}"
             )
     return [event for file in files for event in read_trace(file.read_text().splitlines())]
-
-
-def cut_store(folder: Path, num_judgements: int, prelude: str = "", **plan: int) -> Tally:
-    """Put the first promise to the test; 0 judgements are one that is sent twice."""
-    root = folder / ("store" if num_judgements else "again")
-    root.mkdir(parents=True)
-    if num_judgements:
-        events, notes = record_judging(root, folder, num_judgements, prelude)
-    else:
-        events, notes = record_resending(root, folder, prelude)
-    tally = cut(root, events, Judgements(notes), **plan)
-    if not max(num_judgements, 1) == len(notes) <= tally.num_promised:
-        raise UnknownCallError(f"{len(notes)} answers came, and {tally.num_promised} are in the trace")
-    return tally
-
-
-def cut_run(folder: Path, num_steps: int, killed_for: str = "", prelude: str = "", **plan: int) -> Tally:
-    """Put the second promise to the test."""
-    root = folder / f"training-{killed_for}"
-    root.mkdir(parents=True)
-    events = record_training(root, folder, num_steps, killed_for, prelude)
-    tally = cut(root, events, Checkpoints(), **plan)
-    if tally.num_promised <= (0 if killed_for else num_steps):
-        raise UnknownCallError(
-            f"{num_steps} steps were made, and {tally.num_promised} checkpoints are in the trace"
-        )
-    return tally
-
-
-def _show(what: str, tally: Tally) -> int:
-    print(
-        f"{what}: {tally.num_promised} promised in {tally.num_calls:,} calls; power cut at {tally.num_cuts:,} "
-        f"instants, {tally.num_states:,} states of the disk, {tally.num_distinct:,} different; "
-        f"lost in {len(tally.losses):,}",
-        flush=True,
-    )
-    for line in tally.losses[:10]:
-        print(f"  {line}")
-    return len(tally.losses)
-
-
-def main() -> int:
-    """Run the test and return an exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", choices=("store", "run"), help="one of the two promises")
-    parser.add_argument("--judgements", type=int, default=201, help="a multiple of 3")
-    parser.add_argument("--steps", type=int, default=6, help="of the run, each with a checkpoint")
-    parser.add_argument(
-        "--cuts", type=int, default=600, help="instants for each program; 0: after every call"
-    )
-    parser.add_argument("--mixtures", type=int, default=4, help="states by chance for each cut")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if shutil.which("strace") is None:
-        print("strace is needed: apt-get install strace")
-        return 2
-    plan = {"num_cuts": options.cuts, "num_mixtures": options.mixtures, "seed": options.seed}
-    num_losses = 0
-    with tempfile.TemporaryDirectory(prefix="klimb-power-") as name:
-        if options.only != "run":
-            num_losses += _show("judgements", cut_store(Path(name), options.judgements, **plan))
-            num_losses += _show("a judgement sent again after a kill", cut_store(Path(name), 0, **plan))
-        for killed_for in ("", "run", f"step-{options.steps:06d}") if options.only != "store" else ():
-            what = f"checkpoints, killed for {killed_for}" if killed_for else "checkpoints"
-            num_losses += _show(what, cut_run(Path(name), options.steps, killed_for, **plan))
-    print("nothing was lost" if num_losses == 0 else "SOMETHING WAS LOST")
-    return 1 if num_losses else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

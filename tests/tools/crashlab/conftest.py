@@ -1,22 +1,9 @@
-"""The tools as modules, and what they need of the system."""
+"""What the crash laboratory needs of the system."""
 
-import importlib
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-TOOLS = Path(__file__).parent.parent.parent / "tools"
-
-
-@pytest.fixture(scope="session")
-def load_tool():
-    """Import a tool, and what it imports from the others, by its name."""
-    sys.path.insert(0, str(TOOLS))
-    yield importlib.import_module
-    sys.path.remove(str(TOOLS))
 
 
 @pytest.fixture(scope="session")

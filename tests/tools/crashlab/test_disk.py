@@ -1,4 +1,4 @@
-"""The disk on paper notices what a program loses."""
+"""The simulated disk shows what a program loses."""
 
 import random
 import re
@@ -7,21 +7,15 @@ import sys
 
 import pytest
 
+from tools.crashlab.cut import cut
+from tools.crashlab.disk import Disk, File
+from tools.crashlab.trace import UnknownCallError, read_trace, trace
+
 WRITE = "with open('answer', 'w') as file: file.write('x' * 1000); file.flush()"
 SYNC = "os.fsync(os.open('answer', os.O_RDONLY))"
 SYNC_FOLDER = "os.fsync(os.open('.', os.O_RDONLY))"
 RENAME = "os.rename(os.path.abspath('answer'), os.path.abspath('named'))"
 SAY = "print('done', flush=True)"
-
-
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("paper_disk")
-
-
-@pytest.fixture(scope="module")
-def traced(load_tool):
-    return load_tool("traced")
 
 
 class Answer:
@@ -41,18 +35,16 @@ class Answer:
 
 
 @pytest.fixture
-def losses(tool, traced, tmp_path, strace):  # noqa: ARG001  which may be missing
+def losses(tmp_path, strace):  # noqa: ARG001  which may be missing
     """Run a program of these lines under strace, and cut its power."""
 
     def losses(*lines, name="answer"):
         root, file = tmp_path / "root", tmp_path / "trace"
         root.mkdir()
         program = "\n".join(["import os", f"os.chdir({str(root)!r})", *lines])
-        subprocess.run(
-            traced.trace([sys.executable, "-c", program], file), check=True, stdout=subprocess.DEVNULL
-        )
-        events = traced.read_trace(file.read_text().splitlines())
-        tally = tool.cut(root, events, Answer(name), num_mixtures=20)
+        subprocess.run(trace([sys.executable, "-c", program], file), check=True, stdout=subprocess.DEVNULL)
+        events = read_trace(file.read_text().splitlines())
+        tally = cut(root, events, Answer(name), num_mixtures=20)
         assert tally.num_promised == 1
         return {re.search(r", (.*): it is gone", line)[1] for line in tally.losses}
 
@@ -99,37 +91,35 @@ def test_a_file_that_is_written_again_in_place_is_noticed(losses):
         ),
     ],
 )
-def test_a_change_that_cannot_be_followed_is_an_error(traced, losses, way, name):
+def test_a_change_that_cannot_be_followed_is_an_error(losses, way, name):
     before = () if name == "symlink" else (WRITE,)
-    with pytest.raises(traced.UnknownCallError, match=name):
+    with pytest.raises(UnknownCallError, match=name):
         losses(*before, way, SAY)
 
 
-def test_a_trace_that_does_not_tell_all_is_an_error(tool, traced, tmp_path):
+def test_a_trace_that_does_not_tell_all_is_an_error(tmp_path):
     (tmp_path / "made elsewhere").write_text("x")
-    with pytest.raises(traced.UnknownCallError, match="does not lead to what is there: made elsewhere"):
-        tool.cut(tmp_path, [], Answer("answer"))
+    with pytest.raises(UnknownCallError, match="does not lead to what is there: made elsewhere"):
+        cut(tmp_path, [], Answer("answer"))
 
 
 def hexed(text):
     return "".join(f"\\x{byte:02x}" for byte in text.encode())
 
 
-def replayed(tool, traced, root, *calls):
+def replayed(root, *calls):
     """The disk after calls, in which `«…»` is written as strace does."""
     lines = [
         re.sub("«(.*?)»", lambda found: hexed(found[1].replace("ROOT", str(root))), line) for line in calls
     ]
-    disk = tool.Disk(root)
-    for event in traced.read_trace(lines):
+    disk = Disk(root)
+    for event in read_trace(lines):
         disk.go_on(event)
     return disk
 
 
-def test_a_sync_covers_what_was_written_before_it_began(tool, traced, tmp_path):
+def test_a_sync_covers_what_was_written_before_it_began(tmp_path):
     disk = replayed(
-        tool,
-        traced,
         tmp_path,
         '7 openat(AT_FDCWD<«/»>, "«ROOT/a»", O_RDWR|O_CREAT, 0666) = 3<«ROOT/a»>',
         '7 pwrite64(3<«ROOT/a»>, "«old»", 3, 0) = 3',
@@ -144,8 +134,8 @@ def test_a_sync_covers_what_was_written_before_it_began(tool, traced, tmp_path):
     assert disk.state("everything", chance) == {"a": b"new"}
 
 
-def test_a_write_that_is_not_synced_may_be_torn_at_a_sector(tool):
-    file = tool.File()
+def test_a_write_that_is_not_synced_may_be_torn_at_a_sector():
+    file = File()
     file.change(0, b"a" * 2048)
     file.sync(file.moment())
     file.change(100, b"b" * 1948)
@@ -157,7 +147,7 @@ def test_a_write_that_is_not_synced_may_be_torn_at_a_sector(tool):
     assert all(content[512:1024] in (b"a" * 512, b"b" * 512) for content in found)
 
 
-def test_a_write_that_is_cut_short_in_the_trace_is_an_error(traced):
-    (event, _) = traced.read_trace([f'7 write(1<{hexed("/x")}>, "{hexed("ab")}"..., 3) = 3'])
-    with pytest.raises(traced.UnknownCallError, match="cut"):
+def test_a_write_that_is_cut_short_in_the_trace_is_an_error():
+    (event, _) = read_trace([f'7 write(1<{hexed("/x")}>, "{hexed("ab")}"..., 3) = 3'])
+    with pytest.raises(UnknownCallError, match="cut"):
         _ = event.call.data

@@ -1,11 +1,9 @@
 """Kill a run again and again, resume it each time, and compare it with one that was left alone.
 
-python tools/crash_test.py [--kills 100] [--model tiny|smollm2|FOLDER] [--seed 0]
-
 A run is a process of its own, which SIGKILL ends: at a random instant, or aimed at a moment that matters, such as
 while a checkpoint is written. When it gets to its end its weights, optimiser state, metrics but for their timings,
 completions and evaluations are compared by SHA-256, and another begins, until there were so many kills. Exit code 1
-if anything differs. Processes are killed, not the machine; what a loss of power leaves, tools/power_cut.py finds out.
+if anything differs. Processes are killed, not the machine; a loss of power is what `power` tests.
 """
 
 import argparse
@@ -25,12 +23,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiny import make_data, make_model
+from tools.crashlab.tiny import make_data, make_model
 
 _PHASES = (
     "elsewhere",
@@ -355,16 +353,18 @@ def crash(job: Job, folder: Path, num_kills: int, chance: random.Random) -> bool
     return is_same
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the test and return an exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.crashlab kills",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--model", default="tiny", help="tiny, smollm2, or a model's folder")
     parser.add_argument("--seed", type=int, default=0, help="of the kills and of the run")
     parser.add_argument("--out", type=Path, help="where the runs go; a temporary folder by default")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for module in _LOADED:  # here, once, and not in every process that begins
         importlib.import_module(module)
 
@@ -379,7 +379,3 @@ def main() -> int:
         print(f"files: {folder}")
     print("every run ended in the same bits" if is_same else "RUNS DIFFER")
     return 0 if is_same else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,34 +1,33 @@
-"""A disk on paper: what a program's calls leave on it if the power is cut.
+"""A simulated disk: it replays a program's system calls and gives each state that a power cut may leave.
 
-A program runs under strace (traced.py). What a disk may hold after a cut follows from
-that under the strict rules of POSIX: content counts once its file was synced, a name once its folder was. The folder is
-then built as it may be found: with what was synced alone, with everything, with all names or all content alone, and in
-mixtures, in which an unsynced write may be there, may be missing or torn at a sector, and each folder may be at any
-moment since it was last synced. What is promised, and whether it is kept, a `Promise` knows (power_cut.py).
+POSIX's strict rules: content is on the disk once its file was synced, a name once its folder was. A state holds what
+was synced alone, everything, all names or all content alone, or a mixture, in which each unsynced write may be there,
+missing or torn at a sector, and each folder may have the names of any moment since it was last synced.
 """
 
-import hashlib
 import itertools
 import os
 import random
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from traced import SYNCS, WRITES, Call, Event, UnknownCallError, unescaped
+from tools.crashlab.trace import SYNCS, WRITES, Call, Event, UnknownCallError, unescaped
 
 State = dict[str, bytes | None]
 """What is in a folder: content by path, None for a folder."""
 
-_FIXED = ("synced alone", "everything", "names alone", "content alone")  # states that leave nothing to chance
+FIXED_STATES = (
+    "synced alone",
+    "everything",
+    "names alone",
+    "content alone",
+)  # states that leave nothing to chance
 
 
 class Node:
-    """A file or folder on paper: what is on the disk for certain, and what came since."""
+    """A file or folder: what is on the disk for certain, and what came since."""
 
     def __init__(self) -> None:
         self.pending: list[Any] = []
@@ -119,7 +118,7 @@ class Folder(Node):
 
 
 class Disk:
-    """A folder, empty at first, on a disk on paper, which goes through the calls of a trace."""
+    """The simulated disk of a folder, empty at first, which replays the calls of a trace."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root.resolve())
@@ -145,7 +144,7 @@ class Disk:
         return self._change(call)
 
     def state(self, kind: str, chance: random.Random) -> State:
-        """What may be found after a cut: one of `_FIXED`, or a mixture."""
+        """What may be found after a cut: one of `FIXED_STATES`, or a mixture."""
         return dict(_walk(self._top, "", kind, chance))
 
     def is_elsewhere(self, call: Call) -> bool:
@@ -268,7 +267,7 @@ class Disk:
         return place is not None
 
     def _refuse(self, call: Call) -> bool:
-        """Anything else must not concern the folder, or the disk on paper would go astray."""
+        """Anything else must not concern the folder, or the simulated disk would go astray."""
         if call.name == "mmap" and not ("SHARED" in call.arguments[3] and "WRITE" in call.arguments[2]):
             return False
         named = re.findall(r'[<"]((?:\\x..)+)[>"]', ", ".join(call.arguments))
@@ -292,115 +291,3 @@ def _walk(folder: Folder, place: str, kind: str, chance: random.Random) -> Itera
             yield place + name, node.mixture(chance)
         elif isinstance(node, File):
             yield place + name, bytes(node.live if kind in ("everything", "content alone") else node.synced)
-
-
-class Promise(Protocol):
-    """What a program has promised, and whether that is kept."""
-
-    def hear(self, said: bytes, disk: Disk) -> Any:
-        """What is promised by these words, given the disk at that moment; None where nothing is."""
-
-    def find(self, folder: Path) -> Any:
-        """What klimb's own code finds in a folder after a cut; an error where it cannot open it."""
-
-    def lack(self, found: Any, promised: Sequence[Any]) -> str | None:
-        """Say what is not as promised."""
-
-
-@dataclass
-class Tally:
-    """What came of the cuts: of how many, at which states of the disk, something promised was lost."""
-
-    num_calls: int  # that changed the disk, or synced it
-    num_promised: int
-    num_cuts: int
-    num_states: int = 0
-    num_distinct: int = 0
-    losses: list[str] = field(default_factory=list)
-
-
-def cut(
-    root: Path,
-    events: list[Event],
-    promise: Promise,
-    *,
-    num_cuts: int = 0,
-    num_mixtures: int = 4,
-    seed: int = 0,
-) -> Tally:
-    """Cut the power at many instants and see whether what was promised until then is still there.
-
-    Args:
-        root: The folder of which the trace tells, as it is at the end.
-        events: The trace, from when the folder was empty.
-        promise: What is promised, and how to tell.
-        num_cuts: At how many instants; those after a sync, another name or a promise come first. 0: at all.
-        num_mixtures: States of the disk by chance that are tried for each, beside the four fixed ones.
-        seed: Of what is left to chance.
-
-    Raises:
-        UnknownCallError: The trace does not lead to what is in the folder now.
-    """
-    promised, instants = _rehearse(root, events, promise)
-    chance = random.Random(seed)  # noqa: S311  no secret
-    chosen = _choose(events, promised, instants, num_cuts or len(instants), chance)
-    tally = Tally(num_calls=len(instants), num_promised=len(promised), num_cuts=len(chosen))
-    disk, until_now, known = Disk(root), [], {}
-    with tempfile.TemporaryDirectory(prefix="klimb-power-") as scratch:
-        for index, event in enumerate(events):
-            disk.go_on(event)
-            until_now += [promised[index]] if index in promised else []
-            for kind in [*_FIXED, *["mixture"] * num_mixtures] if index in chosen else []:
-                state = disk.state(kind, chance)
-                digest = _digest(state)
-                if digest not in known:
-                    known[digest] = promise.find(_build(state, Path(scratch)))
-                tally.num_states += 1
-                if (lost := promise.lack(known[digest], until_now)) is not None:
-                    tally.losses.append(f"after call {index} ({event.call.name}), {kind}: {lost}")
-    tally.num_distinct = len(known)
-    return tally
-
-
-def _rehearse(root: Path, events: list[Event], promise: Promise) -> tuple[dict[int, Any], list[int]]:
-    """Go through a trace, and return what is promised when, and when the disk changes."""
-    disk, promised, instants = Disk(root), {}, []
-    for index, event in enumerate(events):
-        call = event.call
-        if event.begins and call.name in WRITES and call.result > 0:
-            heard = promise.hear(call.data, disk) if disk.is_elsewhere(call) else None
-            if heard is not None:
-                promised[index] = heard
-        if disk.go_on(event) or index in promised:
-            instants.append(index)
-    real = {str(p.relative_to(root)): None if p.is_dir() else p.read_bytes() for p in root.rglob("*")}
-    real = {path: content for path, content in real.items() if not path.endswith("-shm")}
-    paper = disk.state("everything", random.Random())  # noqa: S311  nothing is left to chance
-    if differing := [path for path in real.keys() | paper.keys() if real.get(path, 0) != paper.get(path, 0)]:
-        raise UnknownCallError(f"the trace does not lead to what is there: {', '.join(sorted(differing))}")
-    return promised, instants
-
-
-def _choose(
-    events: list[Event], promised: dict[int, Any], instants: list[int], num_cuts: int, chance: random.Random
-) -> set[int]:
-    first = [i for i in instants if i in promised or events[i].call.name not in WRITES]
-    rest = sorted(set(instants) - set(first))
-    first = chance.sample(first, min(num_cuts, len(first)))
-    return {*first, *chance.sample(rest, min(num_cuts - len(first), len(rest)))}
-
-
-def _digest(state: State) -> bytes:
-    found = hashlib.sha256()
-    for path, content in sorted(state.items()):
-        found.update(repr((path, None if content is None else len(content))).encode() + (content or b""))
-    return found.digest()
-
-
-def _build(state: State, scratch: Path) -> Path:
-    folder = scratch / "found"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for path, content in state.items():
-        (folder / path).mkdir() if content is None else (folder / path).write_bytes(content)
-    return folder

@@ -1,0 +1,443 @@
+"""klimb from Python: train a policy, learn a reward, compare two models. The command line calls the same functions."""
+
+import contextlib
+import html
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klimb.config.names import FORMER
+from klimb.config.pairwise import PEOPLE, CompareConfig
+from klimb.config.reward import RewardConfig
+from klimb.config.train import TrainConfig, present_name, read_run_options
+from klimb.config.values import typed_options
+from klimb.data.objects import is_place, rows_of, write_rows
+from klimb.errors import ArgumentError, ConfigError
+from klimb.io.atomic import whole_folder
+from klimb.io.progress import Say, tell
+from klimb.io.show import Text, quote
+from klimb.pairwise.results import ComparisonResult
+from klimb.policy.generate import as_prompts
+from klimb.policy.policy import Policy
+from klimb.reward.load import NO_FUNCTIONS, OBJECT, Functions
+from klimb.training.inputs import inputs_in, name_rewards, write_model, write_prompts
+from klimb.training.observer import Observer
+from klimb.training.report.notebook import NotebookDisplay, is_in_notebook
+from klimb.training.run import summary_of
+from klimb.training.run import train as run_train
+from klimb.training.signals import RunInterrupted
+from klimb.training.storage.folder import RunFolder
+
+if TYPE_CHECKING:
+    from klimb.reward.classifier import ClassifierReward
+    from klimb.training.evaluate.summary import Summary
+
+
+def train(
+    model: Any,
+    prompts: Any,
+    reward: Any,
+    *,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> "Run":
+    """Fine-tune a language model by a KL-penalised policy gradient.
+
+        g = (1/N) Σ_i Â_i ∇ log π(y_i | x_i)
+
+    with Â_i made of the rewards less β times each completion's KL estimate, as the run itself prints.
+
+    Args:
+        model: A name of the Hugging Face hub, a folder, a .gguf file, a `klimb.Policy`, or a transformers model with
+            its tokenizer. A model that is an object is copied into the run's folder and not changed.
+        prompts: A list of texts, of conversations (lists of messages) or of dictionaries, a `datasets.Dataset`, a
+            table of pandas or polars, `hf:org/name:split`, or a file. Prompts that are no file are copied into the
+            run's folder; other columns than the prompt go to the reward by their names.
+        reward: A function `f(prompts, completions, **columns)` that returns a number for each completion, as TRL calls
+            it, also an `async` one; a name such as "vader"; a `RewardModel` or its folder; an http(s) address; or a
+            list of such, which are added with `reward_weights`.
+        out: The run's folder; one in the system's folder for temporary files where None, named in the result.
+        tokenizer: The tokenizer of a transformers model; loaded from where the model came from where None.
+        observer: Receives the events of the run; a display in the terminal, or in the notebook, where None.
+        options: Any option of `klimb train` by its name with underscores, such as `num_steps=20`, `lr=1e-6`; with
+            `eval_prompts` and `judges` objects are taken as for `prompts` and `reward`. See docs/options.md.
+
+    Returns:
+        The run, finished.
+
+    Raises:
+        KlimbError: An argument, a file, a reward or the model is wrong; the message says what, where and what to do.
+        RunInterrupted: The run was interrupted; a checkpoint was written, and `klimb.Run(out).resume()` resumes it.
+    """
+    options = _with_present_names(options)
+    folder = Path(tempfile.mkdtemp(prefix="klimb-")) / "run" if out is None else Path(out)
+    rewards, functions = name_rewards("reward", reward)
+    judges, of_judges = name_rewards("judges", options.pop("judges", ()), rewards)
+    RunFolder.require_free(folder)
+    given = {"model": model, "prompts": prompts, "eval_prompts": options.pop("eval_prompts", None)}
+    column = options.get("prompt_column", "prompt")
+    with inputs_in(RunFolder(folder).inputs, tokenizer=tokenizer, prompt_column=column, **given) as places:
+        named = {"reward": rewards, "judges": judges, "out": folder}
+        config = TrainConfig(**typed_options(TrainConfig, {**options, **places, **named}))
+        return _run(config, functions | of_judges, observer)
+
+
+class Run:
+    """A run of `klimb train`, by its folder.
+
+    Attributes:
+        folder: Its files; docs/files.md describes them.
+
+    Args:
+        folder: The folder of a run that has begun, finished or not.
+        functions: Rewards and judges that were given as objects, by their names, so that `resume` has them.
+
+    Raises:
+        RunFolderError: It is not the folder of a run.
+    """
+
+    def __init__(self, folder: str | Path, functions: Functions = NO_FUNCTIONS) -> None:
+        self.folder = Path(folder)
+        self._files = RunFolder.find(self.folder)
+        self._functions = functions
+
+    def __repr__(self) -> str:
+        return f"klimb.Run({str(self.folder)!r})"
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The options of the run."""
+        return TrainConfig.from_dict(read_run_options(self.folder) | {"out": str(self.folder)})
+
+    @property
+    def summary(self) -> "Summary":
+        """Reward, judges, KL and length before and after, with 95 % intervals over prompts.
+
+        Raises:
+            RunFolderError: The run has not been evaluated yet.
+        """
+        return summary_of(self.config, self._files)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dictionary for each step; docs/metrics.md says what stands in it."""
+        return self._files.read("metrics")
+
+    @property
+    def completions(self) -> list[dict[str, Any]]:
+        """One dictionary for each completion that was drawn in training."""
+        return self._files.read("completions")
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One dictionary for each completion that was drawn in an evaluation."""
+        return self._files.read("evaluations")
+
+    @property
+    def model(self) -> Path:
+        """The fine-tuned model: a folder that transformers opens."""
+        return self._files.model
+
+    @property
+    def report(self) -> Path:
+        """The report, a page for the browser."""
+        return self._files.report
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The fine-tuned policy, loaded when it is first asked for."""
+        return Policy.load(self.model, has_reference=False, trust_remote_code=self.config.trust_remote_code)
+
+    def resume(
+        self,
+        *,
+        reward: Any = None,
+        judges: Any = None,
+        accept: Sequence[str] = (),
+        from_step: int | None = None,
+        observer: Observer | None = None,
+        **options: Any,
+    ) -> "Run":
+        """Resume the run, to the same bits as if it had not been interrupted.
+
+        A function that is a reward takes part: klimb compares its source text with that of the run's start. What the
+        function calls, reads or closes over is not compared, and what it remembers from call to call is not stored.
+
+        Args:
+            reward: The functions among the rewards, where the run was begun in another process.
+            judges: The functions among the judges.
+            accept: Names of content that may differ from what the run began with, as the refusal names them.
+            from_step: Go back to the checkpoint after so many updates, and drop what came later.
+            observer: Receives the events of the run.
+            options: Options that may change in a resumed run, such as `num_steps`.
+
+        Raises:
+            KlimbError: Something differs that may not, or is missing; the message says what, and what to do.
+            RunInterrupted: As for `train`.
+        """
+        functions, began = dict(self._functions), read_run_options(self.folder) | {"out": str(self.folder)}
+        for name, given in (("reward", reward), ("judges", judges)):
+            names, found = name_rewards(name, [] if given is None else given)
+            functions |= found
+            if len(found) < len(names):  # names beside functions: all of them are meant
+                began[name] = names
+        config = TrainConfig(**typed_options(TrainConfig, began | _with_present_names(options)))
+        _require_functions(config, functions)
+        return _run(config, functions, observer, resume=True, accept=accept, from_step=from_step)
+
+    def _repr_html_(self) -> str:
+        """The report, in a notebook."""
+        if not self.report.is_file():
+            return f"<pre>{html.escape(repr(self))}, without a report yet</pre>"
+        return _framed(self.report)
+
+
+class RewardModel:
+    """A learned reward, by its folder: a model that AutoModelForSequenceClassification opens, and a report.
+
+    Attributes:
+        folder: Where it is.
+
+    Args:
+        folder: A sequence-classification model with one output: a folder, or a name of the hub.
+        device: Where it runs; the first GPU if there is one, else the CPU, where None.
+    """
+
+    def __init__(self, folder: str | Path, *, device: str | None = None) -> None:
+        self.folder = folder
+        self._device = device
+
+    def __repr__(self) -> str:
+        return f"klimb.RewardModel({str(self.folder)!r})"
+
+    @classmethod
+    def fit(
+        cls,
+        feedback: Any,
+        *,
+        base: str | Path,
+        out: str | Path | None = None,
+        say: Say = tell,
+        **options: Any,
+    ) -> "RewardModel":
+        """Learn a reward from what people said.
+
+        Args:
+            feedback: A file of docs/feedback.md, a store of `klimb label`, a list of these, or rows as
+                dictionaries, a `datasets.Dataset` or a table, in any form that docs/feedback.md lists.
+            base: The model that reads the texts: a folder, a .gguf file or a name of the hub.
+            out: The folder to write; one in the system's folder for temporary files where None.
+            say: Receives a line about each piece of work.
+            options: Any option of `klimb reward train` by its name with underscores, such as `criterion`.
+
+        Returns:
+            The reward. `verdict` says whether it beats chance; `klimb.train` refuses one that does not.
+
+        Raises:
+            KlimbError: Nothing can be learned, or an argument is wrong.
+        """
+        from klimb.reward.learn.training import train_reward
+
+        folder = Path(tempfile.mkdtemp(prefix="klimb-")) / "reward" if out is None else Path(out)
+        with _feedback_places(feedback) as places:
+            named = {"feedback": places, "base": str(base), "out": folder}
+            config = RewardConfig(**typed_options(RewardConfig, {**options, **named}))
+            result = train_reward(config, say)
+        say(result.verdict)
+        return cls(folder)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `reward.json` says of how it was learned; empty for a model that klimb did not learn."""
+        import json
+
+        try:
+            return json.loads((Path(self.folder) / "reward.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def beats_chance(self) -> bool | None:
+        """Whether it orders held-out pairs better than chance; None where that was not tested by klimb."""
+        return self.record.get("held_out", {}).get("beats_chance")
+
+    @property
+    def verdict(self) -> str | None:
+        """What it is worth, in a sentence; None for a model that klimb did not learn."""
+        return self.record.get("verdict")
+
+    @property
+    def report(self) -> Path:
+        """The report, a page for the browser."""
+        return Path(self.folder) / "report.html"
+
+    def score(self, prompt: Text | Sequence[Text], completion: str | Sequence[str]) -> float | list[float]:
+        """Score completions; higher is better.
+
+        Args:
+            prompt: A prompt, text or messages, or a list with one for each completion.
+            completion: A completion, or a list of them.
+
+        Returns:
+            A number for one completion, a list for a list.
+
+        Raises:
+            ArgumentError: There are not as many prompts as completions.
+            RewardError: A text cannot be read by the model.
+        """
+        from klimb.reward.reward import Batch, WeightedSum
+
+        texts = [completion] if isinstance(completion, str) else list(completion)
+        prompts, is_one = as_prompts(prompt)
+        if is_one:
+            prompts = prompts * len(texts)
+        if len(prompts) != len(texts):
+            raise ArgumentError(
+                f"prompt: expected one, or {len(texts)}, one for each completion, got {len(prompts)}"
+            )
+        total = WeightedSum([self._classifier])(Batch(prompts, texts)).complete().given if texts else []
+        return total[0] if isinstance(completion, str) else total
+
+    def save(self, folder: str | Path) -> "RewardModel":
+        """Copy it to another folder, and return the copy.
+
+        Raises:
+            ConfigError: The folder exists already, or this reward is a name of the hub.
+        """
+        target = Path(folder)
+        if target.exists():
+            raise ConfigError(f"folder: {target} exists already; choose another")
+        if not Path(self.folder).is_dir():
+            raise ConfigError(f"folder: {self.folder} is no folder here that could be copied")
+        with whole_folder(target) as unfinished:
+            shutil.copytree(self.folder, unfinished, dirs_exist_ok=True)
+        return RewardModel(target, device=self._device)
+
+    @cached_property
+    def _classifier(self) -> "ClassifierReward":
+        from klimb.reward.classifier import ClassifierReward
+
+        return ClassifierReward(str(self.folder), device=self._device)
+
+    def _repr_html_(self) -> str:
+        """The report, in a notebook."""
+        return _framed(self.report) if self.report.is_file() else f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def compare(
+    a: Any,
+    b: Any,
+    prompts: Any,
+    by: Any = PEOPLE,
+    *,
+    out: str | Path | None = None,
+    say: Say = tell,
+    **options: Any,
+) -> ComparisonResult:
+    """Let two models answer the same prompts, and rewards or people say whose answers are better.
+
+    Args:
+        a: A `Run`, a `Policy`, a folder, a .gguf file, a name of the hub, or a transformers model with its tokenizer
+            as a pair.
+        b: The model that it is compared with.
+        prompts: As for `train`.
+        by: "people", who judge on a page in the browser, or rewards as for `train`; several judge each for itself.
+        out: The page to write, which ends in .html; in the system's folder for temporary files where None.
+        say: Receives a line about each piece of work.
+        options: Any option of `klimb compare` by its name with underscores, such as `completions_per_prompt`.
+
+    Returns:
+        The result: `win_rate` of `a`, `tallies` with intervals, `verdicts` in words, the page.
+
+    Raises:
+        KlimbError: An argument, a file, a model or a reward is wrong, or nobody judged.
+    """
+    from klimb.pairwise.compare import compare as run_compare
+
+    judges, functions = name_rewards("by", by)
+    page = Path(tempfile.mkdtemp(prefix="klimb-")) / "compare.html" if out is None else Path(out)
+    with tempfile.TemporaryDirectory(prefix="klimb-") as temporary:
+        named = {
+            "model_a": _model_place(a, Path(temporary) / "a"),
+            "model_b": _model_place(b, Path(temporary) / "b"),
+            "prompts": write_prompts(
+                "prompts", prompts, Path(temporary), options.get("prompt_column", "prompt")
+            ),
+            "by": judges,
+            "out": page,
+        }
+        config = CompareConfig(**typed_options(CompareConfig, {**options, **named}))
+        return run_compare(config, say, functions=functions)
+
+
+def _run(config: TrainConfig, functions: Functions, observer: Observer | None, **how: Any) -> Run:
+    if observer is None and is_in_notebook():
+        observer = NotebookDisplay()
+    try:
+        run_train(config, observer, functions=functions, **how)
+    except RunInterrupted as interruption:
+        if functions:
+            interruption.add_note(f"or in Python: klimb.Run({str(config.out)!r}).resume(reward=…)")
+        raise
+    return Run(config.out, functions)
+
+
+def _require_functions(config: TrainConfig, functions: Functions) -> None:
+    named = (*config.reward, *config.judges)
+    for name in named:
+        if name.startswith(OBJECT) and name not in functions:
+            raise ConfigError(
+                f"reward: the run was begun in Python with the function {name.removeprefix(OBJECT)}; give it again: "
+                f"klimb.Run({str(config.out)!r}).resume(reward={name.removeprefix(OBJECT)})"
+            )
+    for name in functions:
+        if name not in named:
+            raise ConfigError(
+                f"reward: the run was begun with {', '.join(named)}, got {name.removeprefix(OBJECT)}"
+            )
+
+
+def _with_present_names(options: dict[str, Any]) -> dict[str, Any]:
+    named = {present_name(name): value for name, value in options.items()}
+    if len(named) < len(options):
+        twice = next(FORMER[name] for name in options if FORMER.get(name) in options)
+        raise ConfigError(f"{twice}: is given twice, once by its former name")
+    return named
+
+
+def _model_place(model: Any, folder: Path) -> str:
+    """Name a model as options do; one that is an object is written into a folder."""
+    if isinstance(model, Run):
+        return str(model.folder)
+    if is_place(model):
+        return str(model)
+    write_model(model, None, folder)
+    return str(folder)
+
+
+@contextlib.contextmanager
+def _feedback_places(feedback: Any) -> Iterator[tuple[str, ...]]:
+    """Name feedback as options do; rows are written to a file meanwhile."""
+    if is_place(feedback):
+        yield (str(feedback),)
+        return
+    if isinstance(feedback, list | tuple) and feedback and all(map(is_place, feedback)):
+        yield tuple(map(str, feedback))
+        return
+    if isinstance(feedback, list | tuple) and any(map(is_place, feedback)):
+        raise ConfigError(f"feedback: expected files or rows, got both: {quote(feedback)}")
+    with tempfile.TemporaryDirectory(prefix="klimb-") as temporary:
+        file = Path(temporary) / "feedback.jsonl"
+        write_rows(file, rows_of("feedback", feedback))
+        yield (str(file),)
+
+
+def _framed(page: Path, height: int = 640) -> str:
+    """A page as a part of a notebook."""
+    content = html.escape(page.read_text(encoding="utf-8"), quote=True)
+    return f'<iframe srcdoc="{content}" style="width:100%;height:{height}px;border:0"></iframe>'
