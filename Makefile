@@ -50,6 +50,7 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/python tools/options.py
+	$(BIN)/python tools/objectives.py
 
 vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; about two hours
 	$(BIN)/python benchmarks/vs_trl.py

@@ -114,7 +114,7 @@ def contenders(
     weights: np.ndarray, matrix: np.ndarray, torch: Any, alone: bool
 ) -> dict[str, Callable[[], Any]]:
     """The ways to reduce the matrix; `alone`, klimb's on NumPy."""
-    ways: dict[str, Callable[[], Any]] = {"klimb": lambda: klimb.policy_gradient(weights, matrix)}
+    ways: dict[str, Callable[[], Any]] = {"klimb": lambda: klimb.reinforce_gradient(weights, matrix)}
     if alone:
         return ways
     if str(matrix.dtype) != "bfloat16":
@@ -126,7 +126,7 @@ def contenders(
             tensor = tensor.view(torch.bfloat16)
         vector = torch.from_numpy(weights.astype(np.float32)).to(tensor.dtype)
         ways["torch.mv"] = lambda: torch.mv(tensor.T, vector)
-        ways["klimb, torch"] = lambda: klimb.policy_gradient(vector, tensor)
+        ways["klimb, torch"] = lambda: klimb.reinforce_gradient(vector, tensor)
     return ways
 
 

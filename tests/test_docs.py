@@ -91,6 +91,11 @@ def test_the_page_of_options_is_made_from_the_configuration():
     assert options.PAGE.read_text() == options.render(), "run make format"
 
 
+def test_the_table_of_objectives_is_made_from_the_presets():
+    objectives = load(ROOT / "tools" / "objectives.py")
+    assert objectives.PAGE.read_text() == objectives.render(), "run make format"
+
+
 def test_the_example_reward_by_hand():
     brevity = load(ROOT / "examples" / "brevity.py")
     # "to be." has words of 2 and 3 characters: 4.5 − 2.5 + 1; "unlikely" is one of 8: 4.5 − 8.

@@ -40,7 +40,14 @@ def render() -> str:
 
 
 def _docstrings(section: type) -> dict[str, str]:
-    """The string under each field."""
+    """The string under each field, those of the sections that it extends included."""
+    texts: dict[str, str] = {}
+    for part in reversed(section.__mro__[:-1]):
+        texts |= _own_docstrings(part)
+    return texts
+
+
+def _own_docstrings(section: type) -> dict[str, str]:
     (tree,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(tree, ast.ClassDef)
     texts: dict[str, str] = {}

@@ -8,10 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from klimb.core.advantages import batch_mean, group_normalised, leave_one_out, no_baseline, whiten
+from klimb.core.aggregation import Denominators, aggregation, count_denominators
 from klimb.core.kl import adaptive_beta, exact_kl, k1, k2, k3
+from klimb.core.objective import Objective
 from klimb.core.objectives import reinforce
+from klimb.core.presets import PRESETS
+from klimb.core.score_weights import TokenBatch, score_weights
 from klimb.core.stream import streamed_weight_update
-from klimb.core.update import adjusted_rewards, gradient_ascent, policy_gradient, rlhf_weight_update
+from klimb.core.update import (
+    adjusted_rewards,
+    gradient_ascent,
+    policy_gradient,
+    reinforce_gradient,
+    rlhf_weight_update,
+)
 from klimb.data.blocks import row_blocks
 from klimb.errors import KlimbError, MissingExtraError
 
@@ -23,15 +33,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "PRESETS",
+    "Denominators",
     "KlimbError",
+    "Objective",
     "Policy",
     "RewardModel",
     "Run",
     "RunInterrupted",
+    "TokenBatch",
     "adaptive_beta",
     "adjusted_rewards",
+    "aggregation",
     "batch_mean",
     "compare",
+    "count_denominators",
     "exact_kl",
     "gradient_ascent",
     "group_normalised",
@@ -43,8 +59,10 @@ __all__ = [
     "no_baseline",
     "policy_gradient",
     "reinforce",
+    "reinforce_gradient",
     "rlhf_weight_update",
     "row_blocks",
+    "score_weights",
     "streamed_weight_update",
     "train",
     "whiten",

@@ -1,5 +1,6 @@
 """The options of a run."""
 
+import dataclasses
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -9,7 +10,47 @@ from klimb import KlimbError
 from klimb.config.names import BASELINES as ALSO_NAMED
 from klimb.config.train import TrainConfig, read_options
 from klimb.core.advantages import BASELINES
-from klimb.rl.declaration import _BASELINES, declare
+from klimb.core.objective import Objective
+from klimb.rl.axes import BASELINES as DECLARED
+from klimb.rl.declaration import declare
+
+AS_THE_PRESET_SAYS = (
+    "aggregation",
+    "clip_dual",
+    "clip_high",
+    "clip_low",
+    "correction_high",
+    "correction_level",
+    "correction_low",
+    "discount",
+    "drop_uniform_groups",
+    "filter_high",
+    "filter_low",
+    "kl_credit",
+    "kl_estimator",
+    "kl_place",
+    "mask_truncated",
+    "max_drift",
+    "num_epochs",
+    "num_minibatches",
+    "overlong_buffer",
+    "overlong_factor",
+    "ratio",
+    "ratio_cap",
+    "sampler_beta",
+    "sampler_correction",
+    "scale",
+    "scale_ddof",
+    "scale_epsilon",
+    "soft_negative",
+    "soft_positive",
+    "trace_decay",
+    "trust_region",
+    "value_clip",
+    "value_coefficient",
+    "whiten_ddof",
+    "whiten_tokens",
+)
 
 
 def config(**changes):
@@ -58,6 +99,7 @@ def test_the_options_and_their_defaults_are_these():
         "objective": "reinforce",
         "baseline": "leave_one_out",
         "beta": 0.05,
+        **dict.fromkeys(AS_THE_PRESET_SAYS),
         "kl_target": None,
         "kl_horizon": 500,
         "optimiser": "adamw",
@@ -175,12 +217,19 @@ def test_the_declared_objective_names_what_was_chosen(baseline, optimiser):
     assert "0.25 · KL(π‖π_ref)" in text
     assert "0.0003" in text
     assert ("AdamW" in text) == (optimiser == "adamw")
-    assert "a_i = " in text
+    assert "A_i = " in text
 
 
 def test_every_baseline_has_its_name_in_the_options_and_its_words():
-    named = set(get_args(get_type_hints(TrainConfig)["baseline"])) - set(ALSO_NAMED)
-    assert named == set(BASELINES) == set(_BASELINES)
+    literal, _ = get_args(get_type_hints(TrainConfig)["baseline"])
+    named = set(get_args(literal)) - set(ALSO_NAMED)
+    with_more_than_rewards = {"group_mean", "length_weighted", "greedy", "value"}
+    assert named == set(BASELINES) | with_more_than_rewards == set(DECLARED)
+
+
+def test_every_field_of_an_objective_is_an_option():
+    fields = {field.name for field in dataclasses.fields(Objective)} - {"reproduces"}
+    assert fields <= {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def test_the_declared_update_has_clipping_warm_up_and_decay():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from klimb import batch_mean, group_normalised, leave_one_out, no_baseline, policy_gradient, reinforce
+from klimb import batch_mean, group_normalised, leave_one_out, no_baseline, reinforce, reinforce_gradient
 from klimb.core.advantages import BASELINES
 
 
@@ -84,7 +84,7 @@ def expected_gradient(baseline, probs, rewards, log_prob_grads, group_size):
     for group in itertools.product(range(len(probs)), repeat=group_size):
         arms = list(group)
         advantages = baseline(rewards[arms][None, :])[0]
-        total += np.prod(probs[arms]) * policy_gradient(advantages, log_prob_grads[arms])
+        total += np.prod(probs[arms]) * reinforce_gradient(advantages, log_prob_grads[arms])
     return total
 
 
@@ -229,7 +229,7 @@ def test_gradients_with_failures_are_those_of_finite_differences(name):
     np.testing.assert_allclose(variable.grad.numpy(), differences, atol=1e-9)
     probs = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(
-        variable.grad.numpy(), policy_gradient(advantages, np.eye(4)[chosen] - probs), atol=1e-14
+        variable.grad.numpy(), reinforce_gradient(advantages, np.eye(4)[chosen] - probs), atol=1e-14
     )
 
 
@@ -244,7 +244,7 @@ def test_leave_one_out_stays_unbiased_where_some_failed():
     for group in itertools.product(range(4), repeat=4):
         arms = list(group)
         advantages = of_those_that_count(rewards[arms][None, :])[0]
-        total += np.prod(probs[arms]) * policy_gradient(advantages, grads[arms]) * 4 / 3  # 3 of 4 count
+        total += np.prod(probs[arms]) * reinforce_gradient(advantages, grads[arms]) * 4 / 3  # 3 of 4 count
     np.testing.assert_allclose(total, (probs * rewards) @ grads, atol=1e-14)
 
 

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import klimb
+from klimb.core import baselines, masks, returns, whitening
 from klimb.core.advantages import BASELINES
+from klimb.core.length_penalty import overlong_penalty
+from klimb.core.values import value_weights
 
 NAMES = ("weights", "rewards", "policy_log_probs", "ref_log_probs", "log_prob_grads")
 LIBRARIES = {
@@ -128,3 +131,80 @@ def test_dask_computes_on_a_cluster_of_two_workers(arguments):
         lazy = {name: dask.array.from_array(array, chunks=3) for name, array in arguments.items()}
         updated = klimb.rlhf_weight_update(**lazy, beta=0.3, lr=0.1).compute()
     np.testing.assert_allclose(updated, klimb.rlhf_weight_update(**arguments, beta=0.3, lr=0.1), rtol=1e-13)
+
+
+TOKENS = ("advantages", "old_log_probs", "ref_log_probs", "sampler_log_probs")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rloo",
+        "trl_rloo",
+        "grpo",
+        "trl_grpo",
+        "dr_grpo",
+        "dapo",
+        "luspo",
+        "gmpo",
+        "cispo",
+        "sapo",
+        "prime_rl",
+        "deepseek_v3_2",
+    ],
+)
+def test_score_weights_are_the_same_on_every_library(library, name):
+    rng, convert = np.random.default_rng(2), LIBRARIES[library]
+    lengths, groups = np.array([3.0, 1.0, 4.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0])
+    is_token = np.arange(4) < lengths[:, None]
+    new, *others = (rng.normal(-1, 0.3, size=(4, 4)) for _ in range(5))
+    arrays = dict(zip(TOKENS, others, strict=True))
+
+    def weigh(convert):
+        batch = klimb.TokenBatch(
+            convert(is_token),
+            **{key: convert(array) for key, array in arrays.items()},
+            is_counted=convert(lengths != 1),
+        )
+        counts = klimb.count_denominators(
+            convert(lengths), convert(groups), convert(lengths != 1), max_length=5
+        )
+        return klimb.score_weights(convert(new), batch, klimb.PRESETS[name], counts)
+
+    found, expected = weigh(convert), weigh(np.asarray)
+    assert type(found) is type(convert(new))
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-15)
+    gradients = rng.normal(size=(4, 4, 3))
+    np.testing.assert_allclose(
+        np.asarray(klimb.policy_gradient(found, convert(gradients))),
+        np.einsum("nt,ntp->p", expected, gradients),
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_advantages_of_tokens_are_the_same_on_every_library(library):
+    rng, convert = np.random.default_rng(3), LIBRARIES[library]
+    rewards, lengths = rng.uniform(size=(3, 4)), rng.integers(1, 6, size=(3, 4)).astype(float)
+    is_valid = np.array([[True, False, True, True], [False] * 4, [False, True, False, False]])
+    token_rewards, values, old_values = (rng.normal(size=(4, 5)) for _ in range(3))
+    is_token = np.arange(5) < np.array([5, 1, 0, 3])[:, None]
+
+    def everything(make):
+        one = make(rewards)
+        yield baselines.group_mean(one, is_valid=make(is_valid))
+        yield baselines.length_weighted(one, make(lengths), is_valid=make(is_valid))
+        yield baselines.greedy_baseline(one, make(rewards[:, 0]), is_valid=make(is_valid))
+        for scale in baselines.SCALES:
+            yield baselines.scaled(one, one, scale, is_valid=make(is_valid))
+        yield masks.uniform_groups(one, is_valid=make(is_valid))
+        yield returns.returns_to_go(make(token_rewards), make(is_token), 0.9)
+        yield from returns.generalised_advantages(make(token_rewards), make(values), make(is_token), 0.9, 0.8)
+        yield whitening.whiten_tokens(make(values), make(is_token), ddof=1)
+        yield value_weights(make(values), make(old_values), make(token_rewards), 0.2)
+        yield overlong_penalty(make(lengths[0]), 5, 2)
+        yield masks.exceeds_drift(make(values), make(old_values), make(token_rewards), make(is_token), 0.1)
+
+    for found, expected in zip(everything(convert), everything(np.asarray), strict=True):
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-12)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from klimb import policy_gradient, reinforce
+from klimb import reinforce, reinforce_gradient
 
 
 def linear_log_probs(weights, features):
@@ -17,14 +17,14 @@ def test_the_value_by_hand():
     assert float(reinforce([-1.0, -3.0], [2.0, -1.0], num_samples=2)) == 0.5
 
 
-def test_its_gradient_is_the_policy_gradient():
+def test_its_gradient_is_the_reinforce_gradient():
     rng = np.random.default_rng(0)
     features, advantages = rng.normal(size=(6, 3)), rng.normal(size=6)
     weights = torch.tensor(rng.normal(size=3), requires_grad=True)
     log_probs = linear_log_probs(weights, torch.from_numpy(features))
     reinforce(log_probs, torch.from_numpy(advantages), num_samples=6).backward()
     assert weights.grad is not None
-    np.testing.assert_allclose(weights.grad.numpy(), policy_gradient(advantages, features), rtol=1e-13)
+    np.testing.assert_allclose(weights.grad.numpy(), reinforce_gradient(advantages, features), rtol=1e-13)
 
 
 def test_its_gradient_matches_finite_differences():

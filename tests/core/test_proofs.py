@@ -110,7 +110,7 @@ def five_arms():
     for name, baseline in BASELINES.items():
         gradients = np.array(
             [
-                klimb.policy_gradient(baseline(rewards[group][None])[0], log_prob_grads[group])
+                klimb.reinforce_gradient(baseline(rewards[group][None])[0], log_prob_grads[group])
                 for group in groups
             ]
         )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import klimb
-from klimb import adjusted_rewards, gradient_ascent, policy_gradient, rlhf_weight_update
+from klimb import adjusted_rewards, gradient_ascent, policy_gradient, reinforce_gradient, rlhf_weight_update
 
 DEFINING_CASE = {
     "weights": [1.0, 1.0],
@@ -59,7 +59,7 @@ def test_a_case_worked_out_by_hand_with_unequal_samples():
 def test_the_parts_compose_to_the_whole():
     arguments = random_arguments()
     kl = arguments["policy_log_probs"] - arguments["ref_log_probs"]
-    gradient = policy_gradient(
+    gradient = reinforce_gradient(
         adjusted_rewards(arguments["rewards"], kl, arguments["beta"]), arguments["log_prob_grads"]
     )
     np.testing.assert_array_equal(
@@ -82,8 +82,8 @@ def enumerated_gradient(logits, ref_logits, rewards, beta):
     probs = np.exp(log_probs)
     log_prob_grads = np.eye(len(logits)) - probs  # ∂ log π(y) / ∂ logit_v = 1[y = v] − π(v)
     adjusted = adjusted_rewards(rewards, klimb.k1(log_probs, ref_log_probs), beta)
-    # policy_gradient divides by the number of rows; weights V·π(y) turn its mean into E_π.
-    return policy_gradient(adjusted * probs * len(logits), log_prob_grads)
+    # reinforce_gradient divides by the number of rows; weights V·π(y) turn its mean into E_π.
+    return reinforce_gradient(adjusted * probs * len(logits), log_prob_grads)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 2.0])
@@ -239,3 +239,26 @@ def test_bad_input_is_a_value_error_that_names_the_argument(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         rlhf_weight_update(**case(**changes))
     assert isinstance(caught.value, klimb.KlimbError)
+
+
+def test_the_general_gradient_sums_tokens_by_their_score_weights():
+    # 2·(1, 0) − 1·(0, 1) + 0·anything
+    gradients = [[[1.0, 0.0], [0.0, 1.0]], [[3.0, 3.0], [5.0, 5.0]]]
+    np.testing.assert_array_equal(policy_gradient([[2.0, -1.0], [0.0, 0.0]], gradients), [2.0, -1.0])
+    advantages, per_token = np.array([1.0, 3.0]), np.random.default_rng(0).normal(size=(2, 3, 4))
+    np.testing.assert_allclose(
+        policy_gradient(advantages[:, None] / 2 + np.zeros((2, 3)), per_token),
+        reinforce_gradient(advantages, per_token.sum(axis=1)),
+        rtol=1e-13,
+    )
+
+
+def test_the_general_gradient_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"one axis; the mean over completions is reinforce_gradient"):
+        policy_gradient([1.0], [[1.0]])
+    with pytest.raises(ValueError, match=r"token_gradients: expected shape \(1, 2, P\), got \(1, 1, 1\)"):
+        policy_gradient([[1.0, 2.0]], [[[1.0]]])
+    with pytest.raises(ValueError, match="score_weights: expected finite"):
+        policy_gradient([[np.nan]], [[[1.0]]])
+    with pytest.raises(ValueError, match="token_gradients: expected finite"):
+        policy_gradient([[1.0]], [[[np.inf]]])

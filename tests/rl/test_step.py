@@ -6,16 +6,17 @@ import torch
 
 from klimb import rlhf_weight_update
 from klimb.config.train import TrainConfig
-from klimb.core.objectives import reinforce
 from klimb.data.prompts import PromptRow
 from klimb.errors import DivergedError, RewardError, SamplerGapError
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
 from klimb.reward.reward import WeightedSum
+from klimb.rl.advantages import find_advantages
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import rollout
-from klimb.rl.step import find_advantages, take_step
+from klimb.rl.step import take_step
+from klimb.rl.surrogates import SumOfCompletions
 
 ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]  # unequal lengths: padding
 BETA, LR, TEMPERATURE = 0.3, 0.05, 0.9
@@ -199,11 +200,11 @@ def test_a_gradient_that_is_not_finite_moves_nothing(make_policy):
     prompts = [policy.encode(row.prompt) for row in ROWS]
     completions = policy.sample(prompts, 3, max_new_tokens=LONGEST, key=key)
 
-    def broken(log_probs, _advantages, _num_samples):
+    def broken(log_probs, _rows):
         return log_probs.sum() * float("inf")
 
     with pytest.raises(DivergedError, match=r"the gradient is not finite .* after 0 updates"):
-        optimizer.step(broken, completions, torch.ones(9, dtype=torch.float64))
+        optimizer.step(broken, completions)
     np.testing.assert_array_equal(flatten(policy.trainable().values()), weights)
     assert policy.num_updates == 0
 
@@ -232,11 +233,11 @@ def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_mo
     weights = flatten(policy.trainable().values())
     with pytest.raises(SamplerGapError, match=r"differ by .* nats a token.*--max-logprob-mismatch"):
         PolicyOptimizer(policy, config()).step(
-            reinforce, judged.completions, torch.ones(9, dtype=torch.float64)
+            SumOfCompletions(torch.ones(9, dtype=torch.float64)), judged.completions
         )
     assert (flatten(policy.trainable().values()) == weights).all()
     PolicyOptimizer(policy, config(max_logprob_mismatch=10.0)).step(
-        reinforce, judged.completions, torch.ones(9, dtype=torch.float64)
+        SumOfCompletions(torch.ones(9, dtype=torch.float64)), judged.completions
     )
     assert (flatten(policy.trainable().values()) != weights).any()
 

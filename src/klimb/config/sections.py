@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from klimb.config.objective import ObjectiveOptions
 from klimb.config.serving import ServeOptions
 
 
@@ -154,21 +155,8 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmOptions:
+class AlgorithmOptions(ObjectiveOptions):
     """The objective: advantages and the KL penalty."""
-
-    objective: Literal["reinforce"] = "reinforce"
-    """What is ascended: reinforce is the plain policy gradient."""
-
-    baseline: Literal["none", "batch_mean", "leave_one_out", "group_normalised", "rloo", "grpo"] = (
-        "leave_one_out"
-    )
-    """Advantage estimator: none, batch_mean, leave_one_out (RLOO, unbiased; `rloo` means the same) or group_normalised
-    (GRPO, also divided by the group's standard deviation; `grpo` means the same)."""
-
-    beta: float = 0.05
-    """KL coefficient: reward units that one nat away from the reference costs. At 0, without kl_target and max_kl, no
-    reference is kept and no KL measured, which saves its memory and a pass over every batch."""
 
     kl_target: float | None = None
     """KL from the reference that beta is moved towards, in nats a completion: after each step beta grows where the KL

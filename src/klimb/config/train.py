@@ -44,7 +44,11 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
     """The options of a run, all sections together."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "baseline", BASELINES.get(self.baseline, self.baseline))
+        # These two are concrete from here on: they were options before presets were.
+        preset = self.preset
+        baseline = BASELINES.get(self.baseline or "", self.baseline) or preset.baseline
+        object.__setattr__(self, "baseline", baseline)
+        object.__setattr__(self, "beta", preset.beta if self.beta is None else self.beta)
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -77,14 +81,10 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
     @property
     def measures_kl(self) -> bool:
         """Whether the KL from the reference is needed: to be paid for, aimed at, or kept below a bound."""
-        return self.beta > 0 or self.kl_target is not None or self.max_kl is not None
+        return self.algorithm.beta > 0 or self.kl_target is not None or self.max_kl is not None
 
     def _check_combinations(self) -> None:
-        if self.baseline in ("leave_one_out", "group_normalised") and self.completions_per_prompt < 2:
-            raise ConfigError(
-                f"completions_per_prompt: the baseline {self.baseline} compares completions of one prompt "
-                f"and needs at least 2, got {self.completions_per_prompt}; use --baseline none or batch_mean"
-            )
+        self.check_objective(self.prompts_per_step, self.completions_per_prompt)
         if self.lora_rank is not None and self.num_trainable_layers is not None:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:
@@ -126,6 +126,11 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
                 )
         if not self.asks_people:
             return
+        if self.baseline == "greedy":
+            raise ConfigError(
+                "baseline: greedy needs the reward of one completion by itself, and people compare several; "
+                "choose another one"
+            )
         if self.completions_per_prompt < 2:
             raise ConfigError(
                 "completions_per_prompt: people compare completions of one prompt, so expected at least 2, got "

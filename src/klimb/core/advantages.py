@@ -16,13 +16,14 @@ from typing import Any, Protocol
 from jaxtyping import Float
 
 from klimb.core import checks
+from klimb.core.tokens import as_booleans
 from klimb.core.types import Array, ArrayLike
 from klimb.errors import ArgumentError
 
 GROUP_EPSILON = 1e-4
 """What `group_normalised` adds to the standard deviation by default, in reward units."""
 
-_BATCH, _GROUP = (0, 1), (1,)  # axes of a mean
+BATCH, GROUP = (0, 1), (1,)  # axes of a mean
 
 
 class Baseline(Protocol):
@@ -57,7 +58,7 @@ def no_baseline(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Flo
         >>> no_baseline([[1.0, 3.0]])
         array([[1., 3.]])
     """
-    _, rewards, _ = _checked(rewards, is_valid)
+    _, rewards, _ = checked_rewards(rewards, is_valid)
     return rewards
 
 
@@ -88,13 +89,13 @@ def batch_mean(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Floa
         array([[-3., -1.],
                [ 1.,  3.]])
     """
-    xp, rewards, valid = _checked(rewards, is_valid)
+    xp, rewards, valid = checked_rewards(rewards, is_valid)
     if rewards.shape[0] * rewards.shape[1] < 2:
         raise ArgumentError(
             "rewards: the batch mean of a single sample leaves no advantage; "
             f"expected at least 2 samples, got shape {tuple(rewards.shape)}"
         )
-    return _centred(xp, rewards, valid, _BATCH)
+    return centred_rewards(xp, rewards, valid, BATCH)
 
 
 def leave_one_out(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Float[Array, "B G"]:
@@ -127,10 +128,10 @@ def leave_one_out(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> F
         >>> leave_one_out([[1.0, 3.0, 9.0]], is_valid=[[True, True, False]])
         array([[-2.,  2.,  0.]])
     """
-    xp, rewards, valid = _checked(rewards, is_valid)
-    _require_group("leave-one-out", rewards)
-    num_valid = _num_valid(xp, rewards, valid, _GROUP)
-    return _centred(xp, rewards, valid, _GROUP) * (num_valid / _divisor(xp, num_valid - 1))
+    xp, rewards, valid = checked_rewards(rewards, is_valid)
+    require_group("leave-one-out", rewards)
+    num_valid = num_valid_rewards(xp, rewards, valid, GROUP)
+    return centred_rewards(xp, rewards, valid, GROUP) * (num_valid / at_least_one(xp, num_valid - 1))
 
 
 def group_normalised(
@@ -166,12 +167,12 @@ def group_normalised(
         array([[-1.,  0.,  1.],
                [ 0.,  0.,  0.]])
     """
-    xp, rewards, valid = _checked(rewards, is_valid)
-    _require_group("group-normalised", rewards)
+    xp, rewards, valid = checked_rewards(rewards, is_valid)
+    require_group("group-normalised", rewards)
     epsilon = checks.nonnegative_number("epsilon", epsilon)
-    centred = _centred(xp, rewards, valid, _GROUP)
+    centred = centred_rewards(xp, rewards, valid, GROUP)
     # What does not count is 0 there, as the mean is: only the denominator knows how many do.
-    share = (rewards.shape[1] - 1) / _divisor(xp, _num_valid(xp, rewards, valid, _GROUP) - 1)
+    share = (rewards.shape[1] - 1) / at_least_one(xp, num_valid_rewards(xp, rewards, valid, GROUP) - 1)
     scale = xp.std(centred, axis=1, keepdims=True, correction=1) * share**0.5 + epsilon
     return centred / xp.where(scale > 0, scale, xp.ones_like(scale))  # equal rewards with ε = 0: not 0/0
 
@@ -220,46 +221,40 @@ BASELINES: dict[str, Baseline] = {
 """The baselines under the names that a configuration uses."""
 
 
-def _checked(rewards: ArrayLike, is_valid: ArrayLike | None) -> tuple[Any, Array, Array | None]:
-    """The library, the rewards, 0 where they do not count, and where they do: None where all do."""
+def checked_rewards(rewards: ArrayLike, is_valid: ArrayLike | None) -> tuple[Any, Array, Array | None]:
+    """Return the library, the rewards, 0 where they do not count, and where they do: None where all do."""
     given = {"rewards": rewards} if is_valid is None else {"rewards": rewards, "is_valid": is_valid}
     xp, (rewards, *flags) = checks.floating_arrays(**given)
     checks.require_shape("rewards", rewards, ("B", "G"))
     if 0 in rewards.shape:
         raise ArgumentError(f"rewards: expected at least one sample, got shape {tuple(rewards.shape)}")
-    valid = _as_booleans(xp, flags[0], tuple(rewards.shape)) if flags else None
-    if valid is not None:
+    valid = None
+    if flags:
+        checks.require_shape("is_valid", flags[0], tuple(rewards.shape))
+        valid = as_booleans(xp, "is_valid", flags[0])
         rewards = xp.where(valid, rewards, xp.zeros_like(rewards))
     checks.require_finite("rewards", xp, rewards)
     return xp, rewards, valid
 
 
-def _as_booleans(xp: Any, flags: Array, shape: tuple[int, ...]) -> Array:
-    checks.require_shape("is_valid", flags, shape)
-    is_either = (flags == 0) | (flags == 1)
-    if not checks.all_finite(xp, xp.where(is_either, flags, xp.full_like(flags, math.nan))):
-        raise ArgumentError("is_valid: expected booleans")
-    return flags == 1
-
-
-def _num_valid(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]) -> Any:
-    """How many samples count along some axes, which are kept."""
+def num_valid_rewards(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]) -> Any:
+    """Count the samples that count along some axes, which are kept."""
     if valid is None:
         return math.prod(rewards.shape[axis] for axis in axes)
     return xp.astype(xp.sum(xp.astype(valid, xp.int32), axis=axes, keepdims=True), rewards.dtype)
 
 
-def _divisor(xp: Any, count: Any) -> Any:
-    """A count to divide by: 1 where there is nothing to count, and what is divided is 0."""
+def at_least_one(xp: Any, count: Any) -> Any:
+    """Return a count to divide by: 1 where there is nothing to count, and what is divided is 0."""
     return max(count, 1) if isinstance(count, int) else xp.where(count > 0, count, xp.ones_like(count))
 
 
-def _centred(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]) -> Array:
-    """Rewards less the mean of those that count; exactly 0 where these are equal, or one does not count."""
+def centred_rewards(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]) -> Array:
+    """Return rewards less the mean of those that count; exactly 0 where these are equal, or one does not count."""
     mean, low, high = xp.mean(rewards, axis=axes, keepdims=True), rewards, rewards
     if valid is not None:
-        num_valid = _num_valid(xp, rewards, valid, axes)
-        mean = mean * (_num_valid(xp, rewards, None, axes) / _divisor(xp, num_valid))
+        num_valid = num_valid_rewards(xp, rewards, valid, axes)
+        mean = mean * (num_valid_rewards(xp, rewards, None, axes) / at_least_one(xp, num_valid))
         low = xp.where(valid, rewards, xp.full_like(rewards, math.inf))
         high = xp.where(valid, rewards, xp.full_like(rewards, -math.inf))
     # Of equal rewards the mean may round; where none or one counts, they are equal too.
@@ -268,7 +263,8 @@ def _centred(xp: Any, rewards: Array, valid: Array | None, axes: tuple[int, ...]
     return centred if valid is None else xp.where(valid, centred, xp.zeros_like(rewards))
 
 
-def _require_group(baseline: str, rewards: Array) -> None:
+def require_group(baseline: str, rewards: Array) -> None:
+    """Raise unless there are at least two completions a prompt."""
     if rewards.shape[1] < 2:
         raise ArgumentError(
             f"rewards: the {baseline} baseline needs at least 2 completions a prompt, "

@@ -248,3 +248,8 @@ def _from_sequence(xp: Any, name: str, value: Any, device: Any) -> Array:
 def _show(shape: tuple[int | str, ...]) -> str:
     inside = ", ".join(str(size) for size in shape)
     return f"({inside},)" if len(shape) == 1 else f"({inside})"
+
+
+def device_of(array: Array) -> Any:
+    """Return the device that an array is on, as its library's functions take it."""
+    return _compat.device(array)

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SHUFFLE = 2
     LABEL = 3
     PREFLIGHT = 4
+    MINIBATCH = 5
 
 
 def uniforms(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from klimb.core import checks
 from klimb.core.kl import log_ratio
 from klimb.core.types import Array, ArrayLike
+from klimb.errors import ArgumentError
 from klimb.kernels import weighted_sum
 
 _COLUMN_BLOCK = 1 << 21  # parameters whose gradient is held at once: at most 16 MB in float64
@@ -127,7 +128,57 @@ def adjusted_rewards(rewards: ArrayLike, kl: ArrayLike, beta: float) -> Float[Ar
     return adjusted
 
 
-def policy_gradient(advantages: ArrayLike, log_prob_grads: ArrayLike) -> Float[Array, " P"]:
+def policy_gradient(score_weights: ArrayLike, token_gradients: ArrayLike) -> Float[Array, " P"]:
+    """Sum the tokens' log-prob gradients, each times its score weight: the gradient of every objective.
+
+    g = Σ_it c_it ∇_w log π(y_it)
+
+    Nothing is divided here: denominators are in the weights. With c_it = r̃_i / N this is the gradient of
+    `rlhf_weight_update`.
+
+    Args:
+        score_weights: c of each token, (N, T), as `score_weights` gives them; 0 where there is no token.
+        token_gradients: ∇_w log π(y_it), (N, T, P); finite also where there is no token.
+
+    Returns:
+        The gradient to ascend, (P,).
+
+    Raises:
+        ArgumentError: An empty batch, shapes that do not fit, or a value that is not a finite
+            real number.
+
+    Reference:
+        Williams (1992), equation 11, for each token by itself.
+
+    Example:
+        >>> policy_gradient([[1.0, 2.0]], [[[1.0, 0.0], [0.0, 1.0]]])
+        array([1., 2.])
+    """
+    xp, (score_weights, token_gradients) = checks.floating_arrays(
+        keep=("token_gradients",), score_weights=score_weights, token_gradients=token_gradients
+    )
+    if len(score_weights.shape) == 1:
+        raise ArgumentError(
+            "score_weights: expected shape (N, T), one weight a token, got one axis; the mean over completions is "
+            "reinforce_gradient(advantages, log_prob_grads)"
+        )
+    checks.require_shape("score_weights", score_weights, ("N", "T"))
+    checks.require_samples("score_weights", score_weights)
+    num_samples, num_tokens = score_weights.shape
+    checks.require_shape("token_gradients", token_gradients, (num_samples, num_tokens, "P"))
+    checks.require_finite("score_weights", xp, score_weights)
+    num_parameters = token_gradients.shape[2]
+    flat = xp.reshape(token_gradients, (num_samples * num_tokens, num_parameters))
+    with checks.quietly():
+        gradient = weighted_sum(xp, xp.reshape(score_weights, (-1,)), flat, 1)
+        gradient = (
+            gradient if gradient.dtype == score_weights.dtype else xp.astype(gradient, score_weights.dtype)
+        )
+        checks.require_finite_result(xp, gradient, token_gradients=flat)
+    return gradient
+
+
+def reinforce_gradient(advantages: ArrayLike, log_prob_grads: ArrayLike) -> Float[Array, " P"]:
     """Average the samples' log-prob gradients, weighted by their advantages.
 
     g = (1/N) Σ_i a_i ∇_w log π(y_i)
@@ -147,7 +198,7 @@ def policy_gradient(advantages: ArrayLike, log_prob_grads: ArrayLike) -> Float[A
         Williams (1992), equation 11.
 
     Example:
-        >>> policy_gradient([1.0, 3.0], [[1.0, 0.0], [0.0, 1.0]])
+        >>> reinforce_gradient([1.0, 3.0], [[1.0, 0.0], [0.0, 1.0]])
         array([0.5, 1.5])
     """
     xp, (advantages, log_prob_grads) = checks.floating_arrays(

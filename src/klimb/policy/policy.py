@@ -230,7 +230,13 @@ class Policy:
         return self.text_decoder(completions.rows_of_ids(), [completions.prompts[o] for o in owners], given)
 
     def sample(
-        self, prompts: list[list[int]], completions_per_prompt: int, *, max_new_tokens: int, key: SampleKey
+        self,
+        prompts: list[list[int]],
+        completions_per_prompt: int,
+        *,
+        max_new_tokens: int,
+        key: SampleKey,
+        distribution: SamplingDistribution | None = None,
     ) -> Completions:
         """Draw completions; each prompt is read once and shared by its completions.
 
@@ -239,6 +245,7 @@ class Policy:
             completions_per_prompt: G ≥ 1.
             max_new_tokens: Most tokens of a completion, its end token included, ≥ 1.
             key: Key of the counter-based RNG.
+            distribution: What tokens are drawn from; the policy's own where None.
 
         Returns:
             The N = B·G completions, ordered by prompt.
@@ -260,7 +267,13 @@ class Policy:
         for rows in torch.arange(len(prompt_of)).split(self.micro_batch_size or len(prompt_of)):
             used, local_prompt_of = torch.unique(prompt_of[rows], return_inverse=True)
             local_prompts = [prompts[index] for index in used.tolist()]
-            arguments = local_prompts, local_prompt_of, uniforms[rows], self.distribution, self.end_ids
+            arguments = (
+                local_prompts,
+                local_prompt_of,
+                uniforms[rows],
+                distribution or self.distribution,
+                self.end_ids,
+            )
             if self.way.shares_prompts:
                 parts.append(sampling.draw(self._engine, *arguments))
             else:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from klimb.config.train import TrainConfig
-from klimb.core.advantages import GROUP_EPSILON
+from klimb.core.baselines import SCALES
+from klimb.rl.axes import BASELINES, KL_CREDITS, describe_objective, formulas_of
 from klimb.rl.schedule import LARGEST_ERROR
 
 
@@ -20,28 +21,11 @@ class Declaration:
     formulas: list[str]
 
 
-_BASELINES = {
-    "none": ("no baseline, so the gradient is unbiased", "a_i = r̃_i"),
-    "batch_mean": (
-        "the batch's mean as the baseline, which scales the expected gradient by 1 − 1/N and keeps its direction",
-        "a_i = r̃_i − mean of r̃ over the batch",
-    ),
-    "leave_one_out": (
-        "the mean of the prompt's other completions as the baseline, so the gradient is unbiased",
-        "a_i = r̃_i − mean of r̃ over the prompt's other completions",
-    ),
-    "group_normalised": (
-        "each prompt's rewards centred and divided by their standard deviation, so the gradient is biased",
-        f"a_i = (r̃_i − mean of r̃ over the prompt) / (std of r̃ over the prompt + {GROUP_EPSILON:g})",
-    ),
-}
-
-
 def declare(config: TrainConfig) -> Declaration:
     """State the exact objective of a configuration: KL direction, estimator and placement, baseline, update."""
-    baseline_words, baseline_formula = _BASELINES[config.baseline]
+    algorithm = config.algorithm
     batch = config.prompts_per_step * config.completions_per_prompt
-    beta = f"{config.beta:g}" if config.kl_target is None else "β"
+    beta = f"{config.algorithm.beta:g}" if config.kl_target is None else "β"
     reward = " + ".join(
         f"{weight:g} · {name}" if weight != 1 else name
         for name, weight in zip(
@@ -53,17 +37,20 @@ def declare(config: TrainConfig) -> Declaration:
         f"{config.temperature:g}{_price(config, beta)}.",
         *_target_words(config),
         *_kl_words(config),
-        f"The gradient is REINFORCE's, on-policy, with {baseline_words}; a completion's tokens are summed, and "
-        f"the sum is divided by the batch's {batch} completions, less those whose reward failed; no ratio is clipped.",
+        *_objective_words(config),
+        f"The advantage: {_advantage_words(config)}. Everything but the gradient of log π is held constant.",
+        *describe_objective(algorithm),
+        f"Denominators are of the whole update, {batch // algorithm.num_minibatches} completions, less those whose "
+        "reward failed.",
         _update_words(config),
     ]
-    is_free = config.beta == 0
+    is_free = config.algorithm.beta == 0
     formulas = [
         "maximise  E_π[r(y)]" if is_free else f"maximise  E_π[r(y)] − {beta} · KL(π‖π_ref)",
         *(["k_i = log π(y_i) − log π_ref(y_i)"] if config.measures_kl else []),
-        "r̃_i = r_i" if is_free else f"r̃_i = r_i − {beta} · k_i",
-        baseline_formula,
-        f"g = 1/{batch} · Σ_i a_i ∇ log π(y_i)",
+        f"r̃_i = r_i{_length_formula(config)}{_whole_kl(config, beta)}",
+        *formulas_of(algorithm, beta),
+        "g = Σ_it c_it ∇ log π(y_it)",
         *_update_formulas(config),
         *_target_formulas(config),
     ]
@@ -71,25 +58,78 @@ def declare(config: TrainConfig) -> Declaration:
 
 
 def _price(config: TrainConfig, beta: str) -> str:
-    if config.beta == 0:
+    if config.algorithm.beta == 0:
         return "; nothing is paid for the KL from where it started (beta is 0)"
     return f", and pay {beta} for each nat of KL(π‖π_ref) from the frozen reference"
 
 
 def _kl_words(config: TrainConfig) -> list[str]:
     estimated = "The KL is estimated for each whole completion by k1, the log-ratio, which is unbiased"
-    if config.beta > 0:
-        return [f"{estimated}, and is taken off the reward; it is not differentiated on its own."]
+    algorithm = config.algorithm
+    if algorithm.beta > 0 and algorithm.kl_place == "reward":
+        return [
+            f"{estimated}, and is in the reward; it is not differentiated on its own. "
+            f"{KL_CREDITS[algorithm.kl_credit].words}."
+        ]
+    if algorithm.beta > 0:
+        return [f"{estimated}, for metrics and bounds."]
     if config.measures_kl:
         return [f"{estimated}, for the bound max_kl alone."]
     return ["The KL is not measured: no reference is kept. With max_kl it would be."]
+
+
+def _objective_words(config: TrainConfig) -> list[str]:
+    """Name the preset, what it reproduces, and each field that differs from it."""
+    changes = [
+        f"{name} {_shown(now)} instead of {_shown(then)}" for name, (then, now) in config.overrides.items()
+    ]
+    but = f", but with {', '.join(changes)}" if changes else ""
+    return [f"The objective is {config.objective} ({config.preset.reproduces}){but}."]
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _advantage_words(config: TrainConfig) -> str:
+    algorithm = config.algorithm
+    parts = [BASELINES[algorithm.baseline].words]
+    if algorithm.scale != "none":
+        parts.append(SCALES[algorithm.scale].words)
+    if algorithm.whiten_tokens:
+        parts.append(
+            "then the advantages of all tokens are brought to mean 0 and variance 1: biased, and a token's credit "
+            "depends on the others' lengths"
+        )
+    if algorithm.overlong_buffer > 0:
+        buffer = algorithm.overlong_buffer * config.max_new_tokens
+        parts.append(
+            f"a completion that reaches into the last {buffer:g} of {config.max_new_tokens} tokens loses up to "
+            f"{algorithm.overlong_factor:g} of its reward"
+        )
+    return "; ".join(parts)
+
+
+def _length_formula(config: TrainConfig) -> str:
+    algorithm = config.algorithm
+    if algorithm.overlong_buffer == 0:
+        return ""
+    buffer = algorithm.overlong_buffer * config.max_new_tokens
+    start = config.max_new_tokens - buffer
+    return f" − {algorithm.overlong_factor:g} · max(0, len_i − {start:g}) / {buffer:g}"
+
+
+def _whole_kl(config: TrainConfig, beta: str) -> str:
+    algorithm = config.algorithm
+    is_whole = algorithm.beta > 0 and algorithm.kl_place == "reward" and algorithm.kl_credit == "whole"
+    return f" − {beta} · k_i" if is_whole else ""
 
 
 def _target_words(config: TrainConfig) -> list[str]:
     if config.kl_target is None:
         return []
     return [
-        f"β is {config.beta:g} in the first step and moved after each, so that the KL stays near "
+        f"β is {config.algorithm.beta:g} in the first step and moved after each, so that the KL stays near "
         f"{config.kl_target:g} nats a completion, by at most a fifth of itself over {config.kl_horizon} completions."
     ]
 

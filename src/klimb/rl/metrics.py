@@ -46,6 +46,8 @@ def step_metrics(step: int, rollout: Rollout, update: UpdateStats, device: torch
         "length": float(completions.lengths.double().mean()),
         "eos_rate": completions.finish_reasons.count("end") / len(completions),
         "duplicate_rate": duplicate_share(rollout.texts),
+        **({} if update.num_updates == 1 else {"updates": update.num_updates, "drift": update.drift}),
+        **({"weights": update.weights} if update.weights else {}),
         "grad_norm": update.grad_norm,
         "lr": update.lr,
         "sampler_gap_mean": update.sampler_gap_mean,

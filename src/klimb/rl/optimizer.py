@@ -4,11 +4,10 @@ Axes: N completions of the whole batch, T tokens.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from klimb.config.train import TrainConfig
@@ -18,6 +17,7 @@ from klimb.model.precision import widened
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
 from klimb.rl.schedule import learning_rate
+from klimb.rl.surrogates import Surrogate
 
 USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
 """Most by which sampling and training may differ on average, in nats a token; on SmolLM2 6e-6 and 0.05 are seen."""
@@ -28,25 +28,48 @@ _STATE = {"adamw": {"step", *_AVERAGES}, "sgd": set[str]()}
 _PORTION = 1 << 22  # weights moved at a time: 16 MB of gradients in float32
 _PORTION_ON_GPU = 1 << 26  # 256 MB: there each call takes longer than what it does to fewer
 
-Surrogate = Callable[[Tensor, Tensor, int], Tensor]
-"""(log_probs (n,), advantages (n,), num_samples N) → a scalar to be raised, as in `klimb.core.objectives`."""
-
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """What an update did.
+    """What an update did, or the updates of a step.
 
     Attributes:
-        grad_norm: Length of the gradient before it was clipped.
+        grad_norm: Length of the gradient before it was clipped; the longest of several.
         lr: Learning rate of this step.
-        sampler_gap_mean: |log-prob in sampling − log-prob in training|, mean over tokens, in nats.
+        sampler_gap_mean: |log-prob in sampling − log-prob in training|, mean over tokens, in nats; of a step's first
+            update, since later ones have another policy.
         sampler_gap_max: The same, the largest.
+        num_updates: How many updates these are.
+        drift: The largest mean of the same difference among later updates of a step, where there was more than one.
+        is_skipped: Whether nothing was moved, because no completion counted.
+        weights: What the score weights show, by name.
     """
 
     grad_norm: float
     lr: float
     sampler_gap_mean: float
     sampler_gap_max: float
+    num_updates: int = 1
+    drift: float | None = None
+    is_skipped: bool = False
+    weights: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def join_stats(updates: Sequence[UpdateStats]) -> UpdateStats:
+    """Join those of a step's updates, in order."""
+    taken = [update for update in updates if not update.is_skipped] or list(updates)
+    first = taken[0]
+    return UpdateStats(
+        grad_norm=max(update.grad_norm for update in taken),
+        lr=first.lr,
+        sampler_gap_mean=first.sampler_gap_mean,
+        sampler_gap_max=first.sampler_gap_max,
+        num_updates=len(updates),
+        drift=max((update.sampler_gap_mean for update in taken[1:]), default=0.0)
+        if len(updates) > 1
+        else None,
+        is_skipped=first.is_skipped,
+    )
 
 
 class PolicyOptimizer:
@@ -60,6 +83,7 @@ class PolicyOptimizer:
         self._policy = policy
         self._config = config
         self.rate_scale = 1.0
+        self._updates_per_step = config.algorithm.num_updates
         self._max_grad_norm = config.max_grad_norm
         self._max_gap = config.max_logprob_mismatch or USUAL_GAPS[config.precision]
         self._weights = policy.trainable()
@@ -85,24 +109,30 @@ class PolicyOptimizer:
             )
 
     def step(
-        self, surrogate: Surrogate, completions: Completions, advantages: Float[Tensor, " N"]
+        self, surrogate: Surrogate, completions: Completions, *, is_on_policy: bool = True
     ) -> UpdateStats:
-        """Take one step up the surrogate of a batch.
+        """Make one update, up the surrogate of some completions.
 
-        The gradient is summed over micro-batches, each already divided by the whole batch's
-        size, so it does not depend on how the batch is split.
+        The gradient is summed over micro-batches, each already divided by the whole update's
+        denominators, so it does not depend on how the completions are split.
+
+        Args:
+            surrogate: What is raised.
+            completions: What it is raised on.
+            is_on_policy: Whether the weights are those that drew the completions, so that sampling and this pass must
+                agree.
 
         Raises:
             DivergedError: The gradient is not finite; the weights are not moved.
             SamplerGapError: Sampling and this pass disagree about the tokens; the weights are not moved.
         """
-        policy, num_samples = self._policy, len(completions)
+        policy = self._policy
         gaps: list[Tensor] = []  # sum and largest of each pass, asked for when all are under way
         micro_batches = completions.micro_batches(policy.micro_batch_size)
         for rows in micro_batches:
             part = completions.rows(rows)
             token_log_probs = policy.log_probs(part)
-            surrogate(token_log_probs.sum(dim=1), advantages[rows], num_samples).backward()
+            surrogate(token_log_probs, rows).backward()
             if len(micro_batches) > 1:
                 policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
             gap = (token_log_probs.detach() - part.token_log_probs).abs()
@@ -112,7 +142,8 @@ class PolicyOptimizer:
         gap_max = max(0.0, *largest)
         gap_mean = sum(sums) / float(completions.lengths.sum())
         gradients = policy.take_gradients()
-        self._check_gap(gap_mean)
+        if is_on_policy:
+            self._check_gap(gap_mean)
         grad_norm = _norm([gradient for _, gradient in gradients])
         if not math.isfinite(grad_norm):
             raise DivergedError(
@@ -121,7 +152,7 @@ class PolicyOptimizer:
             )
         is_long = self._max_grad_norm is not None and grad_norm > self._max_grad_norm
         scale = self._max_grad_norm / grad_norm if self._max_grad_norm is not None and is_long else 1.0
-        lr = self.rate_scale * learning_rate(self._config, policy.num_updates)
+        lr = self.rate_scale * learning_rate(self._config, policy.num_updates // self._updates_per_step)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self._move(gradients, scale)
@@ -134,9 +165,9 @@ class PolicyOptimizer:
         )
 
     def skip(self) -> UpdateStats:
-        """Let a step pass without moving the weights; it counts as an update, so that steps stay counted alike."""
+        """Let an update pass without moving the weights; it counts as one, so that updates stay counted alike."""
         self._policy.moved()
-        return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0)
+        return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0, is_skipped=True)
 
     def moments(self) -> dict[str, Tensor]:
         """The state by `name/step`, `name/exp_avg` and `name/exp_avg_sq`; averages have the shape of their weight."""

@@ -9,16 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from klimb.config.train import TrainConfig
 from klimb.core.kl import k1
 from klimb.data.prompts import PromptRow
 from klimb.model import chat
 from klimb.policy.completions import Completions
+from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.reward.state import TrainerState
 from klimb.rl.sampler import Sampler
+
+_GREEDY = (
+    1e-6  # a temperature at which the most likely token is drawn, unless two differ by less in their logits
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Rollout:
         rewards: Their rewards, (N,), and what went wrong with some.
         kl: log π − log π_ref of each, (N,), in nats; None where the policy has no reference.
         seconds: Time spent on `sampling`, `reward` and `reference`.
+        ref_log_probs: log π_ref of their tokens, (N, T), in nats; None where the policy has no reference.
+        greedy_rewards: Rewards of the prompts' greedy completions, (B,), None where one failed; None if not drawn.
         openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
     """
 
@@ -42,6 +51,8 @@ class Rollout:
     kl: list[float] | None
     seconds: dict[str, float]
     openings: list[str] | None = None
+    ref_log_probs: Float[Tensor, "N T"] | None = None
+    greedy_rewards: list[float | None] | None = None
 
     @property
     def valid(self) -> list[int]:
@@ -76,6 +87,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     key: SampleKey,
     state: TrainerState | None = None,
     sampler: Sampler | None = None,
+    with_greedy: bool = False,
 ) -> Rollout:
     """Draw completions, score them, and measure how far they are from the reference, if there is one.
 
@@ -88,6 +100,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
         key: Key of the counter-based RNG.
         state: How far the run is, as reward functions get it.
         sampler: What draws the completions; the policy itself where None.
+        with_greedy: Whether the policy draws each prompt's greedy completion, too, and it is scored.
     """
     timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
@@ -99,11 +112,23 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     batch = reward_inputs(policy, rows, completions, texts, state)
     rewards = reward(batch)
     timer.lap("reward")
+    greedy: list[float | None] | None = None
+    if with_greedy:
+        best = policy.sample(
+            prompts, 1, max_new_tokens=max_new_tokens, key=key, distribution=SamplingDistribution(_GREEDY)
+        )
+        best_texts = policy.decode(best, [row.prompt for row in rows])
+        greedy = list(reward(reward_inputs(policy, rows, best, best_texts, state)).total)
+        timer.lap("greedy")
     kl: list[float] | None = None
+    ref_log_probs: Tensor | None = None
     if policy.reference is not None:
-        kl = k1(completions.log_probs, policy.ref_log_probs(completions).sum(dim=1)).tolist()
+        ref_log_probs = policy.ref_log_probs(completions)
+        kl = k1(completions.log_probs, ref_log_probs.sum(dim=1)).tolist()
         timer.lap("reference")
-    return Rollout(rows, completions, texts, rewards, kl, timer.seconds, batch.openings)
+    return Rollout(
+        rows, completions, texts, rewards, kl, timer.seconds, batch.openings, ref_log_probs, greedy
+    )
 
 
 def reward_inputs(

@@ -10,20 +10,20 @@ LARGEST_ERROR = 0.2
 """Distance of the KL from its target, relative to that, up to which the coefficient moves the faster."""
 
 
-def learning_rate(config: OptimizerOptions, num_updates: int) -> float:
-    """Find the learning rate of the step that follows so many updates.
+def learning_rate(config: OptimizerOptions, num_steps: int) -> float:
+    """Find the learning rate of the step that follows so many steps, for each of its updates.
 
-    It rises linearly over W = warmup_steps, then stays, or falls over the rest of T = num_steps: with t updates made
+    It rises linearly over W = warmup_steps, then stays, or falls over the rest of T = num_steps: with t steps taken
 
         linear   lr · (T − t) / (T − W)
         cosine   lr · (1 + cos(π (t − W) / (T − W))) / 2
 
     so that the step after the last would have none. The constant rate does not know how long the run is.
     """
-    rate = config.lr * min(1.0, (num_updates + 1) / max(config.warmup_steps, 1))
-    if config.lr_schedule == "constant" or num_updates <= config.warmup_steps:
+    rate = config.lr * min(1.0, (num_steps + 1) / max(config.warmup_steps, 1))
+    if config.lr_schedule == "constant" or num_steps <= config.warmup_steps:
         return rate
-    share = (num_updates - config.warmup_steps) / (config.num_steps - config.warmup_steps)
+    share = (num_steps - config.warmup_steps) / (config.num_steps - config.warmup_steps)
     if config.lr_schedule == "linear":
         return rate * (1 - share)
     return rate * (1 + math.cos(math.pi * share)) / 2
@@ -37,7 +37,7 @@ class KLCoefficient:
     """
 
     def __init__(self, config: AlgorithmOptions) -> None:
-        self.beta = config.beta
+        self.beta = config.algorithm.beta
         self._target, self._horizon = config.kl_target, config.kl_horizon
 
     def adapt(self, kl: float, num_samples: int) -> None:

@@ -1,26 +1,25 @@
-"""One step of a run: prompts → completions → rewards → adjusted rewards → gradient → weights.
+"""One step of a run: prompts → completions → rewards → advantages → score weights → gradient → weights, once or often.
 
-Axes: B prompts, G completions a prompt, N = B·G completions.
+Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 """
 
+from dataclasses import replace
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from klimb.config.train import TrainConfig
-from klimb.core.advantages import BASELINES
-from klimb.core.objectives import reinforce
-from klimb.core.update import adjusted_rewards
+from klimb.core.rng import Stream, uniforms
 from klimb.data.prompts import PromptRow
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.failures import Tolerance
 from klimb.reward.reward import WeightedSum
-from klimb.rl.optimizer import PolicyOptimizer, UpdateStats
+from klimb.rl.advantages import find_advantages, find_counted, find_token_advantages
+from klimb.rl.optimizer import PolicyOptimizer, UpdateStats, join_stats
 from klimb.rl.rollout import Rollout, Stopwatch, rollout, trainer_state
 from klimb.rl.sampler import Sampler
-
-OBJECTIVES = {"reinforce": reinforce}
-"""The surrogate objectives under the names that a configuration uses."""
+from klimb.rl.surrogates import SumOfTokens, WeightStats, cut_to_rows, make_surrogate
 
 
 def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
@@ -34,7 +33,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     num_prompts: int | None = None,
     sampler: Sampler | None = None,
 ) -> tuple[Rollout, UpdateStats]:
-    """Move the policy's weights once.
+    """Draw completions and move the policy's weights, once or for each minibatch and epoch.
 
     With the objective `reinforce`, no baseline, plain SGD, no clipping and no decay this computes
     `klimb.rlhf_weight_update` on the flattened parameters, of the completions that have a reward.
@@ -58,38 +57,82 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
         key=key,
         state=trainer_state(config, num_prompts or len(rows), key.step),
         sampler=sampler,
+        with_greedy=config.algorithm.baseline == "greedy",
     )
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
     timer = Stopwatch(policy.model.device)
-    advantages = find_advantages(drawn, config)
-    metrics = _ascend(optimizer, drawn, advantages, config)
+    stats = _update(optimizer, drawn, key, config)
     timer.lap("update")
     drawn.seconds.update(timer.seconds)
-    return drawn, metrics
+    return drawn, stats
 
 
-def find_advantages(rollout: Rollout, config: TrainConfig) -> Float[Tensor, " N"]:
-    """Find the advantages of completions; where a reward failed a completion counts for nothing, and its own is 0."""
-    log_probs, total = rollout.completions.log_probs, rollout.rewards.total
-    rewards = log_probs.new_tensor([0.0 if reward is None else reward for reward in total])
-    adjusted = rewards
-    if rollout.kl is not None:
-        adjusted = adjusted_rewards(rewards, log_probs.new_tensor(rollout.kl), config.beta)
-    is_valid = None
-    if len(rollout.valid) < len(total):
-        is_valid = torch.tensor([reward is not None for reward in total], device=log_probs.device)
-        is_valid = is_valid.reshape(len(rollout.rows), -1)
-    return BASELINES[config.baseline](adjusted.reshape(len(rollout.rows), -1), is_valid=is_valid).reshape(-1)
+def _update(optimizer: PolicyOptimizer, rollout: Rollout, key: SampleKey, config: TrainConfig) -> UpdateStats:
+    """Move the weights by the completions that count; by none, not at all."""
+    algorithm = config.algorithm
+    if algorithm.is_sum_of_completions:
+        advantages = find_advantages(rollout, config)
+    else:
+        advantages = find_token_advantages(rollout, config)
+    is_counted = find_counted(rollout, config)
+    weights, updates = WeightStats(), list[UpdateStats]()
+    for epoch in range(algorithm.num_epochs):
+        for minibatch in minibatches(rollout, algorithm.num_minibatches, key, epoch):
+            rows = minibatch[is_counted[minibatch]]
+            is_first = all(update.is_skipped for update in updates)
+            updates.append(_one_update(optimizer, rollout, advantages, rows, weights, is_first, config))
+    num_left_out = len(rollout.valid) - int(is_counted.sum())
+    shown = {"left_out": num_left_out / len(is_counted)} if num_left_out else {}
+    return replace(join_stats(updates), weights=weights.metrics() | shown)
 
 
-def _ascend(
-    optimizer: PolicyOptimizer, rollout: Rollout, advantages: Float[Tensor, " N"], config: TrainConfig
+def _one_update(
+    optimizer: PolicyOptimizer,
+    rollout: Rollout,
+    advantages: Float[Tensor, "N T"] | Float[Tensor, " N"],
+    rows: Int[Tensor, " n"],
+    weights: WeightStats,
+    is_first: bool,
+    config: TrainConfig,
 ) -> UpdateStats:
-    """Move the weights by the completions that have a reward, and divide by their number; by none, not at all."""
-    completions = rollout.completions
-    if not rollout.valid:
+    """Move the weights by some completions of a rollout."""
+    completions, reference = rollout.completions, rollout.ref_log_probs
+    if not len(rows):
         return optimizer.skip()
-    if len(rollout.valid) < len(completions):
-        valid = torch.tensor(rollout.valid, device=advantages.device)
-        completions, advantages = completions.rows(valid), advantages[valid]
-    return optimizer.step(OBJECTIVES[config.objective], completions, advantages)
+    if len(rows) < len(completions) or config.algorithm.num_minibatches > 1:
+        completions = completions.rows(rows)
+        advantages = cut_to_rows(completions, advantages, rows)
+        reference = None if reference is None else cut_to_rows(completions, reference, rows)
+    surrogate = make_surrogate(config, completions, advantages, reference)
+    if isinstance(surrogate, SumOfTokens):
+        surrogate.stats = weights
+    return optimizer.step(surrogate, completions, is_on_policy=is_first)
+
+
+def minibatches(rollout: Rollout, count: int, key: SampleKey, epoch: int) -> list[Int[Tensor, " n"]]:
+    """Split a rollout into minibatches of whole prompts, in an order of the seed, the step and the epoch.
+
+    Args:
+        rollout: The completions, ordered by prompt.
+        count: How many; one keeps the order.
+        key: What the step's random numbers are counted by.
+        epoch: How often the batch has been gone through.
+
+    Returns:
+        Rows of the completions of each.
+    """
+    completions = rollout.completions
+    device = completions.ids.device
+    if count == 1:
+        return [torch.arange(len(completions), device=device)]
+    keys = uniforms(
+        seed=key.seed,
+        step=key.step,
+        prompt=0,
+        completion=epoch,
+        count=len(rollout.rows),
+        stream=Stream.MINIBATCH,
+    )
+    order = torch.from_numpy(keys).argsort(stable=True).to(device)
+    group = torch.arange(len(completions), device=device).reshape(len(rollout.rows), -1)
+    return [group[prompts].reshape(-1) for prompts in order.tensor_split(count)]

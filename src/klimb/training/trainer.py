@@ -108,7 +108,9 @@ class Trainer:
             num_prompts=len(self.rows),
             sampler=self.sampler,
         )
-        metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {"beta": config.beta}
+        metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {
+            "beta": config.algorithm.beta
+        }
         findings = self.guards.check(metrics)
         metrics["guards"] = [finding.guard for finding in findings]
         if rollout.kl is not None:

@@ -128,7 +128,7 @@ def _probe_checks(inputs: PreflightInputs) -> list[CheckResult]:
     return [
         check_start(policy, probe, _START_BOUNDS[config.precision]),
         check_sampler(policy, probe, config.max_logprob_mismatch or USUAL_GAPS[config.precision]),
-        check_rewards(unattended, probe, config.completions_per_step, config.beta)
+        check_rewards(unattended, probe, config.completions_per_step, config.algorithm.beta)
         if unattended.rewards
         else CheckResult("rewards", "passed", "people are asked at each step, and not beforehand"),
         *check_reward_room(inputs.reward, inputs.rows, config.max_new_tokens),

@@ -50,14 +50,16 @@ def take_fingerprints(config: TrainConfig, functions: Functions = NO_FUNCTIONS) 
         functions: Rewards and judges that were given as objects, by the names that `config` has for them.
 
     Returns:
-        A fingerprint for `model`, `prompts`, `eval_prompts` and each reward and judge by its name; what there is
-        none of is left out.
+        A fingerprint for `model`, `prompts`, `eval_prompts`, and each reward, judge and objective of one's own by its
+        name; what there is none of is left out.
     """
     named = {"model": _model(config.model), "prompts": _checksums(files_of_data(config.prompts))}
     if config.eval_prompts is not None:
         named["eval_prompts"] = _checksums(files_of_data(config.eval_prompts))
     for spec in (*config.reward, *config.judges):
         named[spec] = _function(functions[spec]) if spec in functions else _reward(spec)
+    if ".py:" in config.objective:
+        named[config.objective] = _reward(config.objective)
     return {name: fingerprint for name, fingerprint in named.items() if fingerprint}
 
 

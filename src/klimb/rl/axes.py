@@ -1,0 +1,179 @@
+"""Words and formulas of an objective, joined from the values of its axes."""
+
+import math
+
+from klimb.core.aggregation import AGGREGATIONS
+from klimb.core.baselines import SCALES
+from klimb.core.corrections import CORRECTIONS
+from klimb.core.kl_scores import KL_SCORES
+from klimb.core.objective import Objective
+from klimb.core.ratios import RATIO_LEVELS
+from klimb.core.tokens import AxisValue
+
+BASELINES: dict[str, AxisValue] = {
+    "none": AxisValue("no baseline, so the gradient is unbiased", "A_i = r̃_i"),
+    "batch_mean": AxisValue(
+        "the batch's mean as the baseline, which scales the expected gradient by 1 − 1/N and keeps its direction",
+        "A_i = r̃_i − mean of r̃ over the batch",
+    ),
+    "leave_one_out": AxisValue(
+        "the mean of the prompt's other completions as the baseline, so the gradient is unbiased",
+        "A_i = r̃_i − mean of r̃ over the prompt's other completions",
+    ),
+    "group_normalised": AxisValue(
+        "each prompt's rewards centred and divided by their standard deviation, so the gradient is biased",
+        "A_i = (r̃_i − mean of r̃ over the prompt) / (std of r̃ over the prompt + 0.0001)",
+    ),
+    "group_mean": AxisValue(
+        "the prompt's mean as the baseline, a completion's own reward included, which scales the expected gradient by "
+        "1 − 1/G",
+        "A_i = r̃_i − mean of r̃ over the prompt",
+    ),
+    "length_weighted": AxisValue(
+        "the prompt's mean, each completion counted by its length, as the baseline",
+        "A_i = r̃_i − Σ_j len_j r̃_j / Σ_j len_j over the prompt",
+    ),
+    "greedy": AxisValue(
+        "the reward of the prompt's greedy completion as the baseline, so the gradient is unbiased",
+        "A_i = r̃_i − r(greedy completion of the prompt)",
+    ),
+    "value": AxisValue("generalised advantages of a value function", "A_it = Σ_l (γλ)^l δ_i,t+l"),
+}
+"""What is subtracted from a reward, under the names that an objective uses."""
+
+KL_CREDITS: dict[str, AxisValue] = {
+    "whole": AxisValue(
+        "The log-ratio of the whole completion is taken off its reward, before the baseline: unbiased for its KL",
+        "r̃_i = r_i − β Σ_t d_it",
+    ),
+    "to_go": AxisValue(
+        "Each token pays for its own and every later token's log-ratio: unbiased for the sequence's KL",
+        "A_it = A_i − β Σ_{t'≥t} d_it'",
+    ),
+    "own": AxisValue(
+        "Each token pays for its own log-ratio: the KL at the prefixes drawn, not what a token does to later KL",
+        "A_it = A_i − β d_it",
+    ),
+}
+"""Which tokens pay for the KL in the reward."""
+
+
+def describe_objective(objective: Objective) -> list[str]:
+    """Say in sentences what an objective does besides its advantage: KL in the loss, ratio, masks, updates."""
+    words: list[str] = []
+    if objective.kl_place == "loss" and objective.beta > 0:
+        words.append(
+            f"The KL is in the loss, β = {objective.beta:g}. {KL_SCORES[objective.kl_estimator].words}. It does not "
+            "know what a token does to the KL of later ones, as the KL in the reward does."
+        )
+    if objective.sampler_beta > 0:
+        words.append(
+            "The KL from the policy that drew is in the loss, by half the squared log-ratio, times "
+            f"{objective.sampler_beta:g}."
+        )
+    if objective.ratio != "none":
+        numbers = objective.numbers
+        words.append(
+            f"{RATIO_LEVELS[objective.ratio].words}, to the policy that drew the completions, by the log-probs "
+            f"recorded in sampling. {objective.region.words.format(**numbers)}{_dual(objective)}."
+        )
+    if objective.sampler_correction != "none":
+        by = CORRECTIONS[objective.sampler_correction].words.format(**vars(objective))
+        words.append(f"{by}. klimb's sampler is the policy that is trained, so q = 1.")
+    words.append(f"{AGGREGATIONS[objective.aggregation].words}.")
+    words += _mask_words(objective)
+    words.append(_update_words(objective))
+    return words
+
+
+def _dual(objective: Objective) -> str:
+    if objective.trust_region == "clipped" and objective.clip_dual < math.inf:
+        return f", or {objective.clip_dual:g} with A < 0"
+    return ""
+
+
+def _mask_words(objective: Objective) -> list[str]:
+    words: list[str] = []
+    if objective.mask_truncated:
+        words.append(
+            "Completions that were cut off at the limit are in no gradient and no denominator; their rewards "
+            "stay in the baseline."
+        )
+    if objective.drop_uniform_groups:
+        words.append(
+            "Prompts whose rewards, as they were given, are all equal are in no gradient and no denominator."
+        )
+    if objective.max_drift < math.inf:
+        words.append(
+            f"Completions with A < 0 from which the policy has turned away by more than {objective.max_drift:g} nats a "
+            "token are left out; denominators stay."
+        )
+    return words
+
+
+def _update_words(objective: Objective) -> str:
+    if objective.num_updates == 1:
+        only = "" if objective.ratio == "none" else ": all ratios are 1 but for rounding, and no bound acts"
+        return f"Each batch is used for one update, on-policy{only}."
+    return (
+        f"Each batch is gone through {_times(objective.num_epochs)}, in {objective.num_minibatches} "
+        f"minibatch{'' if objective.num_minibatches == 1 else 'es'} of whole prompts: {objective.num_updates} "
+        "updates a step; denominators are the minibatch's."
+    )
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def formulas_of(objective: Objective, beta: str) -> list[str]:
+    """Write an objective from its advantage on as formulas, one a line.
+
+    Args:
+        objective: The objective.
+        beta: β as it is to be shown.
+    """
+    lines = [_advantage(objective)]
+    has_token_kl = objective.beta > 0 and (objective.kl_place == "loss" or objective.kl_credit != "whole")
+    if has_token_kl:
+        lines.insert(0, "d_it = log π(y_it) − log π_ref(y_it)")
+    if objective.credits_tokens and objective.baseline != "value":
+        lines.append(KL_CREDITS[objective.kl_credit].formula.replace("β", beta))
+    index = "A_it" if objective.credits_tokens else "A_i"
+    if objective.whiten_tokens:
+        lines.append(
+            f"{index} ← ({index} − mean over all tokens) / std over all tokens (ddof {objective.whiten_ddof})"
+        )
+    if objective.ratio != "none":
+        lines += [RATIO_LEVELS[objective.ratio].formula, _region(objective)]
+    if objective.sampler_correction != "none":
+        lines.append(CORRECTIONS[objective.sampler_correction].formula.format(**vars(objective)))
+    lines.append(AGGREGATIONS[objective.aggregation].formula)
+    weight = index if objective.ratio == "none" else f"w {index}"
+    if objective.sampler_correction != "none":
+        weight = f"q {weight}"
+    terms = [weight]
+    if objective.beta > 0 and objective.kl_place == "loss":
+        lines.append(KL_SCORES[objective.kl_estimator].formula)
+        terms.append(f"{beta} κ")
+    if objective.sampler_beta > 0:
+        terms.append(f"{objective.sampler_beta:g} log(π/π_old)")
+    total = " − ".join(terms)
+    lines.append(f"c_it = a · ({total})" if len(terms) > 1 else f"c_it = a · {total}")
+    return lines
+
+
+def _region(objective: Objective) -> str:
+    formula = objective.region.formula.format(**objective.numbers)
+    if not _dual(objective):
+        return formula
+    return formula.removesuffix("]") + f", not (A < 0 and ρ > {objective.clip_dual:g})]"
+
+
+def _advantage(objective: Objective) -> str:
+    if objective.scale == "none":
+        return BASELINES[objective.baseline].formula
+    divided = SCALES[objective.scale].formula.format(**vars(objective))
+    return (
+        BASELINES[objective.baseline].formula.replace("A_i = ", "A_i = (") + ")" + divided.removeprefix("A")
+    )

@@ -1,0 +1,139 @@
+"""What an update ascends: the sum of log-probs by their score weights.
+
+Axes: N completions of an update, n of a micro-batch, T tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from klimb.config.train import TrainConfig
+from klimb.core.aggregation import count_denominators
+from klimb.core.objective import Objective
+from klimb.core.objectives import reinforce
+from klimb.core.score_weights import ScoreWeights, TokenBatch, find_score_weights
+from klimb.policy.completions import Completions
+
+Surrogate = Callable[[Tensor, Tensor], Tensor]
+"""(log-probs of tokens (n, T), differentiable, and which rows of the update they are (n,)) → a scalar to be raised."""
+
+
+@dataclass
+class WeightStats:
+    """What score weights show of themselves, summed over the tokens of updates.
+
+    Attributes:
+        sums: Sums by name; `masked` ones count tokens.
+        ratio_max: The largest ratio.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    ratio_max: float = 0.0
+
+    def add(self, found: ScoreWeights) -> None:
+        """Add those of a micro-batch."""
+        is_token, ratios = found.is_token, found.ratios
+        is_clipped = is_token & (found.trust == 0) & (ratios > 0)
+        size = found.weights.abs()
+        counts = {
+            "tokens": is_token,
+            "ratio": ratios.where(is_token, ratios.new_zeros(())),
+            "clipped_low": is_clipped & (ratios < 1),
+            "clipped_high": is_clipped & (ratios > 1),
+            "weight": size,
+            "weight_squared": size * size,
+            **{f"masked_{name}": mask for name, mask in found.masked.items()},
+        }
+        for name, values in counts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(values.sum(dtype=torch.float64))
+        self.ratio_max = max(self.ratio_max, float(ratios.where(is_token, ratios.new_zeros(())).max()))
+
+    def metrics(self) -> dict[str, float]:
+        """Give the mean and largest ratio, the shares of tokens left out, and the effective share (Σ|c|)² / (n Σc²)."""
+        num_tokens = self.sums.get("tokens", 0.0)
+        if not num_tokens:
+            return {}
+        shares = {
+            name: total / num_tokens
+            for name, total in self.sums.items()
+            if name.startswith(("clipped_", "masked_"))
+        }
+        squares = num_tokens * self.sums["weight_squared"]
+        return {
+            "ratio_mean": self.sums["ratio"] / num_tokens,
+            "ratio_max": self.ratio_max,
+            **shares,
+            "effective_share": self.sums["weight"] ** 2 / squares if squares else 0.0,
+        }
+
+
+@dataclass(frozen=True)
+class SumOfCompletions:
+    """The definition: each completion's summed log-prob by its advantage, divided by their number.
+
+    Attributes:
+        advantages: Of each completion, (N,).
+    """
+
+    advantages: Float[Tensor, " N"]
+
+    def __call__(self, log_probs: Float[Tensor, "n T"], rows: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Sum a micro-batch: tokens first, so that one multiplication is made for a completion."""
+        return reinforce(log_probs.sum(dim=1), self.advantages[rows], len(self.advantages))
+
+
+class SumOfTokens:
+    """Each token's log-prob by its score weight.
+
+    Args:
+        objective: The objective.
+        completions: Those of the update, all of which count.
+        advantages: Of their tokens, (N, T).
+        ref_log_probs: log π_ref of their tokens, (N, T); None where no term needs it.
+        max_length: Most tokens of a completion.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        completions: Completions,
+        advantages: Float[Tensor, "N T"],
+        ref_log_probs: Float[Tensor, "N T"] | None,
+        max_length: int,
+    ) -> None:
+        self.stats = WeightStats()
+        self._objective = objective
+        self._batch = TokenBatch(completions.mask, advantages, completions.token_log_probs, ref_log_probs)
+        self._denominators = count_denominators(
+            completions.lengths, completions.prompt_of, max_length=max_length
+        )
+
+    def __call__(self, log_probs: Float[Tensor, "n T"], rows: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Weigh the tokens of a micro-batch by numbers that are found from their present log-probs."""
+        columns = log_probs.shape[1]
+        batch = self._batch.rows((rows, slice(columns)))
+        found = find_score_weights(log_probs.detach(), batch, self._objective, self._denominators.rows(rows))
+        self.stats.add(found)
+        return (found.weights * log_probs).sum()
+
+
+def make_surrogate(
+    config: TrainConfig,
+    completions: Completions,
+    advantages: Float[Tensor, "N T"] | Float[Tensor, " N"],
+    ref_log_probs: Float[Tensor, "N T"] | None,
+) -> SumOfCompletions | SumOfTokens:
+    """Make what an update of some completions ascends; advantages of one axis are of whole completions."""
+    if advantages.ndim == 1:
+        return SumOfCompletions(advantages)
+    return SumOfTokens(config.algorithm, completions, advantages, ref_log_probs, config.max_new_tokens)
+
+
+def cut_to_rows(
+    completions: Completions, array: Tensor, rows: Int[Tensor, " n"] | Bool[Tensor, " N"]
+) -> Tensor:
+    """Take rows of an array of tokens (N, T), cut to `completions`, which are those rows."""
+    return array[rows, : completions.ids.shape[1]] if array.ndim == 2 else array[rows]
