@@ -27,6 +27,7 @@ from klimb.training.storage.fingerprint import CLOCK, read_moment, take_fingerpr
 from klimb.training.storage.folder import RunFolder
 from klimb.training.storage.resume import Resumption, plan_resumption
 from klimb.training.storage.retention import Checkpoints, note_last_good
+from klimb.training.trackers.tracking import trackings
 from klimb.training.trainer import Trainer
 
 
@@ -105,6 +106,7 @@ def _train(
 ) -> RunResult:
     inputs, rows, eval_rows = prepare(config, observer)
     policy, reward = inputs.policy, inputs.reward
+    observer = Observers(observer, *trackings(config, resumption.step if resumption else 0))
     content = take_fingerprints(config) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
     if resumption is not None:
@@ -189,6 +191,7 @@ class _Run:
             raise self._checkpoints.translate(error, self._num_recorded) from error
         finally:
             self._observer.steps_stopped()
+            self._observer.run_closed()
         return summary
 
     def _take_steps(self, interruption: Interruption) -> None:

@@ -33,7 +33,7 @@ from klimb.training.storage.checkpoint import (
 )
 
 _OF_A_START = re.compile(r"people\.db\.lock|fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}")
-_WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|step-\d{6,}")
+_WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best|trackers)\.json|report\.html|model|step-\d{6,}")
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
@@ -44,8 +44,9 @@ class RunFolder:
     began with · `metrics.jsonl` one line a step · `completions.jsonl` one
     line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
     `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
-    `model/` the result · `report.html` · where people are the reward, `people.db` what they said, and `people.jsonl`
-    what each step learned from it.
+    `model/` the result · `report.html` ·
+    `trackers.json` the run's ids at trackers · where people are the reward, `people.db` what they said, and
+    `people.jsonl` what each step learned from it.
     """
 
     def __init__(self, path: Path) -> None:
