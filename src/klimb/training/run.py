@@ -7,7 +7,9 @@ from typing import NoReturn
 
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, KlimbError
+from klimb.io.progress import warn
 from klimb.model.clock import clock_at, current_moment
+from klimb.model.hub import push_folder
 from klimb.reward.people import WaitStoppedError
 from klimb.rl.declaration import declare
 from klimb.training.evaluate.best import BestSoFar
@@ -82,6 +84,7 @@ def train(
         resumption = plan_resumption(config, from_step)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
+            _push(config, folder, observer)
             return RunResult(folder, _summary(config, folder, folder.read_best()))
         return _train(config, observer, resumption, accept)
 
@@ -129,7 +132,22 @@ def _train(
             run.restore(resumption)
             resumption.rewind(content, accept)
         summary = run.finish(before, evaluations)
+    _push(config, folder, observer)
     return RunResult(folder, summary)
+
+
+def _push(config: TrainConfig, folder: RunFolder, observer: Observer) -> None:
+    """Upload the finished model where a repository is named; the run's folder is complete in any case."""
+    if config.push_to_hub is None:
+        return
+    problem = push_folder(folder.model, config.push_to_hub)
+    if problem is None:
+        observer.message(f"Pushed {folder.model} to {config.push_to_hub} on the hub")
+        return
+    warn(
+        f"push_to_hub: {folder.model} was not pushed: {problem}. The run's folder is complete; try again with "
+        f"klimb train --resume {config.out} --push-to-hub {config.push_to_hub}"
+    )
 
 
 def _preflight(inputs: PreflightInputs, observer: Observer, *, with_memory: bool = False) -> Preflight:
