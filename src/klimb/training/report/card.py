@@ -29,7 +29,7 @@ def _card(config: TrainConfig, summary: Summary) -> str:
     known = base_metadata(config.model)
     metadata: dict[str, Any] = {
         **known,
-        "library_name": "peft" if config.lora_rank is not None else "transformers",
+        "library_name": "transformers",  # adapters are merged when a model is saved
         "pipeline_tag": "text-generation",
         "tags": ["klimb", "rlhf", "reinforcement-learning", "policy-gradient"],
     }
