@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ class Hub(BaseHTTPRequestHandler):
             return self._answer(401, {"error": "Invalid username or password."})
         if self.path == "/api/repos/create":
             self.server.made.append(json.loads(body))
-            return self._answer(200, {"url": "http://hub/me/tuned"})
+            return self._answer(200, {"url": f"http://{self.headers['Host']}/me/tuned"})
         if self.path.endswith("/preupload/main"):
             files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
             return self._answer(200, {"files": [f | {"shouldIgnore": False} for f in files]})
@@ -34,7 +35,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            answer = {"success": True, "commitOid": "0" * 40, "commitUrl": "http://hub/me/tuned/commit/0"}
+            oid, host = "0" * 40, self.headers["Host"]
+            answer = {"success": True, "commitOid": oid, "commitUrl": f"http://{host}/me/tuned/commit/{oid}"}
             return self._answer(200, answer)
         return self._answer(200, {"errors": [], "warnings": []})
 
@@ -86,8 +88,6 @@ def test_the_card_is_in_the_hubs_format_and_says_what_was_done(make_options, run
 def test_base_model_and_licence_are_those_that_the_bases_card_states(
     make_options, run, tmp_path, model_folder
 ):
-    import shutil
-
     base = shutil.copytree(model_folder, tmp_path / "base")
     (base / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: ann/small\n---\n# Small\n")
     config = make_options(model=str(base))
