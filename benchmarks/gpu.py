@@ -303,13 +303,17 @@ def profile(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         return policy.sample(prompts, job["group"], max_new_tokens=job["new_tokens"], key=key)
 
     advantages = torch.linspace(-1, 1, job["prompts"] * job["group"], device=policy.model.device)
+
+    def surrogate(token_log_probs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return reinforce(token_log_probs.sum(dim=1), advantages[rows], len(advantages))
+
     for step in range(2):
         completions = sample(step)
-        optimizer.step(reinforce, completions, advantages)
+        optimizer.step(surrogate, completions)
     found: dict[str, Any] = {}
     completions = sample(2)
     phases = {
-        "update": lambda: optimizer.step(reinforce, completions, advantages),
+        "update": lambda: optimizer.step(surrogate, completions),
         "scoring": lambda: policy.ref_log_probs(completions),
         "sampling": lambda: sample(3),
     }

@@ -122,6 +122,9 @@ def test_the_options_and_their_defaults_are_these():
         "checkpoint_every": 50,
         "keep_checkpoints": 3,
         "seed": 0,
+        "track": [],
+        "track_project": "klimb",
+        "push_to_hub": None,
     }
 
 
@@ -174,6 +177,11 @@ def test_a_configuration_survives_json():
         ),
         ({"patience": 2, "eval_every": 5}, "patience: waits for a new best; set keep_best"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: expected at least 1, got 0"),
+        ({"track": ("excel",)}, "track: expected one of trackio, tensorboard, wandb, mlflow, got 'excel'"),
+        ({"track": ("wandb", "wandb")}, "track: each tracker may be named once, got wandb, wandb"),
+        ({"track_project": " "}, "track_project: expected a name"),
+        ({"push_to_hub": "model"}, "push_to_hub: expected the name of a repository, OWNER/NAME, got 'model'"),
+        ({"push_to_hub": "me/a--b"}, "push_to_hub: expected the name of a repository"),
         ({"kl_target": 0.0}, "kl_target: expected a finite number above 0, got 0.0"),
         ({"kl_target": 6.0, "beta": 0.0}, "kl_target: multiplies beta, and 0 stays 0"),
         (

@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from klimb import __version__
 from klimb.cli.options import (
     Check,
     Compare,
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.excepthook = _show_traceback
+    if arguments[:1] == ["--version"]:
+        print(f"klimb {__version__}")  # noqa: T201
+        return 0
     is_debugging = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Verb,  # pyright: ignore[reportArgumentType]  tyro takes unions of annotated types
             prog="klimb",
             description="Fine-tune model weights from human feedback with a KL-penalised policy gradient. "
-            "--debug, anywhere, shows the traceback of an error.",
+            "--debug, anywhere, shows the traceback of an error; --version prints klimb's version.",
             args=_with_run_options(_with_file_options(_with_present_names(arguments))),
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )

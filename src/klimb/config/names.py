@@ -50,6 +50,8 @@ _ELSEWHERE = {
     "lora_r": "lora_rank",
     "bf16": "precision",
     "dtype": "precision",
+    "report_to": "track",
+    "hub_model_id": "push_to_hub",
 }
 """Options of TRL, OpenRLHF and verl, and what klimb calls them."""
 

@@ -277,6 +277,22 @@ class PreflightOptions:
     memory and disk suffice; a failed check stops the run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishOptions:
+    """Where else a run reports to, and where its model goes."""
+
+    track: tuple[str, ...] = ()
+    """Experiment trackers to report to, one or several of trackio, tensorboard, wandb and mlflow; each is an extra of
+    klimb by the same name. A tracker that fails warns once and does not stop the run."""
+
+    track_project: str = "klimb"
+    """Project of trackio and W&B, or experiment of MLflow, that the run belongs to."""
+
+    push_to_hub: str | None = None
+    """Repository on the Hugging Face hub, such as me/my-model, to upload the finished model and its card to. A new one
+    is private."""
+
+
 SECTIONS: dict[str, type] = {
     "model": ModelOptions,
     "data": DataOptions,
@@ -289,5 +305,6 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointOptions,
     "guard": GuardOptions,
     "preflight": PreflightOptions,
+    "publish": PublishOptions,
 }
 """Each section by its name, as tables of a TOML file are headed."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from klimb.config.address import refuse_secrets
 from klimb.config.names import BASELINES, FORMER, unknown
+from klimb.config.publish import TRACKERS, require_repository
 from klimb.config.sections import (
     SECTIONS,
     AlgorithmOptions,
@@ -20,6 +21,7 @@ from klimb.config.sections import (
     OptimizerOptions,
     PeopleOptions,
     PreflightOptions,
+    PublishOptions,
     RewardOptions,
     SamplingOptions,
 )
@@ -29,6 +31,7 @@ from klimb.io.progress import warn
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(  # dataclasses take fields from the last base to the first
+    PublishOptions,
     PreflightOptions,
     GuardOptions,
     CheckpointOptions,
@@ -76,12 +79,24 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             raise ConfigError(f"reward_weights: expected finite numbers, got {self.reward_weights}")
         if not all(0 <= decay < 1 for decay in self.adam_betas):
             raise ConfigError(f"adam_betas: expected two numbers from 0 up to below 1, got {self.adam_betas}")
+        self._check_publishing()
         self._check_combinations()
 
     @property
     def measures_kl(self) -> bool:
         """Whether the KL from the reference is needed: to be paid for, aimed at, or kept below a bound."""
         return self.algorithm.beta > 0 or self.kl_target is not None or self.max_kl is not None
+
+    def _check_publishing(self) -> None:
+        for name in self.track:
+            if name not in TRACKERS:
+                raise ConfigError(f"track: expected one of {', '.join(TRACKERS)}, got {name!r}")
+        if len(set(self.track)) != len(self.track):
+            raise ConfigError(f"track: each tracker may be named once, got {', '.join(self.track)}")
+        if not self.track_project.strip():
+            raise ConfigError("track_project: expected a name, got an empty one")
+        if self.push_to_hub is not None:
+            require_repository(self.push_to_hub)
 
     def _check_combinations(self) -> None:
         self.check_objective(self.prompts_per_step, self.completions_per_prompt)

@@ -61,6 +61,9 @@ class Observer:
     def run_finished(self, folder: "RunFolder", summary: "Summary") -> None:
         """The model is written, and the policy was evaluated for the last time."""
 
+    def run_closed(self) -> None:
+        """The run is over in this process, however it ended; called once, last."""
+
 
 class Observers(Observer):
     """Several observers as one: each event goes to all, in the order in which they are given."""

@@ -8,6 +8,7 @@ from klimb.training.evaluate.estimates import Rows
 from klimb.training.evaluate.evaluator import completion_rows
 from klimb.training.evaluate.summary import Summary
 from klimb.training.observer import Observer
+from klimb.training.report.card import write_card
 from klimb.training.report.report import write_report
 from klimb.training.storage.folder import RunFolder
 
@@ -37,6 +38,7 @@ class Recorder(Observer):
         if num_steps:
             self._say(f"The run so far: {write_report(self._folder)}")
 
-    def run_finished(self, folder: RunFolder, summary: Summary) -> None:  # noqa: ARG002
-        """Write the report."""
+    def run_finished(self, folder: RunFolder, summary: Summary) -> None:
+        """Write the model's card, and the report, which makes the run a finished one."""
+        write_card(folder, summary)
         write_report(folder)

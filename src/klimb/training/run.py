@@ -7,7 +7,9 @@ from typing import NoReturn
 
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError, KlimbError
+from klimb.io.progress import warn
 from klimb.model.clock import clock_at, current_moment
+from klimb.model.hub import push_folder
 from klimb.reward.load import NO_FUNCTIONS, Functions
 from klimb.reward.people import WaitStoppedError
 from klimb.rl.declaration import declare
@@ -27,6 +29,7 @@ from klimb.training.storage.fingerprint import CLOCK, read_moment, take_fingerpr
 from klimb.training.storage.folder import RunFolder
 from klimb.training.storage.resume import Resumption, plan_resumption
 from klimb.training.storage.retention import Checkpoints, note_last_good
+from klimb.training.trackers.tracking import trackings
 from klimb.training.trainer import Trainer
 
 
@@ -83,6 +86,7 @@ def train(
         resumption = plan_resumption(config, from_step)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
+            _push(config, folder, observer)
             return RunResult(folder, summary_of(config, folder))
         return _train(config, observer, functions, resumption, accept)
 
@@ -108,6 +112,7 @@ def _train(
 ) -> RunResult:
     inputs, rows, eval_rows = prepare(config, observer, functions)
     policy, reward = inputs.policy, inputs.reward
+    observer = Observers(observer, *trackings(config, resumption.step if resumption else 0))
     content = take_fingerprints(config, functions) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
     if resumption is not None:
@@ -130,7 +135,22 @@ def _train(
             run.restore(resumption)
             resumption.rewind(content, accept)
         summary = run.finish(before, evaluations)
+    _push(config, folder, observer)
     return RunResult(folder, summary)
+
+
+def _push(config: TrainConfig, folder: RunFolder, observer: Observer) -> None:
+    """Upload the finished model where a repository is named; the run's folder is complete in any case."""
+    if config.push_to_hub is None:
+        return
+    problem = push_folder(folder.model, config.push_to_hub)
+    if problem is None:
+        observer.message(f"Pushed {folder.model} to {config.push_to_hub} on the hub")
+        return
+    warn(
+        f"push_to_hub: {folder.model} was not pushed: {problem}. The run's folder is complete; try again with "
+        f"klimb train --resume {config.out} --push-to-hub {config.push_to_hub}"
+    )
 
 
 def _preflight(inputs: PreflightInputs, observer: Observer, *, with_memory: bool = False) -> Preflight:
@@ -192,6 +212,7 @@ class _Run:
             raise self._checkpoints.translate(error, self._num_recorded) from error
         finally:
             self._observer.steps_stopped()
+            self._observer.run_closed()
         return summary
 
     def _take_steps(self, interruption: Interruption) -> None:

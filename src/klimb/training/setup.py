@@ -18,6 +18,7 @@ from klimb.training.people import ask_people, join_people, store_of
 from klimb.training.preflight.preflight import PreflightInputs, require_room
 from klimb.training.preflight.resources import device_of
 from klimb.training.storage.environment import describe_slowness, require_paths
+from klimb.training.trackers.registry import require_trackers
 
 _MOST_TRAINING_PROMPTS_EVALUATED = 32  # where no held-out prompts are given
 
@@ -40,6 +41,7 @@ def prepare(
     Raises:
         KlimbError: Something is wrong with an option, a file, a reward or the model.
     """
+    require_trackers(config.track)
     require_paths(device_of(config.device), config.precision)
     if not config.accept_unproven_reward:
         require_proven(config.reward)

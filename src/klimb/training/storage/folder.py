@@ -36,7 +36,9 @@ from klimb.training.storage.checkpoint import (
 _OF_A_START = re.compile(
     r"people\.db\.lock|fingerprints\.json|\.(fingerprints|config)\.json\.[a-z0-9_]{8}|inputs|\.inputs\.[a-z0-9_]{8}"
 )
-_WRITTEN_ASIDE = re.compile(r"(fingerprints|config|best)\.json|report\.html|model|inputs|step-\d{6,}")
+_WRITTEN_ASIDE = re.compile(
+    r"(fingerprints|config|best|trackers)\.json|report\.html|model|inputs|step-\d{6,}"
+)
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
@@ -47,9 +49,9 @@ class RunFolder:
     began with · `metrics.jsonl` one line a step · `completions.jsonl` one
     line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
     `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
-    `model/` the result · `report.html` · `inputs/`
-    prompts and a model that were given as Python objects · where people are the reward, `people.db` what
-    they said, and `people.jsonl` what each step learned from it.
+    `model/` the result · `report.html` · `inputs/` prompts and a model that were given as Python objects ·
+    `trackers.json` the run's ids at trackers · where people are the reward, `people.db` what they said, and
+    `people.jsonl` what each step learned from it.
     """
 
     def __init__(self, path: Path) -> None:

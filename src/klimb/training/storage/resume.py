@@ -40,6 +40,9 @@ _MAY_CHANGE = {
     "people_host": "",
     "people_port": "",
     "people_rater": "",
+    "track": "",
+    "track_project": "trackers keep a run in the project where it began",
+    "push_to_hub": "",
     "device": "its sums are rounded otherwise",
     "micro_batch_size": "its sums are rounded otherwise",
 }
