@@ -208,7 +208,7 @@ def check_correctness(is_dry: bool, budget: Budget) -> dict[str, Any]:
         return {"error": f"not run: {', '.join(missing)} cannot be imported"}
     tests = ["tests/gpu"] + (["--collect-only"] if is_dry else [])
     plugins = ["-n", "4"] if importlib.util.find_spec("xdist") and not is_dry else []
-    options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-W", "default", *plugins]
+    options = ["-q", "-m", "gpu", "--no-header", "-p", "no:cacheprovider", "-W", "default", *plugins]
     found = call(
         ["-m", "pytest", *tests, *options],
         Budget(budget.left(130.0)),
@@ -243,9 +243,9 @@ def measure_setting(
 ) -> dict[str, Any]:
     """Take a setting's steps on every side, in each precision."""
     found: dict[str, Any] = {}
-    for precision in ("bfloat16", "float32"):
+    for precision in setting.get("precisions") or ("bfloat16", "float32"):
         job = json.dumps(make_job(setting, precision, folder))
-        for label in DEFAULT_SIDES.get((name, precision), ["klimb", "TRL"]):
+        for label in setting.get("sides") or DEFAULT_SIDES.get((name, precision), ["klimb", "TRL"]):
             side, extra = SIDES[label]
             if side == "trl" and not importlib.util.find_spec("trl"):
                 found[f"{label} {precision}"] = {"error": "not run: trl cannot be imported"}
@@ -341,6 +341,8 @@ def measure_profile(setting: dict[str, Any], folder: Path, out: Path, budget: Bu
     job = make_job(setting, "bfloat16", folder)
     found: dict[str, Any] = {}
     for label in ("klimb", "klimb, compiled"):
+        if setting.get("sides") and label not in setting["sides"]:
+            continue
         tables = out / label.replace(", ", "-")
         tables.mkdir(parents=True, exist_ok=True)
         result = call(
@@ -440,6 +442,7 @@ def run_part(
     if name == "correctness":
         return check_correctness(is_dry, budget)
     setting = TINY_SETTING if is_dry else SETTINGS.get(name, SETTINGS["a"])
+    setting = setting | {"sides": arguments.sides, "precisions": arguments.precisions}
     if name == "profile":
         return measure_profile(setting, folder, arguments.out, budget)
     if name == "memory":
@@ -458,6 +461,10 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/gpu"), help="folder for gpu.json, gpu.md and profiles"
     )
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, help="of each setting; by default those that tell most"
+    )
+    parser.add_argument("--precisions", nargs="+", choices=("bfloat16", "float32"), help="both by default")
     parser.add_argument("--minutes", type=float, default=9.5, help="time after which nothing more is started")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on the CPU where there is no GPU")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
