@@ -27,6 +27,7 @@ from klimb.errors import KlimbError, MissingExtraError
 
 if TYPE_CHECKING:
     from klimb.api import Policy, RewardModel, Run, compare, train
+    from klimb.loop import Optimizer, rollout
     from klimb.model.gradients import log_prob_gradients
     from klimb.training.signals import RunInterrupted
 
@@ -37,6 +38,7 @@ __all__ = [
     "Denominators",
     "KlimbError",
     "Objective",
+    "Optimizer",
     "Policy",
     "RewardModel",
     "Run",
@@ -61,6 +63,7 @@ __all__ = [
     "reinforce",
     "reinforce_gradient",
     "rlhf_weight_update",
+    "rollout",
     "row_blocks",
     "score_weights",
     "streamed_weight_update",
@@ -70,11 +73,13 @@ __all__ = [
 
 
 _LOADED_WHEN_ASKED = {
+    "Optimizer": "klimb.loop",
     "Policy": "klimb.api",
     "RewardModel": "klimb.api",
     "Run": "klimb.api",
     "RunInterrupted": "klimb.training.signals",
     "compare": "klimb.api",
+    "rollout": "klimb.loop",
     "log_prob_gradients": "klimb.model.gradients",
     "train": "klimb.api",
 }

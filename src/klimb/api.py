@@ -300,7 +300,7 @@ class RewardModel:
             raise ArgumentError(
                 f"prompt: expected one, or {len(texts)}, one for each completion, got {len(prompts)}"
             )
-        total = WeightedSum([self._classifier])(Batch(prompts, texts)).complete().given if texts else []
+        total = WeightedSum([self.as_reward])(Batch(prompts, texts)).complete().given if texts else []
         return total[0] if isinstance(completion, str) else total
 
     def save(self, folder: str | Path) -> "RewardModel":
@@ -319,7 +319,8 @@ class RewardModel:
         return RewardModel(target, device=self._device)
 
     @cached_property
-    def _classifier(self) -> "ClassifierReward":
+    def as_reward(self) -> "ClassifierReward":
+        """The model, loaded when it is first asked for."""
         from klimb.reward.classifier import ClassifierReward
 
         return ClassifierReward(str(self.folder), device=self._device)

@@ -5,7 +5,7 @@ import itertools
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from klimb.core.rng import permutation
 from klimb.data.messages import MessageError, read_messages, unfold
+from klimb.data.objects import HUB, hub_rows, is_place, rows_of
 from klimb.data.row_index import stored_rows
 from klimb.data.rows import RESERVED, Row, read_rows
 from klimb.errors import ConfigError, DataError
@@ -180,6 +181,22 @@ def read_prompts(file: Path, column: str = "prompt") -> list[PromptRow]:
             message gives the line.
     """
     return list(PromptFile(file, column))
+
+
+def prompt_rows(argument: str, data: Any, column: str = "prompt") -> list[PromptRow]:
+    """Read prompts from a file, or from an object as `klimb.data.objects.rows_of` takes it.
+
+    Raises:
+        DataError: A prompt cannot be read; the message names its place.
+    """
+    if is_place(data) and not str(data).startswith(HUB):
+        return read_prompts(Path(data), column)
+    rows = hub_rows(str(data)) if is_place(data) else rows_of(argument, data, column)
+    found = [_checked(Row(f"{argument}[{index}]", values), column) for index, values in enumerate(rows)]
+    if not found:
+        raise DataError(f"{argument}: has no prompts")
+    names = dict.fromkeys(name for row in found for name in row.columns)
+    return [replace(row, columns={name: row.columns.get(name) for name in names}) for row in found]
 
 
 def require_held_out(held_out: Sequence[PromptRow], trained_on: PromptFile) -> None:
