@@ -24,14 +24,13 @@ from klimb.core.update import (
 )
 from klimb.data.blocks import row_blocks
 from klimb.errors import KlimbError, MissingExtraError
+from klimb.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from klimb.api import Policy, RewardModel, Run, compare, train
     from klimb.loop import Optimizer, rollout
     from klimb.model.gradients import log_prob_gradients
     from klimb.training.signals import RunInterrupted
-
-__version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",

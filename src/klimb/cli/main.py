@@ -10,7 +10,6 @@ from typing import Any
 
 import tyro
 
-from klimb import __version__
 from klimb.cli.options import (
     Check,
     Compare,
@@ -36,6 +35,7 @@ from klimb.config.train import TrainConfig, present_name, read_options, read_run
 from klimb.errors import ConfigError, KlimbError, MissingExtraError
 from klimb.io.progress import tell
 from klimb.io.show import safe
+from klimb.version import __version__
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
 _NOT_BETTER_THAN_CHANCE = 3

@@ -8,6 +8,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from klimb import KlimbError
@@ -161,6 +162,11 @@ def test_a_reward_is_learned_and_other_tools_open_it(tmp_path, model_folder):
     rewards = load_rewards([str(config.out)])
     (found,) = rewards(Batch(["7 "], ["aazz"])).total
     assert found == pytest.approx(expected, rel=1e-5)
+
+    card = ModelCard((config.out / "README.md").read_text())
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
+    assert f"{result.held_out.accuracy:.1%}" in card.content
+    assert str(config.out.parent) not in card.content
 
     page = (config.out / "report.html").read_text()
     assert re.search(r"Each point is [\d,]+( to [\d,]+)? held-out pairs, with its 95 % interval", page)

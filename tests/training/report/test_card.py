@@ -2,16 +2,13 @@
 
 import base64
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, close_session, constants
 
 TOKEN = "hf_" + "a" * 20
 
@@ -96,45 +93,47 @@ def test_base_model_and_licence_are_those_that_the_bases_card_states(
     assert (data.base_model, data.license) == ("ann/small", "apache-2.0")
 
 
-def push(config, address, token):
-    environment = os.environ | {
-        "HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = "import sys; from klimb.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["train", "--resume", str(config.out), "--push-to-hub", "me/tuned"]
-    return subprocess.run(
-        [sys.executable, "-c", command, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+@pytest.fixture
+def push(monkeypatch, capsys, run):
+    """Push a finished run's model to an address with a token; returns what is printed, and the warnings."""
+
+    def push(config, address, token):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", token)
+        close_session()  # which was made for no network
+        try:
+            shown = run(replace(config, push_to_hub="me/tuned"), resume=True)
+        finally:
+            close_session()
+        return shown, capsys.readouterr().err
+
+    return push
 
 
-def test_a_finished_model_is_pushed_to_a_private_repository(make_options, run, hub):
+def test_a_finished_model_is_pushed_to_a_private_repository(make_options, run, hub, push):
     config = make_options()
     run(config)
-    done = push(config, f"http://127.0.0.1:{hub.server_port}", TOKEN)
-    assert done.returncode == 0, done.stderr
-    assert "to me/tuned on the hub" in done.stdout, done.stderr
-    files = {path.name: path.read_bytes() for path in (config.out / "model").iterdir()}
-    assert hub.files == files
-    assert hub.made[0]["private"] is True
+    shown, warnings = push(config, f"http://127.0.0.1:{hub.server_port}", TOKEN)
+    assert warnings == ""
+    assert "to me/tuned on the hub" in shown
+    assert hub.files == {path.name: path.read_bytes() for path in (config.out / "model").iterdir()}
+    (made,) = hub.made
+    assert made.get("private") is True or made.get("visibility") == "private"
 
 
 @pytest.mark.parametrize("wrong", ["token", "address"])
-def test_a_push_that_fails_is_a_sentence_and_the_folder_is_complete(wrong, make_options, run, hub, tree):
+def test_a_push_that_fails_is_a_sentence_and_the_folder_is_complete(
+    wrong, make_options, run, hub, tree, push
+):
     config = make_options()
     run(config)
     before = tree(config.out)
     address = "http://127.0.0.1:9" if wrong == "address" else f"http://127.0.0.1:{hub.server_port}"
-    done = push(config, address, "hf_" + "b" * 20)
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    assert re.search(
-        r"push_to_hub: .*model was not pushed: the hub (refused|was not reached)", done.stderr
-    ), done.stderr
-    assert "The run's folder is complete" in done.stderr
-    assert "b" * 20 not in done.stderr
+    _, warnings = push(config, address, "hf_" + "b" * 20)
+    reason = "the hub refused the token" if wrong == "token" else "the hub was not reached"
+    assert warnings.count("klimb: warning:") == 1
+    assert f"model was not pushed: {reason}" in warnings
+    assert "The run's folder is complete" in warnings
+    assert "b" * 20 not in warnings
     assert tree(config.out) == before

@@ -39,7 +39,7 @@ def test_event_files_have_the_metrics_the_evaluations_the_completions_and_the_op
     assert table[3].startswith("| 0 | a longer one |")
     assert len(table) == 2 + 6
     assert "| beta | 0.05 |" in text(found, "run/options")
-    assert "g = 1/6" in text(found, "run/objective")
+    assert "maximise  E_π[r(y)]" in text(found, "run/objective")
     assert "final/reward_gain" in text(found, "run/report")
 
 

@@ -18,6 +18,7 @@ from klimb.feedback.raters import account_for, leave_out, opinions_in
 from klimb.feedback.sources import NEEDED, read_sources
 from klimb.io.atomic import whole_folder
 from klimb.io.show import printable, redact, redacted
+from klimb.reward.learn.card import draw_card
 from klimb.reward.learn.features import read_features
 from klimb.reward.learn.methods import learn_few, learn_head, learn_weights
 from klimb.reward.learn.report import draw_report
@@ -227,4 +228,5 @@ def _write(result: RewardResult, config: RewardConfig, scorer: Scorer, check: Ca
         if result.tuning is not None and result.before is not None:
             said |= {"tuning": result.tuning.as_dict(), "before": result.before.as_dict()}
         (unfinished / "reward.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        (unfinished / "README.md").write_text(draw_card(result, config), encoding="utf-8")
         (unfinished / "report.html").write_text(draw_report(result, config), encoding="utf-8")

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import klimb
 from klimb.config.train import TrainConfig
 from klimb.io.atomic import write_file
 from klimb.io.show import redact, redacted
@@ -13,6 +12,7 @@ from klimb.rl.declaration import declare
 from klimb.training.evaluate.estimates import Estimate, short_name
 from klimb.training.evaluate.summary import Summary
 from klimb.training.storage.folder import RunFolder
+from klimb.version import __version__
 
 _OF_THIS_MACHINE = {"out", "device", "people_host", "people_port", "people_rater", "track", "track_project"}
 
@@ -40,7 +40,7 @@ def _card(config: TrainConfig, summary: Summary) -> str:
                 front_matter(metadata),
                 f"# {name}, fine-tuned by klimb",
                 f"Fine-tuned from `{known['base_model'] or name}` by a KL-penalised policy gradient with klimb "
-                f"{klimb.__version__}.",
+                f"{__version__}.",
                 "## Objective",
                 _shortened("\n".join(f"- {sentence}" for sentence in declared.words), config),
                 _shortened("```text\n" + "\n".join(declared.formulas) + "\n```", config),
