@@ -54,7 +54,7 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/python tools/objectives.py
 
 docs: $(VENV)/.dev  ## build the documentation site into site/; warnings are errors
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; about two hours
 	$(BIN)/python benchmarks/vs_trl.py

@@ -169,7 +169,7 @@ class FeedbackImport:
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Files in any of the formats of docs/feedback.md."""
+    """Files in any of the formats of docs/feedback-formats.md."""
 
     store: str = "feedback.db"
     """Where to: a SQLite file, made where there is none, or a postgresql:// URL."""

@@ -19,7 +19,7 @@ class RewardConfig:
     """How a reward model is learned from feedback."""
 
     feedback: tuple[str, ...]
-    """Feedback: files in any of the formats of docs/feedback.md, stores that klimb label writes, postgresql:// URLs."""
+    """Feedback: files in any of the formats of docs/feedback-formats.md, stores of klimb label, postgresql:// URLs."""
 
     base: str
     """The model that reads the texts: a Hugging Face folder, a GGUF file or a hub name."""
