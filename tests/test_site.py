@@ -76,6 +76,16 @@ def test_prose_is_wrapped_at_120_characters(page):
     assert not too_long
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_list_begins_after_an_empty_line_without_which_the_site_shows_none(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    item = re.compile(r"[-*] |\d+\. ")
+    for number, line in prose(page):
+        before = lines[number - 2] if number > 1 else ""
+        if item.match(line) and before and not before.startswith(("#", " ")):
+            assert item.match(before), f"line {number}"
+
+
 def rows(page, heading):
     """The cells of the table under a heading, without its first two lines."""
     section = re.search(
