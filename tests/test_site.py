@@ -99,6 +99,27 @@ def names_in(cell):
     return re.findall(r"`([\w.]+)`", cell)
 
 
+_TRL = """
+beta cache_implementation cast_lm_head_to_fp32 chat_template_kwargs delta disable_dropout
+ds3_gather_for_generation entropy_coef entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target
+epsilon epsilon_high generation_batch_size generation_kwargs importance_sampling_level learning_rate
+log_completions log_completions_hub_repo log_multimodal log_unique_prompts loss_type
+mask_truncated_completions max_completion_length max_tool_calling_iterations min_p model_init_kwargs
+multi_objective_aggregation normalize_advantages num_completions_to_print num_generations
+num_generations_eval num_iterations off_policy_mask_threshold pad_to_multiple_of ref_model_mixup_alpha
+ref_model_sync_steps remove_unused_columns repetition_penalty reward_clip_range reward_weights
+router_aux_loss_coef sapo_temperature_neg sapo_temperature_pos scale_rewards shuffle_dataset
+steps_per_generation sync_ref_model temperature top_entropy_quantile top_k top_p
+transformers_continuous_batching_config trust_remote_code use_adaptive_entropy use_bias_correction_kl
+use_transformers_continuous_batching use_transformers_paged use_vllm vespo_k_neg vespo_k_pos
+vespo_lambda_neg vespo_lambda_pos vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_group_port
+vllm_importance_sampling_cap vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min
+vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_max_model_length vllm_mode
+vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
+vllm_structured_outputs_regex vllm_tensor_parallel_size
+"""
+"""The fields that TRL 1.16 adds to transformers' TrainingArguments in RLOOConfig and GRPOConfig."""
+
 _RULES = """
 def with_log(completions, log_metric, log_extra, **_):
     log_metric("longest", max(map(len, completions)))
@@ -140,7 +161,11 @@ def test_the_page_of_files_has_every_file_of_a_run(options_in, run, tmp_path):
     ("page", "headings", "column"),
     [
         ("glossary.md", ["Options"], 0),
-        ("from-trl.md", ["Options of both configurations", "Options from TrainingArguments"], 1),
+        (
+            "from-trl.md",
+            ["Options of both configurations", "GRPOConfig alone", "Options from TrainingArguments"],
+            1,
+        ),
     ],
 )
 def test_what_the_tables_call_options_of_klimb_are_its_options(page, headings, column):
@@ -153,6 +178,15 @@ def test_what_the_tables_call_options_of_klimb_are_its_options(page, headings, c
                 name for name in named if name not in ("cosine", "chat_template_kwargs") and "." not in name
             ]
             assert set(named) <= OPTIONS, row
+
+
+def test_the_page_for_those_who_come_from_trl_has_every_option_of_its_two_configurations():
+    page = (DOCS / "from-trl.md").read_text()
+    listed = [
+        name for line in page.splitlines() if line.startswith("|") for name in names_in(line.split("|")[1])
+    ]
+    assert set(_TRL.split()) <= set(listed)
+    assert len(set(listed)) == len(listed), "an option stands there twice"
 
 
 def test_the_names_that_the_glossary_marks_are_understood_as_it_says():

@@ -284,18 +284,18 @@ class PreflightOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOptions:
-    """Where else a run reports to, and where its model goes."""
+    """Experiment trackers, and where the finished model is uploaded."""
 
     track: tuple[str, ...] = ()
-    """Experiment trackers to report to, one or several of trackio, tensorboard, wandb and mlflow; each is an extra of
-    klimb by the same name. A tracker that fails warns once and does not stop the run."""
+    """Experiment trackers, one or several of trackio, tensorboard, wandb and mlflow; each is an extra of klimb with the
+    same name. A tracker that fails causes one warning and does not stop the run."""
 
     track_project: str = "klimb"
-    """Project of trackio and W&B, or experiment of MLflow, that the run belongs to."""
+    """Project of the run in trackio and W&B, or its experiment in MLflow."""
 
     push_to_hub: str | None = None
-    """Repository on the Hugging Face hub, such as me/my-model, to upload the finished model and its card to. A new one
-    is private."""
+    """Repository on the Hugging Face hub, such as me/my-model, to which the finished model and its card are uploaded. A
+    new repository is private."""
 
 
 SECTIONS: dict[str, type] = {
