@@ -131,7 +131,10 @@ def with_log(completions, log_metric, log_extra, **_):
 @pytest.mark.parametrize("measures_kl", [True, False])
 def test_the_page_of_metrics_has_every_key_of_a_run_and_no_other(options_in, run, tmp_path, measures_kl):
     (tmp_path / "logging_rules.py").write_text(_RULES)
-    changes = {"reward": (f"{tmp_path / 'logging_rules.py'}:with_log",)} if measures_kl else {"beta": 0.0}
+    changes = {"beta": 0.0}
+    if measures_kl:
+        reward = (f"{tmp_path / 'logging_rules.py'}:with_log",)
+        changes = {"reward": reward, "objective": "grpo", "num_minibatches": 2}
     config = options_in(tmp_path, eval_every=2, **changes)
     run(config)
     for name in ("metrics", "completions", "evaluations"):
@@ -201,7 +204,7 @@ def test_the_names_that_the_glossary_marks_are_understood_as_it_says():
         assert meant_by(name, OPTIONS) == option, name
 
 
-def test_the_examples_of_the_api_page_run(model_folder, tmp_path, monkeypatch):
+def test_the_examples_of_the_first_page_and_of_the_api_page_run(model_folder, tmp_path, monkeypatch):
     """In order and in one namespace, on a tiny model, with short runs."""
     monkeypatch.chdir(tmp_path)
     pairs = [
@@ -211,13 +214,13 @@ def test_the_examples_of_the_api_page_run(model_folder, tmp_path, monkeypatch):
     ]
     Path("preferences.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     namespace = {"np": np}
-    text = (DOCS / "api.md").read_text()
+    text = (DOCS / "index.md").read_text() + (DOCS / "api.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(examples) >= 8
+    assert len(examples) > 8
     for number, example in enumerate(examples):
         quick = example.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', repr(str(model_folder)))
         quick = re.sub(
             r"num_steps=(\d+)", lambda found: f"num_steps={int(found[1]) // 10 + int(found[1]) % 10}", quick
         )
         quick = re.sub(r"max_new_tokens=\d+", "max_new_tokens=3", quick)
-        exec(compile(quick, f"api.md, example {number + 1}", "exec"), namespace)  # noqa: S102
+        exec(compile(quick, f"example {number + 1}", "exec"), namespace)  # noqa: S102
