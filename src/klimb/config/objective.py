@@ -13,11 +13,11 @@ from klimb.errors import ArgumentError, ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveOptions:
-    """The objective: a preset, and what of it is changed. What is left out is as the preset says."""
+    """The objective: a preset and changes to it. Fields that are not given are as in the preset."""
 
     objective: str = "reinforce"
-    """What is ascended: the name of a preset, such as reinforce, rloo, grpo, dr_grpo, dapo, gspo or cispo
-    (docs/objectives.md has all), or file.py:name, an Objective record of your own."""
+    """Objective: the name of a preset, such as reinforce, rloo, grpo, dr_grpo, dapo, gspo or cispo (docs/objectives.md
+    has all), or file.py:name, an Objective record of your own."""
 
     baseline: (
         Literal[
@@ -34,47 +34,48 @@ class ObjectiveOptions:
         ]
         | None
     ) = None
-    """What is subtracted from a reward: none, batch_mean, leave_one_out (RLOO, unbiased; `rloo` means the same),
-    group_mean, group_normalised (GRPO, also divided by the group's standard deviation; `grpo` means the same),
-    length_weighted (OPO), greedy (ReMax; one more completion a prompt), or value."""
+    """Advantage estimator: none, batch_mean, leave_one_out (RLOO, unbiased; `rloo` means the same), group_mean,
+    group_normalised (GRPO, also divided by the group's standard deviation; `grpo` means the same), length_weighted
+    (OPO), greedy (ReMax; one more completion per prompt), or value."""
 
     beta: float | None = None
-    """KL coefficient: reward units that one nat away from the reference costs. At 0, without kl_target and max_kl, no
-    reference is kept and no KL measured, which saves its memory and a pass over every batch. 0.05 for reinforce."""
+    """KL coefficient, in reward units per nat: the price of moving one nat away from the reference. At 0, without
+    kl_target and max_kl, klimb keeps no reference and measures no KL, which saves memory and a pass over every batch.
+    0.05 for reinforce."""
 
     kl_place: Literal["reward", "loss"] | None = None
     """Where the KL enters: the reward, before the baseline, or the loss, differentiated."""
 
     kl_credit: Literal["whole", "to_go", "own"] | None = None
-    """With the KL in the reward, what of it a token pays for: whole, the completion's; to_go, its own and every later
-    token's; own, its own alone."""
+    """With the KL in the reward, the part of it that a token pays for: whole, the completion's; to_go, its own and
+    every later token's; own, its own alone."""
 
     kl_estimator: Literal["k1", "k2", "k3", "unbiased"] | None = None
-    """Estimator of the KL: k1 in the reward; in the loss k1, k2, k3, or unbiased, which is also right off-policy."""
+    """Estimator of the KL: k1 in the reward; in the loss k1, k2, k3, or unbiased, which is correct off-policy too."""
 
     sampler_beta: float | None = None
     """Coefficient of the KL from the policy that drew the completions, in the loss."""
 
     scale: Literal["none", "group_std", "batch_std", "group_mean"] | None = None
-    """What advantages are divided by: the prompt's or the batch's standard deviation, or the prompt's mean reward."""
+    """Divisor of the advantages: the prompt's or the batch's standard deviation, or the prompt's mean reward."""
 
     scale_epsilon: float | None = None
     """Added to that standard deviation, in reward units."""
 
     scale_ddof: Literal[0, 1] | None = None
-    """Taken off the number of samples in that standard deviation."""
+    """Subtracted from the number of samples in that standard deviation."""
 
     whiten_tokens: bool | None = None
-    """Whether the advantages of all tokens of a batch are brought to mean 0 and variance 1."""
+    """Normalise the advantages of all tokens of a batch to mean 0 and variance 1."""
 
     whiten_ddof: Literal[0, 1] | None = None
-    """Taken off the number of tokens in that variance."""
+    """Subtracted from the number of tokens in that variance."""
 
     discount: float | None = None
-    """Discount of what later tokens earn, from 0 to 1."""
+    """Discount of later tokens' rewards, from 0 to 1."""
 
     trace_decay: float | None = None
-    """Decay of generalised advantages (GAE's lambda), from 0 to 1."""
+    """Decay of generalised advantages (λ of GAE), from 0 to 1."""
 
     ratio: Literal["none", "token", "sequence", "sequence_mean"] | None = None
     """Probability ratio to the policy that drew the completions: of each token, of the whole completion (sequence), its
@@ -90,78 +91,78 @@ class ObjectiveOptions:
     clipped_geometric (GMPO), gamma (VESPO), or unbounded."""
 
     clip_low: float | None = None
-    """Lower bound of the trust region: clipped, 1 minus the smallest ratio; truncated, the smallest ratio;
-    probability_bounded, how far a probability may fall; clipped_geometric, how far a log-ratio may."""
+    """Lower bound of the trust region. clipped: 1 minus the smallest ratio. truncated: the smallest ratio.
+    probability_bounded: largest fall of a probability. clipped_geometric: largest fall of a log-ratio."""
 
     clip_high: float | None = None
-    """Upper bound of the trust region, as clip_low."""
+    """Upper bound of the trust region, like clip_low."""
 
     clip_dual: float | None = None
-    """Ratio above which clipped drops tokens whose advantage is negative; inf: never."""
+    """Ratio above which clipped drops tokens with a negative advantage. inf: never."""
 
     ratio_cap: float | None = None
-    """Largest ratio that probability_bounded weighs a token by; inf: any."""
+    """Largest ratio with which probability_bounded weights a token. inf: no limit."""
 
     soft_positive: float | None = None
-    """Temperature of soft where the advantage is positive."""
+    """Temperature of soft for positive advantages."""
 
     soft_negative: float | None = None
-    """Temperature of soft where it is not."""
+    """Temperature of soft for other advantages."""
 
     aggregation: (
         Literal["sequence_sum", "sequence_mean", "token_mean", "group_token_mean", "constant", "sum"] | None
     ) = None
-    """How tokens are added up: summed in a completion and divided by the number of completions (sequence_sum), or by
-    that times max_new_tokens (constant); averaged in each completion (sequence_mean), over the batch (token_mean), or
-    over each prompt's completions (group_token_mean); or summed and divided by nothing."""
+    """How tokens are added: summed within a completion and divided by the number of completions (sequence_sum), or by
+    that times max_new_tokens (constant); averaged within each completion (sequence_mean), over the batch (token_mean),
+    or over each prompt's completions (group_token_mean); or summed without a divisor (sum)."""
 
     sampler_correction: Literal["none", "truncate", "mask"] | None = None
-    """What is done where the sampler is not the policy: tokens are weighted by how much likelier the policy draws them,
-    cut to bounds or left out beyond them. klimb's own sampler is the policy, so this changes nothing with it."""
+    """Correction for a sampler that is not the policy: tokens are weighted by the ratio of their probabilities,
+    truncated to bounds, or masked beyond them. klimb's own sampler is the policy, so this changes nothing with it."""
 
     correction_level: Literal["token", "sequence", "sequence_mean"] | None = None
-    """Level of that weight."""
+    """Level of that ratio."""
 
     correction_low: float | None = None
-    """Its lower bound."""
+    """Lower bound of that ratio."""
 
     correction_high: float | None = None
-    """Its upper bound; inf: none."""
+    """Upper bound of that ratio. inf: none."""
 
     filter_low: float | None = None
-    """Completions whose geometric mean of that weight is below are left out."""
+    """Completions with a smaller geometric mean of that ratio are left out."""
 
     filter_high: float | None = None
-    """And those whose mean is above; inf: none."""
+    """Completions with a larger geometric mean are left out. inf: none."""
 
     mask_truncated: bool | None = None
-    """Whether completions that were cut off at max_new_tokens are left out of gradient and denominators; their rewards
-    stay in the baseline."""
+    """Leave completions that were cut off at max_new_tokens out of gradient and denominators; their rewards stay in the
+    baseline."""
 
     drop_uniform_groups: bool | None = None
-    """Whether prompts whose rewards are all equal are left out of the denominators."""
+    """Leave prompts whose rewards are all equal out of the denominators."""
 
     max_drift: float | None = None
-    """Nats a token by which the policy may have turned away from a completion of negative advantage before it is left
-    out; inf: any."""
+    """Nats per token by which the policy may have moved away from a completion with a negative advantage before it is
+    left out. inf: no limit."""
 
     overlong_buffer: float | None = None
-    """Share of max_new_tokens over whose end a penalty on length grows; 0: none."""
+    """Share of max_new_tokens, at its end, in which a penalty on length grows. 0: none."""
 
     overlong_factor: float | None = None
     """That penalty at the limit, in reward units."""
 
     num_epochs: int | None = None
-    """How often each batch of completions is gone through."""
+    """Passes over each batch of completions."""
 
     num_minibatches: int | None = None
     """Updates of the weights in each pass over a batch; the completions of a prompt stay together."""
 
     value_coefficient: float | None = None
-    """What a value function's loss is multiplied by."""
+    """Factor of a value function's loss."""
 
     value_clip: float | None = None
-    """How far a value may move from what it was at sampling."""
+    """Largest change of a value from its value at sampling."""
 
     @property
     def preset(self) -> Objective:

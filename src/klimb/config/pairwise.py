@@ -22,42 +22,43 @@ class JudgeConfig:
     """Column of the prompts, plain text or chat messages."""
 
     max_new_tokens: int = 64
-    """Most tokens of a completion, its end token included."""
+    """Maximum number of tokens of a completion, its end token included."""
 
     skip_special_tokens: Literal["chat", "all"] = "chat"
     """Special tokens that are left out of the texts of completions. chat: those that end, begin or pad a text and those
-    that the chat template writes around turns; others, such as <think>, stay. all: every one, as TRL does."""
+    that the chat template writes around turns; others, such as <think>, stay. all: every one, as in TRL."""
 
     temperature: float = 1.0
-    """Of the distribution that completions are drawn from; 1 is the model's own."""
+    """Temperature of the distribution that is sampled. 1 is the model's own."""
 
     seed: int = 0
-    """Decides every random number."""
+    """Determines every random number."""
 
     device: str | None = None
-    """Where a model runs, such as cpu or cuda:1; the first GPU if there is one, else the CPU."""
+    """Where a model runs, such as cpu or cuda:1. Default: the first GPU if there is one, else the CPU."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with a model. Only for models whose makers you trust."""
 
     host: str = "127.0.0.1"
-    """Address that the page is served at; 127.0.0.1 is reached from this computer alone."""
+    """Address that serves the page. Only this computer can reach 127.0.0.1."""
 
     port: int = 8321
-    """Port that the page is served at."""
+    """Port that serves the page."""
 
     rater: str | None = None
-    """Name of the one person who judges; whoever opens the page gives a name otherwise."""
+    """Name of the one person who judges. Default: whoever opens the page gives a name."""
 
     per_pair: int = 1
-    """People who are asked about a pair."""
+    """Number of people who are asked about each pair."""
 
     guidelines: Path | None = None
-    """What raters are to look for: a Markdown file, shown at the start and again on the key g."""
+    """Markdown file that says what raters should look for; shown at the start, and again on the key g."""
 
     rater_token: str | None = None
-    """What the raters' link ends in, at least 16 letters and digits, so that links survive a restart; made up where one
-    is needed. The environment variable KLIMB_RATER_TOKEN says the same, out of the sight of others on this machine."""
+    """Token at the end of the raters' link, at least 16 letters and digits, so that links stay valid after a restart.
+    Default: a new one where one is needed. The environment variable KLIMB_RATER_TOKEN does the same, hidden from other
+    users of this machine."""
 
     browser: bool = True
     """Open the page in a browser."""
@@ -106,27 +107,27 @@ class LabelConfig(JudgeConfig):
     """Which pairs people are asked about."""
 
     model: tuple[str, ...] = ()
-    """One model, of which two completions a prompt are compared, or two, one completion of each: a Hugging Face folder,
-    a .gguf file, a hub name, or the folder of a run. By default nothing is sampled, and the store's own pairs are asked
-    about."""
+    """One model, of which two completions of a prompt are compared, or two models, one completion of each: a Hugging
+    Face folder, a .gguf file, a name on the hub, or the folder of a run. Default: nothing is sampled, and people are
+    asked about the pairs in the store."""
 
     prompts: Path | None = None
     """Prompts to sample completions of: a .jsonl, .csv or .parquet file."""
 
     store: str | None = None
-    """Where pairs and judgements are kept: a SQLite file or a postgresql:// URL. By default feedback.db in the first
-    model's folder where that is a run's, else here."""
+    """Where pairs and judgements are kept: a SQLite file or a postgresql:// URL. Default: feedback.db, in the first
+    model's folder if that is a run, else in the current folder."""
 
     num_pairs_per_prompt: int = 1
-    """Pairs drawn for each prompt."""
+    """Pairs sampled for each prompt."""
 
     criterion: str | None = None
-    """What people look for, in words for it and against it, as `klimb reward train --criterion` takes it: shown on the
-    page, and where the reward starts that is learned along."""
+    """What people look for, in words for and against it, as in `klimb reward train --criterion`: shown on the page, and
+    the starting point of the reward that is learned during labelling."""
 
     learn_along: bool = True
-    """While people judge, learn a reward from what they said, and tell them how far it has come. Reads texts with the
-    first model; nothing without --model."""
+    """Learn a reward while people judge, and show its accuracy on the page. The first model reads the texts, so this
+    needs --model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,7 +158,7 @@ class CompareConfig(JudgeConfig):
     """Which models are compared, on what, and by whom."""
 
     model_a: str
-    """One model: a Hugging Face folder, a .gguf file, a hub name, or the folder of a run."""
+    """One model: a Hugging Face folder, a .gguf file, a name on the hub, or the folder of a run."""
 
     model_b: str
     """The model that it is compared with."""
@@ -166,20 +167,20 @@ class CompareConfig(JudgeConfig):
     """Prompts that both answer: a .jsonl, .csv or .parquet file."""
 
     by: tuple[str, ...] = (PEOPLE,)
-    """Who judges: people, on a page in the browser, or rewards, named as `klimb train --reward` takes them; several
-    judge each for itself."""
+    """Who judges: people, on a page in the browser, or rewards, named as in `klimb train --reward`. Several judge
+    independently."""
 
     completions_per_prompt: int = 4
-    """Completions of each model for each prompt; the first of A is compared with the first of B, and so on."""
+    """Completions of each model for each prompt. The first of A is compared with the first of B, and so on."""
 
     tie_margin: float = 0.0
-    """Difference of two rewards up to which they count as equal, in the reward's unit."""
+    """Difference of two rewards up to which they count as a tie, in the reward's unit."""
 
     store: str | None = None
-    """Where people's judgements are kept: a SQLite file or a postgresql:// URL. By default a .db file beside --out."""
+    """Where people's judgements are kept: a SQLite file or a postgresql:// URL. Default: a .db file beside --out."""
 
     out: Path = Path("compare.html")
-    """The page to write; a .json file beside it has the numbers."""
+    """Page to write; a .json file beside it has the numbers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,81 +19,81 @@ class RewardConfig:
     """How a reward model is learned from feedback."""
 
     feedback: tuple[str, ...]
-    """Feedback: files in any of the formats of docs/feedback.md, stores that klimb label writes, postgresql:// URLs."""
+    """Feedback: files in any of the formats of docs/feedback-formats.md, stores of klimb label, postgresql:// URLs."""
 
     base: str
-    """The model that reads the texts: a Hugging Face folder, a GGUF file or a hub name."""
+    """Model that reads the texts: a Hugging Face folder, a GGUF file or a name on the hub."""
 
     out: Path
-    """The folder to write: a model that AutoModelForSequenceClassification opens, and a report."""
+    """Folder to write: a model that AutoModelForSequenceClassification opens, and a report."""
 
     without_raters: tuple[str, ...] = ()
-    """Raters whose judgements are left out, by name: those who answer by place or at random, for example."""
+    """Names of raters whose judgements are left out, for example those who answer by position or at random."""
 
     method: Literal["head", "lora", "full"] = "head"
-    """What is learned: a linear head on frozen features, read once; or, by passes over the pairs with a gradient, a
-    low-rank adapter on every linear layer and the head, or all weights."""
+    """What is trained: head, a linear head on frozen features; lora, a low-rank adapter on every linear layer, and the
+    head; full, all weights. lora and full are trained by gradient on pairs."""
 
     num_layers: int | None = None
-    """Keep the first so many decoder layers of the base; all by default."""
+    """Use only the first layers of the base, this many. Default: all."""
 
     criterion: str | None = None
-    """What people look for, in words for it and against it: "cheerful, happy / gloomy, sad". The base's own sense of
-    these words is where learning starts, which is worth many judgements; with head and few of them."""
+    """What people look for, in words for and against it: "cheerful, happy / gloomy, sad". Learning starts from what the
+    base makes of these words, which is worth many judgements. For method head with few judgements."""
 
     question: str | None = None
-    """Text that is appended to whatever is read; a decoder's head sees its last token. With a criterion, a question
-    that its words may answer. By default klimb's own, about the text's mood, with few pairs or a criterion; "" for
+    """Text appended to each text that is read; a decoder's head sees its last token. With a criterion, a question that
+    its words may answer. Default: klimb's own question about the text's mood, with few pairs or a criterion; "" for
     none."""
 
     standardise: bool = True
-    """Count scores in standard deviations between answers to one prompt (between texts, where they have no prompts),
-    so that beta and lr carry over from one reward to the next; else in the nats that judgements were predicted in."""
+    """Scale scores to standard deviations between answers to one prompt (between texts, if they have no prompts), so
+    that beta and lr carry over from one reward to the next. Otherwise scores are in nats."""
 
     max_length: int | None = None
-    """Most tokens of a prompt and its completion; as many as the base reads by default. Longer ones are refused."""
+    """Maximum tokens of a prompt with its completion. Default: what the base can read. Longer texts are refused."""
 
     truncate: Literal["left", "right"] | None = None
-    """Cut longer texts on this side instead, in learning and wherever the reward is used; None refuses them."""
+    """Cut longer texts on this side instead, in learning and wherever the reward is used. None: refuse them."""
 
     min_gap: float = 0.0
-    """Least difference of two ratings that counts as a preference, in the ratings' unit."""
+    """Smallest difference of two ratings that counts as a preference, in the ratings' unit."""
 
     pairs_per_text: int = 20
-    """How many others a rated text without a prompt is paired with."""
+    """Number of other texts that a rated text without a prompt is paired with."""
 
     held_out: float | None = None
-    """Share of the prompts (of the texts, where they have none) that the model is tested on. By default 0.2; with
-    method head and at most 500 pairs all are learned from, and each tenth is tested on what the others teach."""
+    """Share of the prompts (of the texts, if they have none) that is held out for testing. Default: 0.2. With method
+    head and at most 500 pairs, klimb learns from all pairs and tests each tenth on what the others teach."""
 
     num_members: int = 1
-    """Members of an ensemble, each learned from prompts drawn anew; 1 for none. With head only."""
+    """Members of an ensemble, each learned from resampled prompts. 1: no ensemble. For method head."""
 
     num_epochs: int = 1
-    """Passes over the pairs, with lora and full; the weights of the best are kept."""
+    """Passes over the pairs, with lora and full; the weights of the best epoch are kept."""
 
     batch_size: int = 32
-    """Pairs that a step learns from, with lora and full."""
+    """Pairs per step, with lora and full."""
 
     lr: float | None = None
-    """Learning rate after warm-up, with lora and full; by default 1e-4 with lora, 1e-5 with full."""
+    """Learning rate after warm-up, with lora and full. Default: 1e-4 with lora, 1e-5 with full."""
 
     warmup_share: float = 0.1
     """Share of the steps over which the learning rate rises to lr, with lora and full; then it falls to 0."""
 
     max_grad_norm: float | None = 1.0
-    """Longest gradient, over all weights that move, with lora and full; longer ones are scaled down to it.
-    None: never."""
+    """Maximum norm of the gradient over all trained weights, with lora and full; a longer one is scaled down. None: no
+    clipping."""
 
     lora_rank: int = 16
     """Rank of the adapter, with lora."""
 
     micro_batch_size: int | None = None
-    """Texts that go through the model at once, with lora and full; all of a step by default. Fewer take less memory
-    and up to a third more time, and change results only by rounding."""
+    """Texts that go through the model at once, with lora and full. Default: all of a step. Fewer take less memory and
+    up to a third more time; results change only by rounding."""
 
     seed: int = 0
-    """Decides the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's first values."""
+    """Determines the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's initial values."""
 
     def __post_init__(self) -> None:
         if self.criterion is not None:

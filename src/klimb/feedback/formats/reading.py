@@ -105,7 +105,7 @@ def _reader_of(fields: Fields, *, unjudged: bool) -> Reader:
     raise RefusedError(
         f"no known format has the columns {known or 'none'}; expected chosen and rejected, "
         "left, right and preferred, two answers and who won, completions best first, completion (or text) and score "
-        "(or label), or an export of Label Studio or Argilla; docs/feedback.md lists all of them"
+        "(or label), or an export of Label Studio or Argilla; docs/feedback-formats.md lists all of them"
     )
 
 
