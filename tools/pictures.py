@@ -1,15 +1,16 @@
-"""Make the pictures of the README from a real run: the label page, a report and the terminal.
+"""Make the pictures of the README from real runs: the label page, a report and the terminal.
 
-    python tools/pictures.py            # the run takes some minutes on two cores, the pictures half a minute
-    python tools/pictures.py --num-steps 6
+    python tools/pictures.py
 
-The run is kept in `runs/pictures`; while it is there, only the pictures are made again. Needs the dev extra and
-Chromium.
+The runs are the demo's (`runs/demo`) and the README's (`runs/plain`, `runs/pictures`); together they take
+some ten minutes on two cores, and while they are there, only the pictures are made again.
+Needs the dev extra and Chromium.
 """
 
 import argparse
 import contextlib
 import io
+import os
 import re
 import shutil
 import signal
@@ -19,7 +20,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,9 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from klimb.demo.demo import demo_config, reward_config
+from klimb.config.train import TrainConfig
+from klimb.demo.demo import run_demo
 from klimb.demo.model import fetch_model
-from klimb.demo.ratings import fetch_ratings, write_ratings
-from klimb.reward.learn.console import show_reward
-from klimb.reward.learn.training import train_reward
 from klimb.reward.vader import vader
 from klimb.training.report.console import Display
 from klimb.training.run import train
@@ -41,10 +39,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
+WORK = ROOT / "runs" / "pictures"
+DEMO = ROOT / "runs" / "demo"
 MOST_BYTES = 200_000  # of one picture
 MOST_BYTES_IN_ALL = 500_000
 _COLUMNS = 112  # of the terminal
-_NUM_SENTENCES = 1000  # rated ones that the reward is learned from, as in the demo
 _CRITERION = "cheerful, happy / gloomy, sad"
 _NUM_JUDGED = 40  # pairs, before the page is taken
 _LABEL_VIEW: Any = {"width": 1100, "height": 560}
@@ -53,24 +52,26 @@ _SCALE = 1.5  # pixels of a picture to one of the page
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def run_demo_in_parts(work: Path, num_steps: int) -> None:
-    """Learn the demo's reward and fine-tune on it, with all that the terminal shows kept as text with styles."""
-    model = fetch_model()
-    work.mkdir(parents=True, exist_ok=True)
-    write_ratings(fetch_ratings(), work / "ratings.jsonl", _NUM_SENTENCES, seed=0)
-    for_reward = reward_config(model, work / "ratings.jsonl", work / "reward", seed=0)
-    if not for_reward.out.exists():
-        console = _recording()
-        show_reward(train_reward(for_reward, lambda line: console.print(line, markup=False)), console)
-        (work / "reward.ansi").write_text(console.export_text(styles=True), encoding="utf-8")
+def run_example(work: Path) -> None:
+    """Take the README's training run, with all that its terminal shows kept as text with styles."""
+    config = TrainConfig(
+        model=str(fetch_model()),
+        prompts=Path("examples/openers.jsonl"),
+        reward=("examples/brevity.py:plain_words",),
+        num_trainable_layers=6,
+        lr=3e-4,
+        num_steps=10,
+        max_new_tokens=24,
+        out=Path("runs/plain"),
+    )
     console = _recording()
-    train(replace(demo_config(model, for_reward.out, work / "run", seed=0), num_steps=num_steps), Display(console))
+    train(config, Display(console))
+    work.mkdir(parents=True, exist_ok=True)
     (work / "train.ansi").write_text(console.export_text(styles=True), encoding="utf-8")
 
 
 def _recording() -> Console:
     return Console(record=True, file=io.StringIO(), width=_COLUMNS, highlight=False)
-
 
 
 def draw_terminal(work: Path) -> None:
@@ -189,16 +190,19 @@ def _keep(file: Path, content: bytes) -> None:
 
 def main() -> None:
     """Make the run where it is missing, and the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "pictures", help="where the run is kept")
-    parser.add_argument("--num-steps", type=int, default=20, help="steps of the run, where it is made")
-    asked = parser.parse_args()
-    if not (asked.work / "train.ansi").exists():
-        run_demo_in_parts(asked.work, asked.num_steps)
-    draw_terminal(asked.work)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    os.chdir(ROOT)
+    if not (WORK / "train.ansi").exists():
+        run_example(WORK)
+    if not (DEMO / "run" / "report.html").exists():
+        run_demo(DEMO, seed=0)
+    draw_terminal(WORK)
     with _browser() as browser:
-        draw_report(browser, asked.work)
-        draw_label_page(browser, asked.work)
+        draw_report(browser, DEMO)
+        draw_label_page(browser, WORK)
 
 
 if __name__ == "__main__":
