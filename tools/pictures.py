@@ -44,9 +44,13 @@ DEMO = ROOT / "runs" / "demo"
 MOST_BYTES = 200_000  # of one picture
 MOST_BYTES_IN_ALL = 500_000
 _COLUMNS = 112  # of the terminal
+_COMMAND = r"""$ klimb train --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts examples/openers.jsonl \
+    --reward examples/brevity.py:plain_words \
+    --num-trainable-layers 6 --lr 3e-4 --num-steps 10 --max-new-tokens 24 --out runs/plain"""
 _CRITERION = "cheerful, happy / gloomy, sad"
-_NUM_JUDGED = 40  # pairs, before the page is taken
-_LABEL_VIEW: Any = {"width": 1100, "height": 560}
+_NUM_JUDGED = 34  # pairs, before the page is taken; the next reads well
+_SECONDS_A_PAIR = 2.0  # the page shows how fast its rater is
+_LABEL_VIEW: Any = {"width": 1100, "height": 660}
 _MARGIN = 8  # below what is shown, in pixels of the page
 _SCALE = 1.5  # pixels of a picture to one of the page
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -74,22 +78,36 @@ def _recording() -> Console:
     return Console(record=True, file=io.StringIO(), width=_COLUMNS, highlight=False)
 
 
-def draw_terminal(work: Path) -> None:
-    """What `klimb train` prints, less the lines that say where files are and most of the steps."""
-    lines = [line.rstrip() for line in (work / "train.ansi").read_text(encoding="utf-8").split("\n")]
+def draw_terminal() -> None:
+    """The command, what it optimises, its steps and its result; "…" stands for what is left out."""
     console = _recording()
-    for line in _excerpt(lines):
+    console.print(_COMMAND, style="bold", markup=False)
+    for line in _excerpt((WORK / "train.ansi").read_text(encoding="utf-8").split("\n")):
         console.print(Text.from_ansi(line))
-    svg = console.export_svg(title="klimb train", clear=True)
-    # An SVG within a page may load nothing, so the fonts that rich names there would never come.
+    svg = console.export_svg(title="klimb train")
+    # A picture on a page of GitHub may load nothing, so the fonts that rich names there would never come.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     svg = svg.replace("Fira Code", "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono")
     _keep(PICTURES / "terminal.svg", svg.encode())
 
 
 def _excerpt(lines: list[str]) -> Iterator[str]:
-    """The objective, the first and last steps, and the result."""
-    yield from lines
+    """The objective's first sentence and its formulas, the steps, and the result without sample texts."""
+    plain = [Text.from_ansi(line).plain.rstrip() for line in lines]
+
+    def part(first: str, end: str) -> list[str]:
+        start = next(place for place, line in enumerate(plain) if line.startswith(first))
+        stop = next(place for place, line in enumerate(plain) if place > start and line.startswith(end))
+        return lines[start:stop]
+
+    yield ""
+    yield from part("What is optimised", "  The KL is")
+    yield "  …"
+    yield from part("    maximise", "With")
+    yield from (line for line, text in zip(lines, plain, strict=True) if text.startswith("step "))
+    yield ""
+    yield from part("16 training prompts", "The movie")
+    yield from (line for line, text in zip(lines, plain, strict=True) if text.startswith(("Model", "Report")))
 
 
 @contextlib.contextmanager
@@ -147,6 +165,7 @@ def _judge(page: "Page") -> None:
     left, right = (page.inner_text(side) for side in ("#left", "#right"))
     first, second = vader([left, right])
     before = page.inner_text("#count")
+    time.sleep(_SECONDS_A_PAIR)
     page.keyboard.press("t" if first == second else "1" if first > second else "2")
     page.wait_for_function("before => document.querySelector('#count').textContent !== before", arg=before)
     page.wait_for_selector("#asking[data-state=ready]")
@@ -199,7 +218,7 @@ def main() -> None:
         run_example(WORK)
     if not (DEMO / "run" / "report.html").exists():
         run_demo(DEMO, seed=0)
-    draw_terminal(WORK)
+    draw_terminal()
     with _browser() as browser:
         draw_report(browser, DEMO)
         draw_label_page(browser, WORK)
