@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 LOCKED := --extra train --extra feedback --extra postgresql --extra hub --extra dev
 AUDIT := $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off --timeout 15
 
-.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format vs-trl dist clean
+.PHONY: help demo pictures test test-slow test-gpu check audit lock lint types layers format vs-trl dist clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -52,6 +52,9 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/ruff format
 	$(BIN)/python tools/options.py
 	$(BIN)/python tools/objectives.py
+
+pictures: $(VENV)/.dev  ## draw the README's pictures again from real runs; some ten minutes
+	$(BIN)/python tools/pictures.py
 
 vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; about two hours
 	$(BIN)/python benchmarks/vs_trl.py
