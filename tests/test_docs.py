@@ -123,8 +123,8 @@ def test_the_readmes_python_trains(model_folder, tmp_path, monkeypatch, capsys):
         code = code.replace(said, quick)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     exec(code, {})  # noqa: S102  our own page
-    *_, last = capsys.readouterr().out.strip().splitlines()
-    assert "report.html" in last
+    gain, page, *_ = re.search(r"^(\S+ ± \S+) (\S+)$", capsys.readouterr().out, flags=re.MULTILINE).groups()
+    assert Path(page).is_file(), gain
 
 
 def load(file):
