@@ -42,7 +42,6 @@ PICTURES = ROOT / "docs" / "pictures"
 WORK = ROOT / "runs" / "pictures"
 DEMO = ROOT / "runs" / "demo"
 MOST_BYTES = 200_000  # of one picture
-MOST_BYTES_IN_ALL = 500_000
 _COLUMNS = 112  # of the terminal
 _COMMAND = r"""$ klimb train --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts examples/openers.jsonl \
     --reward examples/brevity.py:plain_words \
