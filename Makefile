@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 LOCKED := --extra train --extra feedback --extra postgresql --extra hub --extra dev --extra docs
 AUDIT := $(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off --timeout 15
 
-.PHONY: help demo test test-slow test-gpu check audit lock lint types layers format docs vs-trl dist clean
+.PHONY: help demo pictures test test-slow test-gpu check audit lock lint types layers format docs vs-trl dist clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -55,6 +55,9 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 
 docs: $(VENV)/.dev  ## build the documentation site into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+pictures: $(VENV)/.dev  ## draw the README's pictures again from real runs; some ten minutes
+	$(BIN)/python tools/pictures.py
 
 vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; about two hours
 	$(BIN)/python benchmarks/vs_trl.py

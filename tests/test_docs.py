@@ -14,11 +14,25 @@ from klimb.reward.scorer import Scorer
 from robot import Robot, free_port
 
 ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs" / "pictures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def links(page):
+    """Paths of files and pictures, as Markdown and as HTML."""
+    text = page.read_text()
+    found = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'(?:src|href)="([^"#]+)', text)
+    return [link for link in found if not link.startswith("http")]
+
+
+def anchors(page):
+    """What GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(beginning):
@@ -74,9 +88,43 @@ def test_every_training_command_in_the_docs_runs(command, model_folder, tmp_path
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_to_a_file_leads_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        if not link.startswith("http"):
-            assert (page.parent / link).exists(), link
+    for link in links(page):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_meets_one(page):
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert anchor in anchors(target), f"{link}#{anchor}"
+
+
+def test_pictures_are_real_and_small():
+    shown = [PICTURES / name for name in ("label.png", "report.png", "terminal.svg")]
+    assert {(ROOT / link).resolve() for link in links(ROOT / "README.md") if "pictures" in link} == set(shown)
+    for picture in shown:
+        assert picture.read_bytes().startswith((b"\x89PNG", b"<svg"))
+        assert picture.stat().st_size < 200_000
+    drawn = (PICTURES / "terminal.svg").read_text()
+    assert not re.search(r"(url\(|href=|src=|@import)\W*http", drawn), "a picture on GitHub may load nothing"
+    assert str(Path.home()) not in drawn
+
+
+def test_the_readmes_python_trains(model_folder, tmp_path, monkeypatch, capsys):
+    """With a tiny model, two short steps, and one layer."""
+    (code,) = blocks(ROOT / "README.md", "python")
+    for said, quick in {
+        '"HuggingFaceTB/SmolLM2-135M-Instruct"': repr(str(model_folder)),
+        "num_trainable_layers=6": "num_trainable_layers=1",
+        "num_steps=10": "num_steps=2",
+        "max_new_tokens=24": "max_new_tokens=3",
+    }.items():
+        assert said in code
+        code = code.replace(said, quick)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    exec(code, {})  # noqa: S102  our own page
+    gain, page, *_ = re.search(r"^(\S+ ± \S+) (\S+)$", capsys.readouterr().out, flags=re.MULTILINE).groups()
+    assert Path(page).is_file(), gain
 
 
 def load(file):

@@ -161,7 +161,12 @@ class Optimizer:
         return self._optimizer.step(surrogate, completions, is_on_policy=is_on_policy)
 
 
-def _constants(weights: Tensor, completions: Completions) -> Callable[[Tensor, Tensor], Tensor]:
+def _as_function(score_weights: Any, completions: Completions) -> Callable[[Tensor, Tensor], Tensor]:
+    """Score weights as a function of log-probs and rows; constants are checked."""
+    if callable(score_weights):
+        given: Any = score_weights
+        return given
+    weights = torch.as_tensor(score_weights)
     num_samples, num_tokens = completions.ids.shape
     if tuple(weights.shape) not in ((num_samples,), (num_samples, num_tokens)):
         raise ArgumentError(
