@@ -27,14 +27,14 @@ def letters(completions, **_):
 
 
 class Silent(Observer):
-    """Shows nothing; stops the run by the signal of Ctrl-C after a step, if asked."""
+    """Shows nothing; stops the run by a signal after a step, if asked."""
 
     def __init__(self, stop_after=None):
         self.stop_after = stop_after
 
     def step_finished(self, metrics, rollout):  # noqa: ARG002
         if metrics["step"] + 1 == self.stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)  # Ctrl-C's is ignored in the background of a shell
 
 
 @pytest.fixture

@@ -146,11 +146,7 @@ class Optimizer:
             DivergedError: The gradient is not finite; the weights are not moved.
             SamplerGapError: Sampling and this pass disagree; the weights are not moved.
         """
-        find: Callable[[Tensor, Tensor], Tensor] = (
-            score_weights
-            if callable(score_weights)
-            else _constants(torch.as_tensor(score_weights), completions)
-        )
+        find = _as_function(score_weights, completions)
 
         def surrogate(log_probs: Tensor, rows: Tensor) -> Tensor:
             weights = find(log_probs.detach(), rows)

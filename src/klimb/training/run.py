@@ -13,6 +13,7 @@ from klimb.model.hub import push_folder
 from klimb.reward.load import NO_FUNCTIONS, Functions
 from klimb.reward.people import WaitStoppedError
 from klimb.rl.declaration import declare
+from klimb.training.evaluate.best import BestSoFar
 from klimb.training.evaluate.estimates import Rows
 from klimb.training.evaluate.evaluator import Evaluator
 from klimb.training.evaluate.summary import Summary, summarise
@@ -202,7 +203,7 @@ class _Run:
                 else:
                     self._evaluations.start(before)
                 self._take_steps(interruption)
-            summary = summary_of(self._config, folder)
+            summary = summary_of(self._config, folder, self._evaluations.best)
             self._observer.run_finished(folder, summary)
         except KlimbError as error:
             self._checkpoints.save_and_annotate(error, self._num_recorded)
@@ -256,8 +257,13 @@ class _Run:
         interruption.leave(self._trainer.step)
 
 
-def summary_of(config: TrainConfig, folder: RunFolder) -> Summary:
+def summary_of(config: TrainConfig, folder: RunFolder, best: BestSoFar | None = None) -> Summary:
     """What a run changed, from its evaluations.
+
+    Args:
+        config: Its options.
+        folder: Its folder.
+        best: Which of its weights are the best; read from the folder where None.
 
     Raises:
         RunFolderError: It has not been evaluated yet.
@@ -266,5 +272,5 @@ def summary_of(config: TrainConfig, folder: RunFolder) -> Summary:
         folder.read("evaluations"),
         are_held_out=config.eval_prompts is not None,
         judges=config.judges,
-        best=folder.read_best(),
+        best=best or folder.read_best(),
     )

@@ -8,7 +8,6 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from klimb.config.train import TrainConfig
-from klimb.core.objectives import reinforce
 from klimb.model.layers import use_fast_layers
 from klimb.model.matmul import product
 from klimb.model.trainable import Lora, add_lora, train_last_layers
@@ -18,6 +17,7 @@ from klimb.policy.engine import cpu_decoder, sampling
 from klimb.policy.engine.vocabulary import Vocabulary
 from klimb.policy.policy import Policy, SampleKey
 from klimb.rl.optimizer import PolicyOptimizer
+from klimb.rl.surrogates import SumOfCompletions
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [1, 2]]
 
@@ -251,7 +251,7 @@ def test_bfloat16_moves_float32_weights_by_gradients_of_their_rounded_copy(model
     )
     advantages = torch.linspace(-1, 1, 6, device=policy.model.device)
     config = TrainConfig(model="", prompts=Path(), reward=("r",), out=Path(), lr=1e-2, precision="bfloat16")
-    metrics = PolicyOptimizer(policy, config).step(reinforce, completions, advantages)
+    metrics = PolicyOptimizer(policy, config).step(SumOfCompletions(advantages), completions)
     assert metrics.grad_norm > 0
     assert any(not torch.equal(p, before[name]) for name, p in policy.trainable().items())
     for (name, weight), copied in zip(policy.model.named_parameters(), working.parameters(), strict=True):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from klimb.config.train import TrainConfig
-from klimb.core.objectives import reinforce
 from klimb.model.trainable import Lora, add_lora, train_last_layers
 from klimb.policy.engine import packed
 from klimb.policy.policy import Policy, SampleKey
 from klimb.rl.optimizer import PolicyOptimizer
+from klimb.rl.surrogates import SumOfCompletions
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [1, 2]]
 
@@ -77,7 +77,7 @@ def test_an_update_off_the_cpu_moves_the_weights_to_the_same_place(
         config = TrainConfig(model="", prompts=Path(), reward=("r",), out=Path(), **options)
         optimizer = PolicyOptimizer(policy, config)
         completions = drawn or sample(policy)
-        stats = optimizer.step(reinforce, completions, torch.linspace(-1, 1, len(completions)))
+        stats = optimizer.step(SumOfCompletions(torch.linspace(-1, 1, len(completions))), completions)
         return completions, stats, list(policy.trainable().values())
 
     drawn = None

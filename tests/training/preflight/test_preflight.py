@@ -173,7 +173,11 @@ def test_what_fails_stops_the_run_before_anything_is_written(make_config):
 def files_of(folder):
     found = {}
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name not in ("config.json", "report.html"):
+        if file.is_file() and file.name not in (
+            "config.json",
+            "report.html",
+            "README.md",
+        ):  # which name options
             found[str(file.relative_to(folder))] = file.read_bytes()
     timed = {"seconds", "completions_per_second", "peak_memory_bytes"}
     metrics = [json.loads(line) for line in found.pop("metrics.jsonl").splitlines()]
