@@ -1,5 +1,7 @@
 """Compiled layers: the same log-probs and gradients, by few kernels; and a notice where a compiler fails."""
 
+import os
+
 import pytest
 import torch
 
@@ -49,6 +51,10 @@ def check_backend(backend, family, make_model, tokenizer, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "KLIMB_TEST_ENVIRONMENTS" not in os.environ,
+    reason="compiles for minutes on a CPU: KLIMB_TEST_ENVIRONMENTS=1 runs it",
+)
 @pytest.mark.usefixtures("off_the_cpu")
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_what_a_compiler_traces_is_the_same_model(family, make_model, bare_tokenizer, monkeypatch):
@@ -56,6 +62,10 @@ def test_what_a_compiler_traces_is_the_same_model(family, make_model, bare_token
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "KLIMB_TEST_ENVIRONMENTS" not in os.environ,
+    reason="compiles for minutes on a CPU: KLIMB_TEST_ENVIRONMENTS=1 runs it",
+)
 @pytest.mark.usefixtures("off_the_cpu")
 def test_inductors_kernels_give_the_same_numbers(make_model, bare_tokenizer, monkeypatch):
     check_backend("inductor", "llama", make_model, bare_tokenizer, monkeypatch)
