@@ -27,9 +27,10 @@ from klimb.errors import KlimbError, MissingExtraError
 from klimb.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from klimb.api import Policy, RewardModel, Run, compare, train
+    from klimb.api import Policy, Run, compare, train
     from klimb.loop import Optimizer, rollout
     from klimb.model.gradients import log_prob_gradients
+    from klimb.reward_model import RewardModel
     from klimb.training.signals import RunInterrupted
 
 __all__ = [
@@ -74,7 +75,7 @@ __all__ = [
 _LOADED_WHEN_ASKED = {
     "Optimizer": "klimb.loop",
     "Policy": "klimb.api",
-    "RewardModel": "klimb.api",
+    "RewardModel": "klimb.reward_model",
     "Run": "klimb.api",
     "RunInterrupted": "klimb.training.signals",
     "compare": "klimb.api",

@@ -74,7 +74,7 @@ def test_the_demo_runs_on_any_model(model_folder, tmp_path, monkeypatch, capsys)
     assert json.loads((tmp_path / "runs/demo-2/run/config.json").read_text())["seed"] == 1
     screen = capsys.readouterr().out
     assert "80 rows read: 80 ratings" in screen
-    assert "pairs ordered as people did" in screen
+    assert "pairwise accuracy" in screen
     assert "judge vader" in screen
     assert "32 held-out prompts" in screen
     assert screen.count("\n  before ") == 2 * 3

@@ -148,7 +148,7 @@ def test_two_raters_who_disagree_everywhere_are_named_by_the_reward(model_folder
     [
         (
             "tie",
-            "feedback.db: too little was said: 4 pairs: every pair is a tie; a reward is learned from pairs of which",
+            "feedback.db: too little feedback: 4 pairs: every pair is a tie; a reward is learned from pairs of which",
         ),
         (
             "skip",

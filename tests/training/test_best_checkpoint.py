@@ -203,11 +203,11 @@ def test_the_checkpoints_are_those_that_are_due_the_best_and_the_last(turned):
 def test_the_screen_has_a_line_an_evaluation_and_says_what_is_kept_and_why(turned):
     config, result, screen = turned
     choice = result.summary.best
-    lines = [line for line in screen.splitlines() if line.startswith("judged after")]
+    lines = [line for line in screen.splitlines() if line.startswith("evaluated after")]
     assert len(lines) == len(choice.candidates)
-    assert f"judged after {choice.step} steps:  reward +" in screen
+    assert f"evaluated after {choice.step} steps:  reward +" in screen
     stars = [line for line in lines if line.endswith("★ the best so far")]
-    assert stars[-1].startswith(f"judged after {choice.step} steps:")
+    assert stars[-1].startswith(f"evaluated after {choice.step} steps:")
     assert "measure " in stars[-1]
     assert "KL " in stars[-1]
     for sentence in choice.sentences(config.num_steps):
@@ -263,7 +263,7 @@ def test_the_last_weights_are_not_judged_twice(make_config, scripted):
     result, screen = run(make_config(judges=(judge,), keep_best=judge, eval_every=2, num_steps=3))
     assert [candidate.step for candidate in result.summary.best.candidates] == [0, 2, 3]
     assert result.summary.best.step == 3
-    assert "Judging the model after training" not in screen
+    assert "Evaluating the model after training" not in screen
     assert rows_of(result.folder, "after") == rows_of(result.folder, "step-000003")
 
 

@@ -64,7 +64,7 @@ def _typed_plain(name: str, value: object, kind: Any) -> Any:
         int: isinstance(value, numbers.Integral) and is_number,
     }
     if is_meant.get(kind):
-        plain: Any = value  # whose type was looked at just now
+        plain: Any = value  # its type is checked above
         return kind(plain)
     raise ConfigError(f"{name}: expected {_WORDS.get(kind, kind.__name__)}, got {quote(value)}")
 

@@ -1,6 +1,6 @@
 """What comparisons say about scores: the Bradley–Terry model, with ties after Davidson.
 
-Throughout, d = s(left) − s(right) is the margin of one comparison, in nats, and o what was said:
+Throughout, d = s(left) − s(right) is the margin of one comparison, in nats, and o the judgement:
 1 for left, −1 for right, 0 for a tie. ν ≥ 0 says how readily people call a tie; ν = 0 is
 Bradley–Terry.
 Axes: M comparisons, K members of an ensemble.
@@ -47,7 +47,7 @@ def preference_probabilities(margins: ArrayLike, tie: float = 0.0) -> Float[Arra
 
 
 def preference_nll(margins: ArrayLike, outcomes: ArrayLike, tie: float = 0.0) -> Float[Array, " M"]:
-    """Find the negative log-likelihood of what was said, comparison by comparison.
+    """Find the negative log-likelihood of the judgements, comparison by comparison.
 
     ℓ = log(e^{d/2} + e^{−d/2} + ν) − o d/2 − (1 − |o|) log ν
 

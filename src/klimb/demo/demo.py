@@ -91,7 +91,7 @@ def run_demo(out: Path | None, seed: int, *, label: bool = False) -> RunResult:
         )
     say("\n[bold]2. The policy, fine-tuned to please it[/]")
     say(
-        "Judged before and after by the reward, and by VADER, a lexicon of rated words that is not trained on."
+        "Evaluated before and after by the reward, and by VADER, a lexicon of rated words that is never trained on."
     )
     settings = demo_config(model, config.out, folder / "run", seed)
     result = train(replace(settings, accept_unproven_reward=not is_proven), display)

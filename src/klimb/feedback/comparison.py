@@ -9,7 +9,7 @@ from klimb.io.show import Text
 Preferred = Literal["left", "right", "tie"]
 
 OUTCOMES: dict[Preferred, int] = {"left": 1, "right": -1, "tie": 0}
-"""What was said as a number, as in `klimb.core.preferences`."""
+"""A judgement as a number, as in `klimb.core.preferences`."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of texts and what was said of them.
+    """Pairs of texts and their outcomes.
 
     Attributes:
         prompts: Of each text, (n,).

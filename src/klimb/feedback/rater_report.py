@@ -22,7 +22,7 @@ class Opinion:
         prompt: What both texts answer.
         first: One text.
         second: The other.
-        preferred: What was said.
+        preferred: The judgement.
         shown_left: Which of them was answer 1, on the left; "" where that is not known.
         seconds: How long it took.
     """

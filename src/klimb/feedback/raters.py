@@ -140,7 +140,7 @@ def account_for(opinions: Iterable[Opinion], limits: Limits = LIMITS) -> RaterRe
     """Count what each rater said, and flag what a fair rater would hardly say.
 
     Args:
-        opinions: What was said, in the order in which it was.
+        opinions: The judgements, in their order in time.
         limits: When a rater is flagged.
     """
     by_rater: dict[str, list[Opinion]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What a store of feedback holds: completions and their origin, pairs that are asked about, what was said of them."""
+"""What a store of feedback holds: completions and their origin, pairs that are asked about, judgements."""
 
 import json
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ class Judgement:
         prompt: What both completions answer.
         first: One completion.
         second: The other.
-        preferred: What was said.
+        preferred: The judgement.
         rater: Who said it; "" where that is not known.
         shown_left: Which completion was shown left; "" where that is not known.
         seconds: How long it took.
@@ -104,7 +104,7 @@ class JudgementRecord:
 
     Attributes:
         rater: Who said it; "" where that is not known.
-        preferred: What was said.
+        preferred: The judgement.
         key: Under which it was sent; "" where it has none yet.
         shown_left: Which completion was shown left; "" where that is not known.
         seconds: How long it took.
@@ -133,7 +133,7 @@ class PairRecord:
         prompt: What both completions answer.
         first: One completion.
         second: The other.
-        judgements: All that was said of it, what was taken back included.
+        judgements: All judgements of it, also those that were taken back.
         priority: It is asked about first where this is higher.
         assigned: Who is being asked about it, and since when, in seconds since 1970, UTC.
         numbers: Places of the two among the completions of their store.

@@ -1,9 +1,11 @@
 """Self-contained pages: one style, figures as SVG that take their text colour from the page around them."""
 
+import html
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -68,3 +70,14 @@ def render(package: str, template: str, **values: Any) -> str:
     text = resources.files(package).joinpath(template).read_text(encoding="utf-8")
     style = resources.files("klimb.io").joinpath("page.css").read_text(encoding="utf-8")
     return environment.from_string(text).render(style=style, **values)
+
+
+def in_notebook(page: Path, height: int = 640) -> str:
+    """Give a page as HTML that a notebook shows as a frame.
+
+    Args:
+        page: The page, which loads nothing from elsewhere.
+        height: Of the frame, in pixels.
+    """
+    content = html.escape(page.read_text(encoding="utf-8"), quote=True)
+    return f'<iframe srcdoc="{content}" style="width:100%;height:{height}px;border:0"></iframe>'

@@ -114,7 +114,7 @@ def draw_completions(
         completions_per_prompt: G.
         key: Key of the counter-based RNG; its prompts are the indices of the rows, (B,).
         watch: Shows how far it is.
-        say: Is told what a person should know.
+        say: Receives what a person should know.
 
     Raises:
         ModelNotFoundError: The model cannot be loaded.
@@ -150,7 +150,7 @@ def draw_to_label(
         rows: Prompts.
         config: How completions are drawn, and how many pairs of each prompt.
         watch: Shows how far it is.
-        say: Is told what a person should know.
+        say: Receives what a person should know.
 
     Returns:
         The pairs, in the order of the prompts, and how many were dropped because both completions were the same text.
@@ -186,7 +186,7 @@ def draw_label_parts(
         config: How completions are drawn, and how many pairs of each prompt.
         parts: What `label_parts` returned, or some of it, in the same order.
         watch: Shows how far it is.
-        say: Is told what a person should know.
+        say: Receives what a person should know.
 
     Raises:
         KlimbError: A model cannot be loaded, or a prompt does not fit it.

@@ -46,7 +46,7 @@ class PairDrawing:
         models: One or two.
         rows: Prompts.
         config: How completions are drawn, and how many pairs of each prompt.
-        say: Is told how far it is, and what goes wrong.
+        say: Receives lines on progress and on what goes wrong.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ def _ask_these_first(store: Store, asked: _Asked) -> None:
 
 
 def _by_place(judgements: Sequence[Judgement], asked: _Asked) -> tuple[dict[Place, list[_Said]], int]:
-    """What was said of each comparison, and how many judgements are of other pairs."""
+    """The judgements of each comparison, and how many judgements are of other pairs."""
     found: dict[Place, list[_Said]] = defaultdict(list)
     num_others = 0
     for judgement in judgements:

@@ -29,7 +29,7 @@ def serve_page(
     Args:
         store: Where pairs and judgements are kept.
         config: How the page is served, and what raters are to look for.
-        say: Is told the links.
+        say: Receives the links.
         serve: Serves the page.
         until: Says whether all is judged.
         notes: Text that the page shows beside the pairs; the guidelines are put into it.

@@ -29,7 +29,7 @@ class Opinions:
         for_a: Share that preferred A's completion, (B, G).
         for_b: Share that preferred B's, (B, G).
         both_bad: Share that found both bad, which counts as a tie, (B, G).
-        has_opinion: Whether anything was said; the others are left out, (B, G).
+        has_opinion: Whether there is an opinion; the others are left out, (B, G).
         num_skipped: Comparisons that somebody skipped and nobody judged.
     """
 
@@ -46,7 +46,7 @@ class Opinions:
         return self.for_a - self.for_b
 
     def said(self, prompt: int, comparison: int) -> str:
-        """What was said of one comparison: A, B, tie, or nothing."""
+        """The opinion on one comparison: A, B, tie, or nothing."""
         if not self.has_opinion[prompt, comparison]:
             return ""
         outcome = self.outcomes[prompt, comparison]
@@ -61,7 +61,7 @@ class Tally:
         judge: Its name.
         num_comparisons: M.
         num_prompts: Prompts with an opinion.
-        num_left_out: Comparisons of which nothing was said.
+        num_left_out: Comparisons without an opinion.
         num_skipped: Of them, those that people skipped.
         wins_a: Comparisons that A won; one about which people differ counts in parts.
         wins_b: Comparisons that B won.
@@ -139,7 +139,7 @@ def tally(
     """Count opinions up.
 
     Args:
-        opinions: What was said.
+        opinions: The opinions.
         lengths_a: Of A's completions, in any unit.
         lengths_b: Of B's.
         seed: Decides the resamples of the interval.

@@ -69,13 +69,13 @@ def most_unsure(pairs: Sequence[Pair], worth: Float[np.ndarray, " M"], count: in
 def shares_won(
     pairs: Sequence[Pair], said: Sequence[Sequence[Choice]], num_completions: int
 ) -> list[float | None]:
-    """Find the share of its comparisons that each completion won; None where nothing was said of it.
+    """Find the share of its comparisons that each completion won; None where it has no judgement.
 
     r_i = mean over its pairs of (1 where people preferred it, ½ where they said tie or both bad, 0 where the other)
 
     Args:
         pairs: What was compared.
-        said: What was said of each pair, of the first of it.
+        said: The judgement of each pair, of its first completion.
         num_completions: N.
     """
     won: list[list[float]] = [[] for _ in range(num_completions)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from klimb.feedback.server.live import LivePage
     from klimb.feedback.store.store import Store
 
-_POLL = 0.3  # seconds between looks at what was said
+_POLL = 0.3  # seconds from one check for judgements to the next
 _EVEN = 0.5
 
 
@@ -41,7 +41,7 @@ class People:
     Attributes:
         store: The file in which their judgements are; beside it, as `.jsonl`, stands what each step learned from.
         serve: Where the page is served.
-        say: Is told the page's address, and that people are waited for.
+        say: Receives the page's address, and a line when the run waits for people.
         open_browser: Whether to show the page in this machine's browser.
         num_pairs: Pairs that they are asked about in a step; None: each completion with its neighbours.
     """
@@ -59,12 +59,12 @@ class PeopleReward:
     r_i = mean over its pairs of (1 where people preferred it, ½ where they said tie or both bad, 0 where the other)
 
     Each prompt's completions stand in a ring, and neighbours are compared: of G different ones G pairs, of two one. A
-    pair that was skipped says nothing. Where nothing was said of a completion, or all of its prompt's are the same
+    pair that was skipped says nothing. Where a completion has no judgement, or all of its prompt's are the same
     text, r_i = ½.
 
     With `num_pairs` people are asked about so many pairs of a step alone, those on which the members of a learned
     ensemble disagree most. Then ½ is taken off r_i, so that a judgement moves the learned reward up or down, and a
-    completion of which nothing was said has no r_i: it takes the learned reward alone.
+    completion without a judgement has no r_i: it takes the learned reward alone.
 
     What a step learns from is recorded before it is taken. So a run that is resumed, which draws the same completions,
     asks about no pair twice and gets the same rewards.
@@ -103,7 +103,7 @@ class PeopleReward:
         """Ask people about a step's completions, and wait for what they say.
 
         Raises:
-            WaitStoppedError: The run is to stop. What was said so far is in the store.
+            WaitStoppedError: The run is to stop. The judgements so far are in the store.
             ConfigError: The page's address cannot be listened on.
         """
         pairs = self._choose(batch)

@@ -17,7 +17,7 @@ from klimb.io.show import Text
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two completions of a prompt, and all that was said of them when the step was taken.
+    """Two completions of a prompt, and all their judgements when the step was taken.
 
     Attributes:
         prompt: What both answer.
@@ -60,7 +60,7 @@ class JudgementRecord:
         self._steps[step] = list(pairs)
 
     def find(self, step: int, pairs: Sequence[JudgedPair]) -> list[list[Choice]] | None:
-        """Return what was said of each of these pairs when the step was taken; None if it was not, or of others."""
+        """Return the judgements of these pairs when the step was taken; None if it was not, or had other pairs."""
         known = self._steps.get(step)
         if known is None or [pair.texts for pair in known] != [pair.texts for pair in pairs]:
             return None

@@ -52,7 +52,7 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ig
             columns go to the rewards too.
         rewards: As for `load_rewards`.
         output: Where to; replaced if it exists.
-        say: Is told how far it is.
+        say: Receives progress lines.
 
     Returns:
         What was done, in a line.

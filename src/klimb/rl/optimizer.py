@@ -251,7 +251,7 @@ class PolicyOptimizer:
             piece.grad = None  # now, so that sampling has their memory
 
     def _check_gap(self, gap: float) -> None:
-        if gap > self._max_gap:  # what is not a number is told of as a gradient that is not
+        if gap > self._max_gap:  # NaN is reported as a gradient that is not finite
             raise SamplerGapError(
                 f"sampling and training differ by {gap:.2g} nats a token on average, more than max_logprob_mismatch "
                 f"{self._max_gap:g}, after {self._policy.num_updates} updates; the weights were left as they are. "

@@ -76,7 +76,7 @@ class EvaluationLoop:
         evaluator: Evaluates the policy as it is.
         checkpoints: Writes and restores the weights.
         folder: The run's folder.
-        observer: Is told of each evaluation.
+        observer: Receives each evaluation.
     """
 
     def __init__(

@@ -246,6 +246,6 @@ def test_what_is_all_about_one_prompt_is_refused(tmp_path, model_folder):
 
     (tmp_path / "said.jsonl").write_text('{"prompt": "p", "left": "a", "right": "b", "preferred": "left"}\n')
     config = RewardConfig((str(tmp_path / "said.jsonl"),), str(model_folder), tmp_path / "reward")
-    with pytest.raises(DataError, match="too little was said: 1 pairs: all is about one prompt"):
+    with pytest.raises(DataError, match="too little feedback: 1 pairs: all is about one prompt"):
         train_reward(config)
     assert isinstance(DataError(""), KlimbError)

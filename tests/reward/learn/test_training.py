@@ -283,7 +283,7 @@ def test_comparisons_with_ties_and_chat_prompts(tmp_path, model_folder):
 def test_ties_alone_are_too_little(tmp_path, model_folder):
     rows = [{"prompt": f"p {i}", "left": "a", "right": "b", "preferred": "tie"} for i in range(20)]
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(KlimbError, match=r"said\.jsonl: too little was said: .*every pair is a tie"):
+    with pytest.raises(KlimbError, match=r"said\.jsonl: too little feedback: .*every pair is a tie"):
         train_reward(make_config(tmp_path, model_folder, feedback=(str(tmp_path / "said.jsonl"),)))
 
 
@@ -295,7 +295,7 @@ def test_from_the_command_line(tmp_path, model_folder, capsys):
     )
     shown = capsys.readouterr().out
     assert "120 rows read: 120 ratings" in shown
-    assert "pairs ordered as people did" in shown
+    assert "pairwise accuracy" in shown
     scored = tmp_path / "scored.jsonl"
     assert main(["reward", "score", str(file), "--reward", str(out), "-o", str(scored)]) == 0
     rows = [json.loads(line) for line in scored.read_text().splitlines()]
@@ -319,7 +319,7 @@ def test_from_the_command_line(tmp_path, model_folder, capsys):
         ({"feedback": ()}, "feedback: expected at least one file"),
         ({"num_layers": 9}, "num_layers: expected some of the model's first layers, got 9"),
         ({"base": "nowhere"}, "nowhere: no such folder"),
-        ({"min_gap": 1e6}, "too little was said: no two texts make a pair"),
+        ({"min_gap": 1e6}, "too little feedback: no two texts make a pair"),
     ],
 )
 def test_bad_input_is_named(tmp_path, model_folder, changes, message):

@@ -298,7 +298,7 @@ def test_a_text_without_a_prompt_that_chooses_is_in_no_pair_that_is_learned_from
 
 
 def test_too_few_prompts_to_keep_some_for_choosing_are_refused():
-    with pytest.raises(KlimbError, match="too little was said for methods lora and full: of 2 prompts"):
+    with pytest.raises(KlimbError, match="too little feedback for methods lora and full: of 2 prompts"):
         split_for_choice(Pairs(["", ""], ["a", "b"], np.array([0]), np.array([1]), np.ones(1)), 0)
 
 
@@ -331,7 +331,7 @@ def test_ties_and_chat_prompts_from_the_command_line(tmp_path, model_folder, wri
     options = ["--method", "lora", "--lora-rank", "4", "--batch-size", "8", "--micro-batch-size", "5"]
     assert main([*arguments, str(out), *options]) == 0
     shown = capsys.readouterr().out
-    assert "epoch 0, the linear head: orders 1.000 of the pairs that choose" in shown
+    assert "epoch 0, the linear head: pairwise accuracy 1.000" in shown
     assert "the linear head at the start" in shown
     numbers = json.loads((out / "reward.json").read_text())
     assert numbers["tie"] > 0

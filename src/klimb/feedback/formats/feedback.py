@@ -21,7 +21,7 @@ class Feedback:
         num_ranked: Rows of completions that were read as a ranking for their order alone.
         refused: Place and reason of each row that could not be used.
         unread: Columns with values that no reader knows, and in how many rows.
-        uncounted: What was said and does not count, such as cancelled annotations, and how often.
+        uncounted: Judgements that do not count, such as cancelled annotations, and how often.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)

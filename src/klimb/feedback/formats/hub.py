@@ -1,4 +1,4 @@
-"""Pairs as the data sets of the hub have them: two answers under names that are alike, and what was said of them."""
+"""Pairs as the data sets of the hub have them: two answers under similar names, and the verdict."""
 
 from typing import Any
 

@@ -29,7 +29,7 @@ def read_own(fields: Fields) -> list[PairRecord]:
 
 
 def _store_row(fields: Fields) -> PairRecord:
-    """A pair of a store with all that was said of it."""
+    """A pair of a store with all its judgements."""
     version = fields.get(MARK)
     if version != VERSION:
         raise RefusedError(

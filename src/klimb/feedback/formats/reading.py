@@ -110,7 +110,7 @@ def _reader_of(fields: Fields, *, unjudged: bool) -> Reader:
 
 
 def _read_pair(fields: Fields) -> list[Comparison] | list[PairRecord]:
-    """Two answers and what was said of them; where nothing was, a pair to ask about."""
+    """Two answers and their verdict; without one, a pair to ask about."""
     is_judged = fields.first(*hub.VERDICT_COLUMNS) is not None
     return hub.read_pair(fields) if is_judged else read_two(fields)
 

@@ -156,11 +156,11 @@ class _Desk:
         return JSONResponse({"undone": is_undone, "reason": reason} | self._state(rater))
 
     def results(self, page: Annotated[int, Query(ge=1, le=_LARGEST_ID)] = 1) -> Response:
-        """All that was said, for the owner."""
+        """All judgements, for the owner."""
         return HTMLResponse(show_results(self._store, self._options.per_pair, page))
 
     def export(self, form: str) -> Response:
-        """All that was said, as a file."""
+        """All judgements, as a file."""
         if form not in FORMS:
             raise HTTPException(404, f"there is no export {form!r}; there are {', '.join(FORMS)}")
         _, suffix = FORMS[form]

@@ -27,12 +27,12 @@ class LivePage:
 
     Attributes:
         store: Where the pairs come in, and the judgements go; closed with the page.
-        settled: Numbers of the pairs that the run has learned from; what was said of them is not taken back.
+        settled: Numbers of the pairs that the run has learned from; their judgements cannot be taken back.
 
     Args:
         store: As above.
         options: Where to listen, and who is let in.
-        say: Is told the links.
+        say: Receives the links.
         open_browser: Whether to show the page in this machine's browser.
 
     Raises:
@@ -59,13 +59,13 @@ class LivePage:
     def settle(
         self, numbers: Sequence[tuple[int, bool]], is_answered: Callable[[list[Choice]], bool]
     ) -> tuple[list[list[Choice]], int]:
-        """Return what was said of pairs, and how many of them are not answered yet.
+        """Return the judgements of pairs, and how many of the pairs are not answered yet.
 
-        Once all are, what was said of them is not taken back any more.
+        Once all are, their judgements cannot be taken back any more.
 
         Args:
             numbers: What `Store.ask` returned of the pairs.
-            is_answered: Whether enough was said of a pair.
+            is_answered: Whether a pair has enough judgements.
         """
         with self._turn:
             said = self.store.choices(numbers)

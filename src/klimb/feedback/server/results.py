@@ -1,4 +1,4 @@
-"""The owner's page: what was said, by whom, how far raters agree, and whose completions won."""
+"""The owner's page: judgements, by rater, how far raters agree, and whose completions won."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class Said:
         rater: Who.
         prompt: The prompt as text.
         sides: Of each completion: text, model, whether it was preferred, whether it was shown left.
-        neither: What was said, where it is neither of the two.
+        neither: The judgement, where it is neither of the two.
         seconds: How long it took.
         note: What the rater added.
     """

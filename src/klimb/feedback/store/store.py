@@ -259,7 +259,7 @@ class Store:
             return pair_ids(connection, list(new))
 
     def choices(self, numbers: Sequence[tuple[int, bool]]) -> list[list[Choice]]:
-        """Return what stands of pairs, all that was said of each, in the order in which it was said.
+        """Return pairs with all judgements of each that stand, in their order in time.
 
         Args:
             numbers: What `ask` returned of them.
@@ -341,7 +341,7 @@ class Store:
         return Agreement(len(counts), float(observed_agreement(counts)), float(krippendorff_alpha(counts)))
 
     def feedback(self) -> Feedback:
-        """Return what was said as comparisons to learn from; skips and pairs of two bad ones say nothing."""
+        """Return the judgements as comparisons to learn from; skips and pairs of two bad ones say nothing."""
         sides: dict[str, Preferred] = {"first": "left", "second": "right", "tie": "tie"}
         found = Feedback()
         for said in self.judgements():
@@ -369,14 +369,14 @@ class Store:
             return read_records(connection)
 
     def add_feedback(self, comparisons: Sequence[Comparison], records: Sequence[PairRecord] = ()) -> Added:
-        """Add what was said elsewhere, all in one go.
+        """Add judgements from elsewhere, in one transaction.
 
         What the store has already is left as it is. The same comparison twice counts once, except where nobody knows
         whose they are.
 
         Args:
             comparisons: Judgements from other tools.
-            records: Pairs of klimb's own, with what was said of them, if anything.
+            records: Pairs of klimb's own, with their judgements, if any.
         """
         with self._database.writing() as connection:
             added = add_records(connection, records)

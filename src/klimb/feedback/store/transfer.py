@@ -41,7 +41,7 @@ _SWAPPED: dict[str, Any] = {"first": "second", "second": "first"}
 
 
 def read_records(connection: Connection) -> list[PairRecord]:
-    """All pairs of a store, the oldest first, each with all that was said of it."""
+    """All pairs of a store, the oldest first, each with all its judgements."""
     said: dict[int, list[JudgementRecord]] = defaultdict(list)
     for row in connection.execute(select(judgements).order_by(judgements.c.id)):
         said[row.pair_id].append(
@@ -78,7 +78,7 @@ def read_records(connection: Connection) -> list[PairRecord]:
 
 
 def add_records(connection: Connection, records: Sequence[PairRecord]) -> Added:
-    """Add pairs of klimb's own and what was said of them; into an empty store in their own store's order."""
+    """Add pairs of klimb's own and their judgements; into an empty store in their own store's order."""
     num_before = count_rows(connection, select(pairs.c.id))
     numbered = [
         (number, record.prompt, candidate)

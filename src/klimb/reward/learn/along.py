@@ -20,7 +20,7 @@ from klimb.reward.learn.verdict import pairs_needed
 from klimb.reward.reading import Reader
 from klimb.reward.scorer import Scorer
 
-_POLL = 1.0  # seconds between looks at whether more was said
+_POLL = 1.0  # seconds from one check for new judgements to the next
 _EVERY = 5  # judgements that make another fit worth its time
 _FIRST = 10
 _PATIENCE = 10.0  # seconds that a fit under way is given at the end

@@ -14,16 +14,14 @@ def show_reward(result: RewardResult, console: Console | None = None) -> None:
         say("All pairs were learned from; each tenth of them is tested on what the others teach.")
     unit = "prompts" if result.has_prompts else "texts"
     held_out = result.held_out
-    table = Table(title=f"Judged on {unit} held out", title_justify="left")
+    table = Table(title=f"Evaluated on {unit} held out", title_justify="left")
     for column in ("", "held out", "95 % interval", "learned from"):
         table.add_column(column, justify="left" if not column else "right")
     interval = f"{held_out.accuracy_low:.3f} to {held_out.accuracy_high:.3f}"
     num_ties = held_out.num_pairs - held_out.num_clear
-    which = (
-        f"the {held_out.num_clear:,} of {held_out.num_pairs:,} pairs without a tie" if num_ties else "pairs"
-    )
+    which = f", {held_out.num_clear:,} of {held_out.num_pairs:,} pairs without a tie" if num_ties else ""
     table.add_row(
-        f"{which} ordered as people did", f"{held_out.accuracy:.3f}", interval, f"{result.train.accuracy:.3f}"
+        f"pairwise accuracy{which}", f"{held_out.accuracy:.3f}", interval, f"{result.train.accuracy:.3f}"
     )
     if result.before is not None:
         table.add_row("the linear head at the start", f"{result.before.accuracy:.3f}", "", "")

@@ -45,7 +45,7 @@ class Evaluation:
         num_pairs: M.
         num_clear: How many of them are no tie.
         num_texts: n, the texts in them.
-        accuracy: Share of pairs, ties left out, ordered as people did.
+        accuracy: Pairwise accuracy, ties left out: the share of pairs that are ordered as people did.
         accuracy_low: Lower end of its 95 % interval, over prompts or texts drawn anew.
         accuracy_high: Upper end.
         nll: Mean negative log-likelihood, in nats a pair.
@@ -87,7 +87,7 @@ def evaluate(scores: Float[np.ndarray, " n"], pairs: Pairs, tie: float = 0.0, se
 
     Args:
         scores: Of each text.
-        pairs: What was said.
+        pairs: The pairs, with their outcomes.
         tie: ν of the model.
         seed: Decides the resamples.
     """

@@ -48,7 +48,7 @@ def fit_by_evidence(
 
     Args:
         features: x of each text.
-        pairs: What was said.
+        pairs: The pairs, with their outcomes.
         prior: p, a direction whose score is believed to go with what people prefer; any scale.
 
     Reference:
@@ -99,7 +99,7 @@ def cross_scores(
 
     Args:
         features: As for `fit_by_evidence`, like `pairs` and `prior`.
-        pairs: What was said.
+        pairs: The pairs, with their outcomes.
         prior: A direction that is believed.
         seed: Decides the parts.
 

@@ -55,7 +55,7 @@ def fit_head(
 
     Args:
         features: x of each text.
-        pairs: What was said.
+        pairs: The pairs, with their outcomes.
         ridges: λ to choose among.
         num_folds: K.
         seed: Decides the folds.

@@ -63,7 +63,7 @@ class RefittedReward:
         record: What people said, step by step.
         every: Steps from one time to the next.
         seed: Decides the prompts that members learn from.
-        say: Is told each time.
+        say: Receives a line each time.
 
     Raises:
         RewardError: It has no linear head that could be learned anew.

@@ -109,7 +109,7 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
 
 
 def _read(config: RewardConfig, say: Callable[[str], None]) -> tuple[Feedback, RaterReport]:
-    """Read what was said, leave out what is not wanted, and look at each rater's answers."""
+    """Read the judgements, leave out unwanted raters, and assess each rater's answers."""
     feedback = read_sources(config.feedback)
     say(feedback.summary)
     for place, reason in feedback.refused[:5]:
@@ -150,7 +150,7 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
         try:
             every = make_pairs(feedback, **options)
         except DataError as error:
-            raise DataError(f"{redact(', '.join(config.feedback))}: too little was said: {error}") from error
+            raise DataError(f"{redact(', '.join(config.feedback))}: too little feedback: {error}") from error
         if len(every) <= FEW:
             return _prepare_few(every, config)
         if config.criterion is not None:
@@ -166,12 +166,12 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
             sides.append(make_pairs(side, **options))
         except DataError as error:
             raise DataError(
-                f"{redact(', '.join(config.feedback))}: too little was said: {name}, {error}; held_out is "
+                f"{redact(', '.join(config.feedback))}: too little feedback: {name}, {error}; held_out is "
                 f"{share:g}"
             ) from error
         if not sides[-1].outcomes.any():
             raise DataError(
-                f"{redact(', '.join(config.feedback))}: too little was said: {name}, every pair is a tie; held_out is "
+                f"{redact(', '.join(config.feedback))}: too little feedback: {name}, every pair is a tie; held_out is "
                 f"{share:g}; {NEEDED}"
             )
     facts = {
@@ -193,7 +193,7 @@ def _prepare_few(pairs: Pairs, config: RewardConfig) -> tuple[list[Pairs], dict[
             else "all is about one prompt (or text), none is left to test"
         )
         raise DataError(
-            f"{redact(', '.join(config.feedback))}: too little was said: {len(pairs):,} pairs: {reason}; {NEEDED}"
+            f"{redact(', '.join(config.feedback))}: too little feedback: {len(pairs):,} pairs: {reason}; {NEEDED}"
         )
     fact = (
         f"{len(pairs):,} pairs of {len(pairs.completions):,} texts: few, so that all are learned from, and each tenth "

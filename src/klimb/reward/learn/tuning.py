@@ -40,7 +40,7 @@ class Epoch:
     Attributes:
         number: How many passes there had been; 0 for the linear head on frozen features, where it all starts.
         nll: Mean negative log-likelihood, in nats a pair.
-        accuracy: Share of pairs, ties left out, ordered as people did.
+        accuracy: Pairwise accuracy, ties left out.
     """
 
     number: int
@@ -93,14 +93,14 @@ def tune(
 
     min_θ,ν  1/M Σ_m ℓ(s_θ(left) − s_θ(right), o_m)   by AdamW, in batches
 
-    A tenth of the prompts is not learned from: the epoch that makes what was said of these likeliest
+    A tenth of the prompts is not learned from: the epoch under which their judgements are likeliest
     is the best one, epoch 0 among them, which is the head that everything starts with.
 
     Args:
         scorer: Moved in place; an adapter is merged into its weights at the end.
         texts: The pairs' texts, encoded.
         features: What the scorer's head sees of them before anything moves.
-        pairs: What was said.
+        pairs: The pairs, with their outcomes.
         config: The method and its options.
         say: Takes lines of progress.
 
@@ -149,7 +149,7 @@ def split_for_choice(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:
     learned, kept = pairs.take(~is_kept), pairs.take(is_kept)
     if not (learned.outcomes != 0).any() or not (kept.outcomes != 0).any():
         raise DataError(
-            f"too little was said for methods lora and full: of {num_units} prompts (or texts) to learn from, "
+            f"too little feedback for methods lora and full: of {num_units} prompts (or texts) to learn from, "
             f"{len(chosen)} choose the epoch, by {len(kept)} pairs, which leaves {len(learned)} pairs to learn from; "
             "both need one that is not a tie; use --method head"
         )
@@ -169,7 +169,7 @@ def preference_loss(
 
     Args:
         scores: s, (n,), of the pairs' texts.
-        pairs: What was said.
+        pairs: The pairs, with their outcomes.
         log_tie: log ν; None for ν = 0.
         num_pairs: N, of the whole batch.
     """
@@ -364,4 +364,4 @@ def _only_used(pairs: Pairs) -> tuple[Int[np.ndarray, " n"], Pairs]:
 
 
 def _said(epoch: Epoch) -> str:
-    return f"orders {epoch.accuracy:.3f} of the pairs that choose as people did, {epoch.nll:.3f} nats a pair"
+    return f"pairwise accuracy {epoch.accuracy:.3f}, {epoch.nll:.3f} nats a pair"

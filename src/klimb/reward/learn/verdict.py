@@ -28,7 +28,7 @@ def verdict(held_out: Evaluation, *, is_crossed: bool, has_criterion: bool = Fal
         has_criterion: Whether learning started from words for what people look for.
     """
     found = (
-        f"{held_out.accuracy:.3f} of {held_out.num_clear:,} pairs ordered as people did "
+        f"held-out pairwise accuracy {held_out.accuracy:.3f} on {held_out.num_clear:,} pairs "
         f"({held_out.accuracy_low:.3f} to {held_out.accuracy_high:.3f})"
     )
     if held_out.beats_chance:

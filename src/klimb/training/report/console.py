@@ -100,7 +100,7 @@ class Display(Observer):
 
     def evaluation_started(self, when: str, num_prompts: int) -> None:
         """The policy is about to be evaluated."""
-        self.console.print(f"Judging the model {when} training, on {num_prompts} prompts …")
+        self.console.print(f"Evaluating the model {when} training on {num_prompts} prompts …")
 
     def policy_evaluated(self, rows: Rows, *, is_best: bool = False) -> None:
         """The policy was evaluated along the run."""
@@ -114,7 +114,7 @@ class Display(Observer):
         ]
         failed = [f"failed {found.num_failed}"] if found.num_failed else []
         kl = [] if found.kl is None else [f"KL {found.kl.mean:.2f}"]
-        line = "  ".join([f"judged after {found.step} steps:", *opinions, *kl, *failed])
+        line = "  ".join([f"evaluated after {found.step} steps:", *opinions, *kl, *failed])
         self.console.print(Text(line + ("  ★ the best so far" if is_best else ""), style="bold"))
 
     def best_chosen(self, best: BestSoFar, num_steps: int) -> None:

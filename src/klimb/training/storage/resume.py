@@ -295,9 +295,7 @@ def _check_lines(
     known = max(found[-1].step, *changed, 0)
     missing = (known // eval_every + 1) * eval_every
     if missing < step:
-        raise RunFolderError(
-            f"{path}: evaluations.jsonl lacks how the model was judged after {missing} steps"
-        )
+        raise RunFolderError(f"{path}: evaluations.jsonl lacks the evaluation after {missing} steps")
 
 
 def _check_best(

@@ -44,7 +44,7 @@ class Tracker:
     """One tracking library; each method may raise whatever the library raises, and the run survives it."""
 
     def open(self, run: TrackedRun) -> str:
-        """Begin to track a run, or take up an earlier one, and return the id by which it is found again."""
+        """Begin to track a run, or continue one, and return the id with which it can be continued."""
         raise NotImplementedError
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
