@@ -18,7 +18,7 @@ demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model 
 test: $(VENV)/.dev  ## the default tests: offline, CPU only, about seven minutes on two cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-slow: $(VENV)/.dev  ## the tests that take minutes or download a model
+test-slow: $(VENV)/.dev .venv-trl/.done  ## the tests that take minutes or download a model, those against TRL among them
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the others do not touch

@@ -1,6 +1,7 @@
 """On a GPU: the numbers that the CPU gives. `make test-gpu` runs these, and the tests of whole runs, there."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -88,20 +89,38 @@ def take_steps(model, tokenizer, device, *, num_steps=4, micro_batch_size=None):
     return drawn, {name: weight.detach().cpu() for name, weight in policy.trainable().items()}
 
 
-# Angles of rotary embeddings are float32 whatever the model is, and their cosines are rounded by each device.
-FAMILIES = {"gpt2": 1e-9, **dict.fromkeys(["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3"], 1e-5)}
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3"]
+
+
+def with_double_angles(model):
+    """Let rotary embeddings find their angles in float64.
+
+    transformers has them in float32 whatever the model is, and each device rounds their cosines in its own way: half a
+    unit in the last place of them moves the log-probs of the tiny Llama here by 1e-4 within four steps of AdamW.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            module.forward = functools.partial(double_angles, module)
+    return model
+
+
+def double_angles(module, values, position_ids, *_, **__):
+    angles = position_ids[:, :, None].double() * module.inv_freq.double()
+    angles = torch.cat([angles, angles], dim=-1)
+    found = angles.cos() * module.attention_scaling, angles.sin() * module.attention_scaling
+    return tuple(table.to(values.dtype) for table in found)
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_on_the_gpu_are_those_of_the_cpu(family, kind, micro_batch_size, make_model, letter_tokenizer):
-    model = KINDS[kind](make_model(family, vocab_size=10, dtype=torch.float64)).double()
+    model = with_double_angles(KINDS[kind](make_model(family, vocab_size=10, dtype=torch.float64)).double())
     expected, moved = take_steps(
         copy.deepcopy(model), letter_tokenizer, "cpu", micro_batch_size=micro_batch_size
     )
     found, also_moved = take_steps(model, letter_tokenizer, "cuda", micro_batch_size=micro_batch_size)
-    size = FAMILIES[family]
+    size = 1e-9
     for (texts, log_probs, kl), (their_texts, their_log_probs, their_kl) in zip(found, expected, strict=True):
         assert texts == their_texts
         torch.testing.assert_close(log_probs, their_log_probs, rtol=size, atol=size)
