@@ -365,3 +365,36 @@ def test_a_run_shows_itself_as_its_report_and_says_where_it_is(train):
     assert "<iframe" in run._repr_html_()
     assert repr(run) == f"klimb.Run({str(run.folder)!r})"
     assert run.report.is_file()
+
+
+def test_a_home_folder_is_expanded_wherever_a_path_is_given(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(WORDS)))
+    run = train(prompts="~/prompts.jsonl", out="~/runs/one", num_steps=1)
+    assert run.folder == tmp_path / "runs" / "one"
+    assert klimb.Run("~/runs/one").metrics == run.metrics
+    result = klimb.compare("~/runs/one", run.config.model, "~/prompts.jsonl", by=letters, out="~/c.html",
+        say=lambda _: None, max_new_tokens=3, completions_per_prompt=1)  # fmt: skip
+    assert result.page == tmp_path / "c.html"
+
+
+def test_a_model_that_cannot_be_saved_is_refused_with_what_to_do(train, model_folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_folder).to("meta")
+    with pytest.raises(ConfigError, match=r"model: cannot be copied .*give the folder"):
+        train(model=model, tokenizer=AutoTokenizer.from_pretrained(model_folder), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"model: cannot be copied"):
+        train(model=(AutoModelForCausalLM.from_pretrained(model_folder), object()))
+
+
+def test_checks_alone_take_the_same_objects_and_leave_nothing_behind(train, model_folder, tmp_path):
+    options = {name: value for name, value in SHORT.items() if name != "preflight"}
+    found = klimb.check(model_folder, WORDS, letters, out=tmp_path / "later", observer=Silent(), **options)
+    assert {result.outcome for result in found.results} <= {"passed", "warned"}
+    assert found.memory.peak > 0
+    assert not (tmp_path / "later").exists()
+    run = train(out=tmp_path / "run", num_steps=1)
+    with pytest.raises(RunFolderError, match="exists already"):
+        klimb.check(model_folder, WORDS, letters, out=run.folder, **options)
+    with pytest.raises(ConfigError, match="lr: expected a number"):
+        klimb.check(object(), WORDS, letters, lr="1")  # before the model is looked at

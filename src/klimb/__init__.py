@@ -27,7 +27,7 @@ from klimb.errors import KlimbError, MissingExtraError
 from klimb.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from klimb.api import Policy, Run, compare, train
+    from klimb.api import Policy, Run, check, compare, train
     from klimb.loop import Optimizer, rollout
     from klimb.model.gradients import log_prob_gradients
     from klimb.reward_model import RewardModel
@@ -48,6 +48,7 @@ __all__ = [
     "adjusted_rewards",
     "aggregation",
     "batch_mean",
+    "check",
     "compare",
     "count_denominators",
     "exact_kl",
@@ -78,6 +79,7 @@ _LOADED_WHEN_ASKED = {
     "RewardModel": "klimb.reward_model",
     "Run": "klimb.api",
     "RunInterrupted": "klimb.training.signals",
+    "check": "klimb.api",
     "compare": "klimb.api",
     "rollout": "klimb.loop",
     "log_prob_gradients": "klimb.model.gradients",

@@ -1,8 +1,9 @@
 """klimb from Python: train a policy, learn a reward, compare two models. The command line calls the same functions."""
 
+import contextlib
 import html
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from klimb.policy.policy import Policy
 from klimb.reward.load import NO_FUNCTIONS, OBJECT, Functions
 from klimb.training.inputs import inputs_in, name_rewards, write_model, write_prompts
 from klimb.training.observer import Observer
+from klimb.training.preflight.preflight import Preflight
 from klimb.training.report.notebook import NotebookDisplay, is_in_notebook
+from klimb.training.run import check as run_check
 from klimb.training.run import summary_of
 from klimb.training.run import train as run_train
 from klimb.training.signals import RunInterrupted
@@ -68,17 +71,68 @@ def train(
         KlimbError: An argument, a file, a reward or the model is wrong; the message says what, where and what to do.
         RunInterrupted: The run was interrupted; a checkpoint was written, and `klimb.Run(out).resume()` resumes it.
     """
+    with _configured(model, prompts, reward, tokenizer, {**options, "out": out}) as (config, functions):
+        return _run(config, functions, observer)
+
+
+def check(
+    model: Any,
+    prompts: Any,
+    reward: Any,
+    *,
+    out: str | Path | None = None,
+    tokenizer: Any = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Preflight:
+    """Make the checks that `train` makes before its first step, and leave no folder behind.
+
+    Args:
+        model: As for `train`, like all other arguments.
+        prompts: The prompts.
+        reward: The reward.
+        out: The run's folder.
+        tokenizer: The tokenizer of a transformers model.
+        observer: Receives what the checks found; a display in the terminal where None.
+        options: Any option of `klimb train`.
+
+    Returns:
+        What each check found, and the memory that the run is predicted to take.
+
+    Raises:
+        KlimbError: Something would keep the run from beginning; the message says what, where and what to do.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="klimb-") as temporary,
+        _configured(
+            model, prompts, reward, tokenizer, {**options, "out": out}, Path(temporary) / "inputs"
+        ) as (
+            config,
+            functions,
+        ),
+    ):
+        return run_check(config, observer, functions=functions)
+
+
+@contextlib.contextmanager
+def _configured(
+    model: Any, prompts: Any, reward: Any, tokenizer: Any, options: dict[str, Any], inputs: Path | None = None
+) -> Iterator[tuple[TrainConfig, Functions]]:
+    """Make the configuration of a run; inputs that are objects are written to `inputs`, by default in its folder."""
     options = _with_present_names(options)
-    folder = Path(tempfile.mkdtemp(prefix="klimb-")) / "run" if out is None else Path(out)
+    out = options.pop("out")
+    folder = Path(tempfile.mkdtemp(prefix="klimb-")) / "run" if out is None else Path(out).expanduser()
     rewards, functions = name_rewards("reward", reward)
     judges, of_judges = name_rewards("judges", options.pop("judges", ()), rewards)
-    RunFolder.require_free(folder)
     given = {"model": model, "prompts": prompts, "eval_prompts": options.pop("eval_prompts", None)}
-    column = options.get("prompt_column", "prompt")
-    with inputs_in(RunFolder(folder).inputs, tokenizer=tokenizer, prompt_column=column, **given) as places:
-        named = {"reward": rewards, "judges": judges, "out": folder}
-        config = TrainConfig(**typed_options(TrainConfig, {**options, **places, **named}))
-        return _run(config, functions | of_judges, observer)
+    named = {"reward": rewards, "judges": judges, "out": folder}
+    typed = typed_options(TrainConfig, {**options, **named})  # before anything is written
+    RunFolder.require_free(folder)
+    column = typed.get("prompt_column", "prompt")
+    with inputs_in(
+        inputs or RunFolder(folder).inputs, tokenizer=tokenizer, prompt_column=column, **given
+    ) as places:
+        yield TrainConfig(**typed, **typed_options(TrainConfig, places)), functions | of_judges
 
 
 class Run:
@@ -96,7 +150,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, functions: Functions = NO_FUNCTIONS) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self._files = RunFolder.find(self.folder)
         self._functions = functions
 
@@ -222,7 +276,7 @@ def compare(
     from klimb.pairwise.compare import compare as run_compare
 
     judges, functions = name_rewards("by", by)
-    page = Path(tempfile.mkdtemp(prefix="klimb-")) / "compare.html" if out is None else Path(out)
+    page = Path(tempfile.mkdtemp(prefix="klimb-")) / "compare.html" if out is None else Path(out).expanduser()
     with tempfile.TemporaryDirectory(prefix="klimb-") as temporary:
         named = {
             "model_a": _model_place(a, Path(temporary) / "a"),

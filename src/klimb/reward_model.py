@@ -71,7 +71,7 @@ class RewardModel:
         """
         from klimb.reward.learn.training import train_reward
 
-        folder = Path(tempfile.mkdtemp(prefix="klimb-")) / "reward" if out is None else Path(out)
+        folder = Path(tempfile.mkdtemp(prefix="klimb-")) / "reward" if out is None else Path(out).expanduser()
         with _feedback_places(feedback) as places:
             named = {"feedback": places, "base": str(base), "out": folder}
             config = RewardConfig(**typed_options(RewardConfig, {**options, **named}))
@@ -133,7 +133,7 @@ class RewardModel:
         Raises:
             ConfigError: The folder exists already, or this reward is a name of the hub.
         """
-        target = Path(folder)
+        target = Path(folder).expanduser()
         if target.exists():
             raise ConfigError(f"folder: {target} exists already; choose another")
         if not Path(self.folder).is_dir():

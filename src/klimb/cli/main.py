@@ -105,10 +105,10 @@ def _run(
         case Train():
             _train(verb)
         case Check():
-            config = TrainConfig(**vars(verb))  # before PyTorch is loaded: a wrong option is answered at once
-            from klimb.training.run import check
+            TrainConfig(**vars(verb))  # before PyTorch is loaded: a wrong option is answered at once
+            from klimb import api
 
-            check(config)
+            api.check(**vars(verb))
         case Update():
             from klimb.cli.update import update_file
 

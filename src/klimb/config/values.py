@@ -56,7 +56,7 @@ def _typed_plain(name: str, value: object, kind: Any) -> Any:
     is_path = isinstance(value, os.PathLike)
     is_as_it_should = isinstance(value, kind) and (is_number or kind not in (int, float))
     if is_as_it_should:
-        return value
+        return value.expanduser() if isinstance(value, Path) else value
     is_meant = {
         Path: is_path or isinstance(value, str),
         str: is_path,
@@ -65,7 +65,7 @@ def _typed_plain(name: str, value: object, kind: Any) -> Any:
     }
     if is_meant.get(kind):
         plain: Any = value  # its type is checked above
-        return kind(plain)
+        return Path(plain).expanduser() if kind is Path else kind(plain)
     raise ConfigError(f"{name}: expected {_WORDS.get(kind, kind.__name__)}, got {quote(value)}")
 
 

@@ -112,7 +112,7 @@ def write_prompts(argument: str, prompts: Any, folder: Path, column: str = "prom
         DataError: They are of a kind that klimb cannot read.
     """
     if is_place(prompts) and not str(prompts).startswith(HUB):
-        return Path(prompts)
+        return Path(prompts).expanduser()
     file = folder / f"{argument}.jsonl"
     rows = hub_rows(str(prompts)) if is_place(prompts) else rows_of(argument, prompts, column)
     write_rows(file, rows)
@@ -142,10 +142,19 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
             f"{quote(model)}"
         )
     tokenizer = _tokenizer_of(model) if tokenizer is None else tokenizer
-    if hasattr(model, "merge_and_unload"):
-        model = copy.deepcopy(model).merge_and_unload()
     folder.mkdir(parents=True)
-    save_whole(model, tokenizer, folder, {})
+    try:
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        save_whole(model, tokenizer, folder, {})
+    except OSError:
+        raise
+    except Exception as error:  # weights on other devices or quantised, and tokenizers of other libraries
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"model: cannot be copied into the run's folder ({type(error).__name__}: {reason}); save it with "
+            "save_pretrained, whole and not quantised, and give the folder"
+        ) from error
 
 
 def _pair(given: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -92,15 +92,22 @@ def train(
         return _train(config, observer, functions, resumption, accept)
 
 
-def check(config: TrainConfig, observer: Observer | None = None) -> Preflight:
+def check(
+    config: TrainConfig, observer: Observer | None = None, *, functions: Functions = NO_FUNCTIONS
+) -> Preflight:
     """Make the checks that a run makes before its first step, and nothing else.
+
+    Args:
+        config: The options.
+        observer: Receives what was found; shows it in a terminal where None.
+        functions: Rewards and judges that were given as objects, by the names that `config` has for them.
 
     Raises:
         KlimbError: Something would keep the run from beginning; the message says what, where, and what to do.
     """
     observer = observer or Display()
     RunFolder.require_free(config.out)
-    inputs, _, _ = prepare(config, observer)
+    inputs, _, _ = prepare(config, observer, functions)
     return _preflight(inputs, observer, with_memory=True)
 
 
