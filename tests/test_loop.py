@@ -98,6 +98,7 @@ def test_columns_of_prompts_reach_the_reward_in_a_rollout(model_folder):
     assert batch.rewards.tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_the_example_of_a_loop_trains_a_model_and_saves_it(model_folder, tmp_path):
     script = Path(__file__).parents[1] / "examples" / "rl_loop.py"
     finished = subprocess.run(

@@ -32,6 +32,7 @@ def outputs_of(cell, kind):
     return [output["data"][kind] for output in cell.outputs if kind in output.get("data", {})]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::RuntimeWarning")
 def test_the_notebook_runs_and_shows_curves_a_report_and_a_verdict(
     kernel_environment, model_folder, tmp_path

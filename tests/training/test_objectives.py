@@ -26,7 +26,13 @@ def lines_of(folder, name="metrics"):
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("objective", WITH_UPDATES)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        name if name in ("dapo", "prime_rl") else pytest.param(name, marks=pytest.mark.slow)
+        for name in WITH_UPDATES
+    ],
+)
 def test_a_run_with_several_updates_a_batch_resumes_to_the_same_bits(objective, options_in, tmp_path, run):
     changes = {"objective": objective, "num_steps": 3, "checkpoint_every": 1, **WITH_UPDATES[objective]}
     for name in ("whole", "cut"):
