@@ -59,6 +59,28 @@ def test_a_packed_batch_gives_the_same_scores_and_gradients(
         torch.testing.assert_close(*reference, rtol=1e-9, atol=1e-9)
 
 
+def test_a_batch_whose_mask_would_be_too_large_is_scored_apart(make_model, bare_tokenizer, monkeypatch):
+    monkeypatch.setenv(packed.VARIABLE, "on")
+    policy = make_policy("qwen2", make_model, bare_tokenizer)
+    completions, even = sample(policy), sample(policy, [[1, 2, 3], [4, 5, 6]])
+    num_new, repeats = completions.ids.shape[1] - 1, policy._engine.queries_per_key
+    assert repeats > 1
+    assert packed.mask_size(completions, repeats) == 12 * repeats * num_new * (5 + num_new)
+    even_new = even.ids.shape[1] - 1
+    assert packed.mask_size(even, repeats) == repeats * even_new * (3 + even_new)  # one mask for all
+    expected = policy.log_probs(completions).detach()
+    built = []
+    usual = packed.PackedBatch
+    monkeypatch.setattr(packed, "PackedBatch", lambda *args: built.append(1) or usual(*args))
+    monkeypatch.setattr(packed, "LARGEST_MASK", packed.mask_size(completions, repeats))
+    policy.log_probs(completions)
+    assert built == [1]
+    monkeypatch.setattr(packed, "LARGEST_MASK", packed.mask_size(completions, repeats) - 1)
+    found = policy.log_probs(completions).detach()
+    assert built == [1]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 def test_an_update_off_the_cpu_moves_the_weights_to_the_same_place(

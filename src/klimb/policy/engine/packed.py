@@ -22,6 +22,9 @@ from klimb.policy.completions import Completions
 VARIABLE = "KLIMB_PACKED"
 """The environment variable that forbids packing (`off`), or packs on the CPU as well (`on`)."""
 
+LARGEST_MASK = 1 << 28
+"""Numbers of a mask above which a batch is not packed: 0.5 GB in bfloat16. Only long and unequal texts reach it."""
+
 _ALIGNMENT = 16  # numbers: a row of a mask that begins elsewhere is copied at each call
 
 
@@ -32,6 +35,21 @@ def can_pack(model: Any) -> bool:
     if asked == "off" or is_capped or torch.are_deterministic_algorithms_enabled():
         return False
     return asked == "on" or not is_on_cpu(model.get_output_embeddings().weight)
+
+
+def mask_size(completions: Completions, repeats: int) -> int:
+    """Count the numbers of the mask by which completions see their prompts and themselves.
+
+    N·R·T·(L + T) where prompts have unequal lengths, since each completion has a mask of its own; else R·T·(L + T).
+
+    Args:
+        completions: What would be packed.
+        repeats: R, query heads in a group.
+    """
+    lengths = [len(prompt) for prompt in completions.prompts]
+    num_new = completions.ids.shape[1] - 1
+    num_masks = 1 if min(lengths) == max(lengths) else len(completions)
+    return num_masks * repeats * num_new * (max(lengths) + num_new)
 
 
 class PackedBatch:

@@ -47,6 +47,13 @@ class Engine:
         self.packs = packs
         self._backend: str | None = None
 
+    @property
+    def queries_per_key(self) -> int:
+        """Query heads that share a key head."""
+        config = self.model.config.get_text_config()
+        num_heads = config.num_attention_heads
+        return num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
+
     def twin(self, model: Any) -> "Engine":
         """The same for a copy of the model."""
         twin = Engine(model, self.trunk_depth, packs=self.packs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from klimb.errors import DivergedError
 from klimb.policy.completions import Completions, TrunkStates
 from klimb.policy.distribution import SamplingDistribution, inverse_cdf
-from klimb.policy.engine.packed import PackedBatch
+from klimb.policy.engine import packed
 from klimb.policy.engine.prefix import Engine, Prefix
 
 _LEAVE_AT = 0.25  # share of completions that have ended at which they leave the batch
@@ -81,8 +81,8 @@ def score(
     """
     states = completions.states if engine.trunk else None
     ids, mask = completions.ids, completions.mask
-    if engine.packs:
-        row = PackedBatch(completions)
+    if engine.packs and packed.mask_size(completions, engine.queries_per_key) <= packed.LARGEST_MASK:
+        row = packed.PackedBatch(completions)
         known = None if states is None else row.laid_out(states.prompts, states.tokens)
         hidden = engine.run(row.ids, row.positions, row, known)[0, row.before[mask]]
         log_probs = engine.vocabulary.token_log_probs(hidden, ids[mask], distribution)
