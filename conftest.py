@@ -1,6 +1,8 @@
 """Check every array shape that klimb's signatures promise while the tests run; let idle threads sleep."""
 
+import functools
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,18 +17,32 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 if not os.environ.get("KLIMB_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+_NUM_CHECKED = (
+    50  # calls of a function within one test; binding the arguments of all took two fifths of the tests' time
+)
 with_shapes = jaxtyping.jaxtyped
+num_calls: Counter[int] = Counter()
 
 
 def checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Check functions whose signature has a shape, and classes; basedpyright checks the types of all others.
+    """Check classes and functions whose signature has a shape, these in a test's first calls of each.
 
-    jaxtyping binds the arguments of every call, which took two fifths of the tests' time.
+    basedpyright checks the types of all others.
     """
 
     def check(item: Any) -> Any:
-        has_shape = isinstance(item, type) or "jaxtyping." in repr(item.__annotations__)
-        return with_shapes(item, typechecker=typechecker) if has_shape else item
+        if isinstance(item, type):
+            return with_shapes(item, typechecker=typechecker)
+        if "jaxtyping." not in repr(item.__annotations__):
+            return item
+        with_check, number = with_shapes(item, typechecker=typechecker), id(item)
+
+        @functools.wraps(item)
+        def call(*arguments: Any, **more: Any) -> Any:
+            num_calls[number] += 1
+            return (with_check if num_calls[number] <= _NUM_CHECKED else item)(*arguments, **more)
+
+        return call
 
     return check
 
@@ -41,3 +57,8 @@ def pytest_collection_finish() -> None:
 
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Begin to count anew."""
+    num_calls.clear()

@@ -3,6 +3,7 @@
 Axes: N samples, P parameters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,14 @@ class _Strided:
 
     @classmethod
     def of(cls, array: Any) -> "_Strided":
-        dtype = str(array.dtype).removeprefix("torch.")
         if isinstance(array, np.ndarray):
-            return cls(array.ctypes.data, dtype, array.shape, array.strides)
+            return cls(array.ctypes.data, _dtype(array), array.shape, array.strides)
         steps = tuple(step * array.element_size() for step in array.stride())
-        return cls(array.data_ptr(), dtype, tuple(array.shape), steps)
+        return cls(array.data_ptr(), _dtype(array), tuple(array.shape), steps)
+
+
+def _dtype(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
 
 
 def weighted_sum(xp: Any, weights: Any, matrix: Any, divisor: float = 1) -> Any:
@@ -84,78 +88,85 @@ def _is_plain_tensor(array: Any) -> bool:
         _compat.is_torch_array(array)
         and array.device.type == "cpu"
         and not array.requires_grad
-        and str(array.dtype).removeprefix("torch.") in _STORED
+        and _dtype(array) in _STORED
     )
 
 
 def _on_cpu(xp: Any, weights: Any, matrix: Any, divisor: float) -> Any:
-    in_double = "float64" in (
-        str(weights.dtype).removeprefix("torch."),
-        str(matrix.dtype).removeprefix("torch."),
-    )
+    in_double = "float64" in {_dtype(weights), _dtype(matrix)}
     compute = xp.float64 if in_double else xp.float32
     weights = xp.asarray(xp.astype(weights, compute, copy=False), copy=None)
     function = compiled()
     if function is None or 0 in matrix.shape:
         return _divided(_in_blocks(weights, matrix, compute), divisor)
-    weights = (
-        weights if _Strided.of(weights).steps == (8 if in_double else 4,) else xp.asarray(weights, copy=True)
-    )
-    a, rows = _Strided.of(weights), _Strided.of(matrix)
-    num_rows, num_columns = rows.shape
-    row_step, column_step = rows.steps
-    stored, item = _STORED[rows.dtype], 8 if in_double else 4
-    if num_columns > _FEW_COLUMNS or row_step < column_step:
-        out = xp.empty(num_columns, dtype=compute)
-        target = _Strided.of(out).pointer
-        # One piece a thread, of whole cache lines: the longer a stretch of memory, the faster it is read.
-        piece = max(-(-num_columns // num_threads() // 64) * 64, 64)
-
-        def columns(index: int) -> None:
-            first = index * piece
-            count = min(piece, num_columns - first)
-            data = rows.pointer + first * column_step
-            function(
-                stored,
-                in_double,
-                a.pointer,
-                data,
-                num_rows,
-                count,
-                row_step,
-                column_step,
-                divisor,
-                in_double,
-                target + first * item,
-            )
-
-        in_threads(columns, -(-num_columns // piece))
+    if _Strided.of(weights).steps != (8 if in_double else 4,):
+        weights = xp.asarray(weights, copy=True)
+    work = _Work(function, in_double, _Strided.of(weights), _Strided.of(matrix))
+    row_step, column_step = work.rows.steps
+    if matrix.shape[1] > _FEW_COLUMNS or row_step < column_step:
+        out = xp.empty(matrix.shape[1], dtype=compute)
+        _sum_columns(work, divisor, _Strided.of(out))
         return out
+    return xp.astype(xp.asarray(_divided(_sum_chunks(work, matrix.itemsize), divisor)), compute)
 
-    chunk = max(_CHUNK_BYTES // (num_columns * matrix.itemsize), -(-num_rows // _MOST_CHUNKS), 1)
+
+@dataclass(frozen=True)
+class _Work:
+    """What the kernel is called with: for a part of the matrix its first row and column, and how many."""
+
+    function: Callable[..., None]
+    in_double: bool
+    weights: _Strided
+    rows: _Strided
+
+    def sum_part(
+        self, first: tuple[int, int], shape: tuple[int, int], divisor: float, out: int, out_in_double: bool
+    ) -> None:
+        """Write Σ_i a_i G_ip / d over a part of the matrix to the memory at `out`."""
+        row_step, column_step = self.rows.steps
+        self.function(
+            _STORED[self.rows.dtype],
+            self.in_double,
+            self.weights.pointer + first[0] * self.weights.steps[0],
+            self.rows.pointer + first[0] * row_step + first[1] * column_step,
+            *shape,
+            row_step,
+            column_step,
+            divisor,
+            out_in_double,
+            out,
+        )
+
+
+def _sum_columns(work: _Work, divisor: float, out: _Strided) -> None:
+    """Give each thread a stretch of columns, of whole cache lines: the longer a stretch, the faster it is read."""
+    num_rows, num_columns = work.rows.shape
+    piece = max(-(-num_columns // num_threads() // 64) * 64, 64)
+
+    def columns(index: int) -> None:
+        first = index * piece
+        target = out.pointer + first * out.steps[0]
+        work.sum_part(
+            (0, first), (num_rows, min(piece, num_columns - first)), divisor, target, work.in_double
+        )
+
+    in_threads(columns, -(-num_columns // piece))
+
+
+def _sum_chunks(work: _Work, itemsize: int) -> Any:
+    """Sum chunks of rows, each on its own, then their sums in float64: the same for any number of threads."""
+    num_rows, num_columns = work.rows.shape
+    chunk = max(_CHUNK_BYTES // (num_columns * itemsize), -(-num_rows // _MOST_CHUNKS), 1)
     chunk += -chunk % _LINE_ROWS
     partial = np.empty((-(-num_rows // chunk), num_columns))
 
-    def chunk_of_rows(index: int) -> None:
+    def rows(index: int) -> None:
         first = index * chunk
-        count = min(chunk, num_rows - first)
-        data, own = rows.pointer + first * row_step, a.pointer + first * item
-        function(
-            stored,
-            in_double,
-            own,
-            data,
-            count,
-            num_columns,
-            row_step,
-            column_step,
-            1,
-            1,
-            partial[index].ctypes.data,
-        )
+        target = partial[index].ctypes.data
+        work.sum_part((first, 0), (min(chunk, num_rows - first), num_columns), 1, target, True)
 
-    in_threads(chunk_of_rows, len(partial))
-    return xp.astype(xp.asarray(_divided(np.add.reduce(partial, axis=0), divisor)), compute)
+    in_threads(rows, len(partial))
+    return np.add.reduce(partial, axis=0)
 
 
 def _in_blocks(weights: Any, matrix: Any, compute: Any) -> Any:

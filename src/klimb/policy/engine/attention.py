@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from klimb.model.matmul import is_on_cpu, is_widened, matmul, multiplied, wide
-
-_FEW_SCORES = 1 << 24  # of one layer: 64 MB in float32
+from klimb.model.matmul import is_on_cpu, matmul, wide
+from klimb.policy.engine import flash
+from klimb.policy.engine.slots import Slots
 
 NAME = "klimb_shared_prompts"
 """The attention's name among those of transformers."""
@@ -33,7 +33,6 @@ class SharedPrefixCache:
 
     Attributes:
         prompt_lengths: As given.
-        prompt_of: Of the completions that are run.
         capacity: As given.
 
     Args:
@@ -56,7 +55,12 @@ class SharedPrefixCache:
         self._bias_of: dict[str, Tensor | None] = {}
         self._seen_within: dict[int | None, Tensor] = {}
         self._longest = int(prompt_lengths.max())
-        self._place(prompt_of)
+        self._slots = Slots(prompt_of, len(prompt_lengths))
+
+    @property
+    def prompt_of(self) -> Int[Tensor, " N"]:
+        """For each completion that is run the index of its prompt, (N,)."""
+        return self._slots.prompt_of
 
     def of_prompts(self, layer: int) -> tuple[Float[Tensor, "B Hkv L D"], Float[Tensor, "B Hkv L D"]]:
         """Keys, after rotation, and values of the prompts in one layer."""
@@ -71,7 +75,7 @@ class SharedPrefixCache:
 
     def keep(self, rows: Int[Tensor, " n"]) -> None:
         """Go on with some of the completions alone."""
-        self._place(self.prompt_of[rows])
+        self._slots = Slots(self.prompt_of[rows], len(self.prompt_lengths))
         self._forget_masks()
         self._completions = {
             layer: (keys[rows], values[rows]) for layer, (keys, values) in self._completions.items()
@@ -99,11 +103,10 @@ class SharedPrefixCache:
         window = None if window is None or self._longest + self._most_tokens <= window else window
         if is_on_cpu(query) and softcap is None and window is None:
             prompts = self._prompts[layer]
-            arguments = (
-                self._by_prompt(query), *prompts, self._prompt_bias(query), query, key, value,
-                self._causal_bias(query, self.num_seen, self.num_new), self, scaling,
+            out = flash.attend_jointly(
+                self._slots.by_prompt(query), *prompts, self._prompt_bias(query), query, key, value,
+                self._causal_bias(query, self.num_seen, self.num_new), self._slots, scaling,
             )  # fmt: skip
-            out = _Joint.apply(*arguments) if torch.is_grad_enabled() else _joint(*arguments)[0]
         else:
             out = _forgetting(self._attend_plainly, layer, query, key, value, scaling, window, softcap)
         return out.reshape(num_rows, num_heads, num_tokens, size)
@@ -121,7 +124,7 @@ class SharedPrefixCache:
         is_plain = softcap is None and (window is None or key.shape[2] <= window)
         if is_plain and torch.is_grad_enabled() and is_on_cpu(query):
             rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
-            return _Alone.apply(rows, key, value, self._causal_bias(rows, 0, key.shape[2]), scaling).reshape(
+            return flash.attend(rows, key, value, self._causal_bias(rows, 0, key.shape[2]), scaling).reshape(
                 query.shape
             )
         if is_plain:
@@ -134,13 +137,15 @@ class SharedPrefixCache:
     ) -> Tensor:  # fmt: skip
         """Scores against prompt and completion side by side, and their softmax."""
         prompt_keys, prompt_values = self._prompts[layer]
-        to_prompt = self._by_completion(_scores(self._by_prompt(query), prompt_keys, scaling, softcap))
+        to_prompt = self._slots.by_completion(
+            _scores(self._slots.by_prompt(query), prompt_keys, scaling, softcap)
+        )
         scores = torch.cat([to_prompt, _scores(query, key, scaling, softcap)], dim=-1)
         is_seen = self._is_seen(window)
         scores = scores.unflatten(2, (-1, self.num_new)).masked_fill(~is_seen, -torch.inf)
         shares = torch.softmax(scores, dim=-1).flatten(2, 3).to(value.dtype)
-        from_prompt = matmul(self._by_prompt(shares[..., : self._longest]), prompt_values)
-        return self._by_completion(from_prompt) + matmul(shares[..., self._longest :], value)
+        from_prompt = matmul(self._slots.by_prompt(shares[..., : self._longest]), prompt_values)
+        return self._slots.by_completion(from_prompt) + matmul(shares[..., self._longest :], value)
 
     @property
     def _most_tokens(self) -> int:
@@ -205,41 +210,6 @@ class SharedPrefixCache:
         keys, values = self._completions[layer]
         return keys[:, :, :end], values[:, :, :end]
 
-    def _place(self, prompt_of: Tensor) -> None:
-        """Give every completion a slot beside the others of its prompt."""
-        self.prompt_of = prompt_of
-        counts = torch.bincount(prompt_of, minlength=len(self.prompt_lengths))
-        self._group = max(int(counts.max()), 1)
-        order = torch.argsort(prompt_of, stable=True)
-        rank = (
-            torch.arange(len(prompt_of), device=prompt_of.device)
-            - (counts.cumsum(0) - counts)[prompt_of[order]]
-        )
-        self._slot_of = torch.empty_like(prompt_of)
-        self._slot_of[order] = prompt_of[order] * self._group + rank
-        num_slots = len(counts) * self._group
-        rows = torch.arange(len(prompt_of), device=prompt_of.device)
-        self._row_in = rows.new_zeros(num_slots).scatter_(0, self._slot_of, rows)
-        self._is_full = num_slots == len(rows) and bool((self._slot_of == rows).all())
-
-    def _by_prompt(self, rows: Tensor) -> Tensor:
-        """(N, Hkv, Q, …) → (B, Hkv, G·Q, …)."""
-        slots = rows if self._is_full else rows[self._row_in]
-        return slots.unflatten(0, (-1, self._group)).transpose(1, 2).flatten(2, 3)
-
-    def _without_empty_slots(self, slots: Tensor) -> Tensor:
-        """Zero, in (B, Hkv, G·Q, …), where no completion stands."""
-        if self._is_full:
-            return slots
-        places = torch.arange(len(self._row_in), device=slots.device)
-        is_taken = (self._slot_of[self._row_in] == places).view(-1, 1, self._group, 1, 1)
-        return (slots.unflatten(2, (self._group, -1)) * is_taken).flatten(2, 3)
-
-    def _by_completion(self, slots: Tensor) -> Tensor:
-        """(B, Hkv, G·Q, …) → (N, Hkv, Q, …)."""
-        rows = slots.unflatten(2, (self._group, -1)).transpose(1, 2).flatten(0, 1)
-        return rows if self._is_full else rows[self._slot_of]
-
 
 def _forgetting(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call, and for the gradient call once more rather than keep what is in between: the many scores."""
@@ -268,109 +238,6 @@ def _attend_in_window(
     scores = _scores(query, key, scaling, softcap).unflatten(2, (-1, shape[2]))
     shares = torch.softmax(scores.masked_fill(~is_seen, -torch.inf), dim=-1)
     return matmul(shares.flatten(2, 3).to(value.dtype), value).reshape(shape)
-
-
-class _Alone(torch.autograd.Function):
-    """Flash attention on the CPU."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
-    ) -> Tensor:
-        out, total = _flash(query, key, value, bias, scaling)
-        ctx.save_for_backward(query, key, value, bias, out, total)
-        ctx.scaling = scaling
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
-        query, key, value, bias, out, total = ctx.saved_tensors
-        return *_flash_backward([grad, out, total], query, key, value, bias, ctx.scaling), None, None
-
-
-class _Joint(torch.autograd.Function):
-    """Flash attention over prompts and over completions, joined, on the CPU.
-
-    Backwards, each half is given the joint output and log-sum-exp, which makes its own softmax
-    a part of the joint one.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917  autograd wants tensors one by one
-        ctx: Any, by_prompt: Tensor, prompt_keys: Tensor, prompt_values: Tensor, prompt_bias: Tensor | None,
-        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, shared: SharedPrefixCache, scaling: float,
-    ) -> Tensor:  # fmt: skip
-        out, total = _joint(
-            by_prompt, prompt_keys, prompt_values, prompt_bias, query, key, value, bias, shared, scaling
-        )
-        ctx.save_for_backward(
-            by_prompt, prompt_keys, prompt_values, prompt_bias, query, key, value, bias, out, total
-        )
-        ctx.shared, ctx.scaling = shared, scaling
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grad_outputs
-        by_prompt, prompt_keys, prompt_values, prompt_bias, query, key, value, bias, out, total = (
-            ctx.saved_tensors
-        )
-        shared: SharedPrefixCache = ctx.shared
-        to_prompts = [shared._by_prompt(x) for x in (grad, out, total)]
-        to_prompts[0] = shared._without_empty_slots(to_prompts[0])
-        prompts = _flash_backward(to_prompts, by_prompt, prompt_keys, prompt_values, prompt_bias, ctx.scaling)
-        own = _flash_backward([grad, out, total], query, key, value, bias, ctx.scaling)
-        return prompts[0], prompts[1], prompts[2], None, own[0], own[1], own[2], None, None, None
-
-
-def _joint(  # noqa: PLR0913, PLR0917  as above
-    by_prompt: Tensor, prompt_keys: Tensor, prompt_values: Tensor, prompt_bias: Tensor | None,
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, shared: SharedPrefixCache, scaling: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output and log-sum-exp over both."""
-    to_prompt, prompt_sum = _flash(by_prompt, prompt_keys, prompt_values, prompt_bias, scaling)
-    out, total = _flash(query, key, value, bias, scaling)
-    to_prompt, prompt_sum = shared._by_completion(to_prompt), shared._by_completion(prompt_sum)
-    share = torch.sigmoid(prompt_sum - total).to(out.dtype)[..., None]
-    return torch.lerp(out, to_prompt, share), torch.logaddexp(total, prompt_sum)
-
-
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of attention."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=bias, scale=scaling
-    )
-
-
-def _flash_backward(
-    outputs: list[Tensor], query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    if is_widened(query):
-        bias = None if bias is None else multiplied(bias)
-        found = _flash_backward(
-            [multiplied(outputs[0]), multiplied(outputs[1]), outputs[2]],
-            multiplied(query),
-            multiplied(key),
-            multiplied(value),
-            bias,
-            scaling,
-        )
-        return found[0].to(query.dtype), found[1].to(query.dtype), found[2].to(query.dtype)
-    grad, out, total = outputs
-    if query.numel() // query.shape[-1] * key.shape[2] <= _FEW_SCORES:
-        # oneDNN's and MKL's products are several times faster here than the flash kernel's own.
-        scores = wide(query @ key.transpose(-1, -2)) * scaling
-        shares = torch.exp((scores if bias is None else scores + bias) - total[..., None])
-        at_shares = wide(grad @ value.transpose(-1, -2)) - (grad * out).sum(dim=-1, keepdim=True)
-        at_scores = (at_shares.mul_(shares) * scaling).to(query.dtype)
-        to_value = shares.to(grad.dtype).transpose(-1, -2) @ grad
-        return at_scores @ key, at_scores.transpose(-1, -2) @ query, to_value
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, total, 0.0, False, attn_mask=bias, scale=scaling
-    )
 
 
 def _scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:

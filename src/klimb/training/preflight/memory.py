@@ -20,7 +20,7 @@ from klimb.model.load import config_place
 from klimb.model.progress_bars import without_progress_bars
 from klimb.model.trainable import train_last_layers
 from klimb.model.trunk import find_trunk
-from klimb.policy.engine import attention, vocabulary
+from klimb.policy.engine import flash, vocabulary
 from klimb.policy.engine.cpu_decoder import CPUDecoder
 from klimb.policy.policy import Policy
 from klimb.training.evaluate.evaluator import EVALUATED_AT_ONCE
@@ -188,7 +188,7 @@ def _update(size: ModelSize, options: SamplingOptions, number: int, longest_prom
             _ROOM
             * (
                 number * num_tokens * (5 * size.inner + 6 * size.hidden)
-                + (20 * min(scores, attention._FEW_SCORES) if are_few else _SCORE * all_scores)
+                + (20 * min(scores, flash.FEW_SCORES) if are_few else _SCORE * all_scores)
             )
         ),
         # On a GPU its probabilities, in float32, are held beside it.
