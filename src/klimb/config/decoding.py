@@ -55,7 +55,9 @@ class DecodingOptions:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p: expected a number above 0, up to 1, got {self.top_p}")
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k: expected at least 1, got {self.top_k}; leave it out to draw from all tokens")
+            raise ConfigError(
+                f"top_k: expected at least 1, got {self.top_k}; leave it out to draw from all tokens"
+            )
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p: expected a number from 0 to 1, got {self.min_p}")
         if not 0 <= self.min_new_tokens <= max_new_tokens:

@@ -14,7 +14,9 @@ from klimb.config.decoding import DecodingOptions
 from klimb.errors import ArgumentError
 from klimb.kernels import vocabulary as kernels
 
-_SORTED_FIRST = 1024  # most likely tokens among which the nucleus mostly lies: sorting the rest takes far longer
+_SORTED_FIRST = (
+    1024  # most likely tokens among which the nucleus mostly lies: sorting the rest takes far longer
+)
 
 
 @dataclass(frozen=True)

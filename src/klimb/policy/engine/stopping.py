@@ -49,8 +49,9 @@ class StopStrings:
     def __init__(self, strings: Sequence[str], decoder: TextDecoder, tokenizer: Any) -> None:
         self._strings = tuple(strings)
         self._decoder = decoder
-        named = [tokenizer.convert_tokens_to_ids(string) for string in strings]
-        self._ids = {token for token in named if token in decoder.left_out}
+        special = sorted(decoder.left_out)
+        names = tokenizer.convert_ids_to_tokens(special) if special else []
+        self._ids = {token for token, name in zip(special, names, strict=True) if name in self._strings}
         self._num_searched = max((len(string.encode()) for string in strings), default=0) + 1
 
     @property
@@ -71,9 +72,7 @@ class StopStrings:
             for context, row, tail in zip(contexts, rows, tails, strict=True)
         ]
         starts = self._starts(tails, befores, None)
-        return [
-            start is not None or row[-1] in self._ids for start, row in zip(starts, rows, strict=True)
-        ]
+        return [start is not None or row[-1] in self._ids for start, row in zip(starts, rows, strict=True)]
 
     def cut(
         self, rows: Sequence[list[int]], contexts: Sequence[list[int]], prompts: Sequence[Text] | None = None
@@ -95,7 +94,9 @@ class StopStrings:
         """Find where in each text the first string begins that the last token completes; None where it does not."""
         texts = self._decoder(rows, contexts, prompts)
         earlier = self._decoder([row[:-1] for row in rows], contexts, prompts)
-        return [self._start(text, before.rstrip(_PARTIAL)) for text, before in zip(texts, earlier, strict=True)]
+        return [
+            self._start(text, before.rstrip(_PARTIAL)) for text, before in zip(texts, earlier, strict=True)
+        ]
 
     def _start(self, text: str, before: str) -> int | None:
         found = [text.find(string, max(0, len(before) + 1 - len(string))) for string in self._strings]
