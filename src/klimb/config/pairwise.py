@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from klimb.config.criterion import Criterion
+from klimb.config.decoding import DecodingOptions
 from klimb.config.serving import ServeOptions
 from klimb.errors import ConfigError
 from klimb.io.show import redacted
@@ -15,7 +16,7 @@ PEOPLE = "people"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
+class JudgeConfig(DecodingOptions):
     """How completions are drawn, and how people are asked about them."""
 
     prompt_column: str = "prompt"
@@ -70,6 +71,7 @@ class JudgeConfig:
             raise ConfigError(f"temperature: expected a finite number above 0, got {self.temperature}")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed: expected a number from 0 up to below 2^64, got {self.seed}")
+        self.check_decoding(self.max_new_tokens)
         self.serve_options()
         self.read_guidelines()
 

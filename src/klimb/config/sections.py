@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from klimb.config.decoding import DecodingOptions
 from klimb.config.objective import ObjectiveOptions
 from klimb.config.serving import ServeOptions
 
@@ -124,7 +125,7 @@ class PeopleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(DecodingOptions):
     """How completions are drawn."""
 
     prompts_per_step: int = 8

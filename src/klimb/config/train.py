@@ -99,6 +99,7 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             require_repository(self.push_to_hub)
 
     def _check_combinations(self) -> None:
+        self.check_decoding(self.max_new_tokens)
         self.check_objective(self.prompts_per_step, self.completions_per_prompt)
         if self.lora_rank is not None and self.num_trainable_layers is not None:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from klimb.io.show import Message, quote, surrogate_in
+from klimb.errors import DataError
+from klimb.io.show import Message, Text, quote, surrogate_in
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -98,6 +99,26 @@ def read_message(message: Any, number: int = 1) -> Message:
         raise MessageError(problem)
     more = {key: item for key, item in message.items() if key not in form and item is not None}
     return {"role": ROLES[role.strip().lower()], "content": text, **more}
+
+
+def with_system_prompt(prompt: Text, system_prompt: str, where: str) -> Text:
+    """Put a message of the system before messages that do not begin with one of their own.
+
+    Args:
+        prompt: Messages in the form of `read_messages`.
+        system_prompt: What the system says.
+        where: Place of the prompt, for a message.
+
+    Raises:
+        DataError: The prompt is plain text, which has no roles.
+    """
+    if isinstance(prompt, str):
+        raise DataError(
+            f"{where}: expected chat messages, since a system prompt is given, got plain text, which is continued as "
+            'it stands; write it as [{"role": "user", "content": …}], or leave the system prompt out'
+        )
+    begins_with_one = ROLES.get(str(prompt[0].get("role")).strip().lower()) == "system" if prompt else False
+    return prompt if begins_with_one else [{"role": "system", "content": system_prompt}, *prompt]
 
 
 def _text_of(content: Any, message: Mapping[str, Any], number: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from klimb.core.rng import permutation
-from klimb.data.messages import MessageError, read_messages, unfold
+from klimb.data.messages import MessageError, read_messages, unfold, with_system_prompt
 from klimb.data.objects import HUB, hub_rows, is_place, rows_of
 from klimb.data.row_index import stored_rows
 from klimb.data.rows import RESERVED, Row, read_rows
@@ -71,18 +71,19 @@ class PromptFile(Sequence[PromptRow]):
     Args:
         file: As for `klimb.data.rows.read_rows`. Blank lines are passed over.
         column: Where the prompts stand. In a CSV file they are plain text, or chat messages as JSON.
+        system_prompt: First message of prompts that are messages and have none of the system.
 
     Raises:
         DataError: The file is missing, of another kind, empty, or a row of it is malformed; the message gives the line.
     """
 
-    def __init__(self, file: Path, column: str = "prompt") -> None:
-        self.file, self._column = file, column
+    def __init__(self, file: Path, column: str = "prompt", system_prompt: str | None = None) -> None:
+        self.file, self._column, self._system_prompt = file, column, system_prompt
         self._rows = stored_rows(file)
         self._names: dict[str, None] = {}
         digests = array("q")
         for row in self._rows.scan():
-            checked = _checked(row, column)
+            checked = _checked(row, column, system_prompt)
             if not checked.columns.keys() <= self._names.keys():
                 self._names |= dict.fromkeys(checked.columns)
             digests.append(_digest(checked))
@@ -123,7 +124,7 @@ class PromptFile(Sequence[PromptRow]):
         return found
 
     def _whole(self, row: Row) -> PromptRow:
-        checked = _checked(row, self._column)
+        checked = _checked(row, self._column, self._system_prompt)
         columns = {name: checked.columns.get(name) for name in self._names}
         return PromptRow(checked.prompt, columns, checked.place)
 
@@ -166,12 +167,13 @@ class PromptFile(Sequence[PromptRow]):
             yield start, self._digests[start : start + _AT_ONCE]
 
 
-def read_prompts(file: Path, column: str = "prompt") -> list[PromptRow]:
+def read_prompts(file: Path, column: str = "prompt", system_prompt: str | None = None) -> list[PromptRow]:
     """Read all prompts of a file into memory.
 
     Args:
         file: As for `PromptFile`.
         column: Where the prompts stand. In a CSV file they are plain text, or chat messages as JSON.
+        system_prompt: First message of prompts that are messages and have none of the system.
 
     Returns:
         The rows, in the order of the file.
@@ -180,7 +182,7 @@ def read_prompts(file: Path, column: str = "prompt") -> list[PromptRow]:
         DataError: The file is missing, of another kind, empty, or a row of it is malformed; the
             message gives the line.
     """
-    return list(PromptFile(file, column))
+    return list(PromptFile(file, column, system_prompt))
 
 
 def prompt_rows(argument: str, data: Any, column: str = "prompt") -> list[PromptRow]:
@@ -265,7 +267,7 @@ def _prompt_of(value: Any, where: str) -> Text:
     return prompt
 
 
-def _checked(row: Row, column: str) -> PromptRow:
+def _checked(row: Row, column: str, system_prompt: str | None = None) -> PromptRow:
     place, values = row.place, row.values
     if row.problem:
         raise DataError(f"{place}: {row.problem}")
@@ -274,6 +276,8 @@ def _checked(row: Row, column: str) -> PromptRow:
             f"{place}: no column {column!r}; it has {', '.join(map(repr, values))} (choose with --prompt-column)"
         )
     prompt = _prompt_of(values[column], f"{place}: {column}")
+    if system_prompt is not None:
+        prompt = with_system_prompt(prompt, system_prompt, f"{place}: {column}")
     for name in RESERVED:
         if name in values and name != column:
             raise DataError(

@@ -21,6 +21,7 @@ from klimb.model.clock import clock_at, current_moment, reads_clock
 from klimb.model.load import resolve
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine.decoding import TextDecoder
+from klimb.policy.engine.stopping import StopRules
 from klimb.policy.lengths import check_lengths
 from klimb.policy.policy import Policy, SampleKey
 from klimb.training.storage.fingerprint import read_moment
@@ -254,7 +255,7 @@ def _load(model: NamedModel, rows: Sequence[PromptRow], config: JudgeConfig, say
     """Load a model to draw from, and see that every prompt fits it."""
     policy = Policy.load(
         model.source,
-        distribution=SamplingDistribution(config.temperature),
+        distribution=SamplingDistribution.of(config, config.temperature),
         micro_batch_size=_AT_ONCE,
         has_reference=False,
         device=config.device,
@@ -262,6 +263,7 @@ def _load(model: NamedModel, rows: Sequence[PromptRow], config: JudgeConfig, say
     )
     policy.model.requires_grad_(False)
     policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
+    policy.stop_rules, policy.keeps_supports = StopRules(config.min_new_tokens, config.stop), False
     if reads_clock(policy.tokenizer):
         say(f"  the chat template of {model.name} writes the time: it reads {current_moment()}")
     check_lengths(policy, list(rows), config.max_new_tokens)
@@ -332,6 +334,7 @@ def _source(
     return {
         "model": model.name,
         "temperature": config.temperature,
+        **config.decoding,
         "max_new_tokens": config.max_new_tokens,
         "seed": key.seed,
         "stream": key.stream.name.lower(),

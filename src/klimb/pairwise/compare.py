@@ -73,7 +73,7 @@ def compare(
 def _compare(
     config: CompareConfig, say: Say, serve: "Serve | None", functions: Functions
 ) -> ComparisonResult:
-    rows = read_prompts(config.prompts, config.prompt_column)
+    rows = read_prompts(config.prompts, config.prompt_column, config.system_prompt)
     models = find_models((config.model_a, config.model_b))
     make_folder(config.out.parent)
     reward = None
@@ -125,7 +125,7 @@ def _draw(
 ) -> tuple[Drawn, Drawn]:
     say(
         f"Sampling {config.completions_per_prompt} completions for each of {len(rows):,} prompts, "
-        f"temperature {config.temperature:g}, up to {config.max_new_tokens} tokens each"
+        f"temperature {config.temperature:g}{config.describe_decoding()}, up to {config.max_new_tokens} tokens each"
     )
     drawn: list[Drawn] = []
     for letter, model in zip("AB", models, strict=True):

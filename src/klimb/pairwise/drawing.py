@@ -177,6 +177,7 @@ class PairDrawing:
         """Stand for all that decides which pairs a part has."""
         config = self._config
         options = [config.num_pairs_per_prompt, config.max_new_tokens, config.temperature, config.seed]
+        options += [config.decoding] if config.decoding else []
         rows = [self._rows[index] for index in part]
         return digest_of(
             "label",

@@ -49,14 +49,14 @@ def label(config: LabelConfig, say: Say = tell, serve: Serve | None = None) -> s
 
     if config.prompts is None:
         raise ConfigError("prompts: expected a file of prompts that the models are to answer")
-    rows = read_prompts(config.prompts, config.prompt_column)
+    rows = read_prompts(config.prompts, config.prompt_column, config.system_prompt)
     models = find_models(config.model)
     beside = models[0].run or Path()
     where = config.store or beside / _STORE
     with claimed_to_label(where), Store.open(where) as store:
         say(
             f"Sampling pairs, {config.num_pairs_per_prompt} for each of {len(rows):,} prompts, from "
-            f"{' and '.join(config.model)}, temperature {config.temperature:g}, up to "
+            f"{' and '.join(config.model)}, temperature {config.temperature:g}{config.describe_decoding()}, up to "
             f"{config.max_new_tokens} tokens each …"
         )
         with PairDrawing(store, models, rows, config, say) as drawing:

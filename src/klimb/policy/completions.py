@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-FinishReason = Literal["end", "length"]
+from klimb.policy.supports import ALL
+
+FinishReason = Literal["end", "stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Completions:
         prompt_of: For each completion the index of its prompt, (N,).
         ids: Token ids, (N, T); what stands beyond a completion's length has no meaning.
         lengths: Tokens of each completion, its end token included, (N,).
-        finish_reasons: `end` where an end token was drawn, `length` where the limit was met.
+        finish_reasons: `end` where an end token was drawn, `stop` where a stop string was completed, `length` where
+            the limit was met.
         token_log_probs: Log-prob of each token under the distribution it was drawn from,
             (N, T), in nats; 0 beyond a completion's length.
         token_entropies: Entropy of that distribution, (N, T), in nats; 0 beyond the length.
         states: What the frozen trunk made of prompts and tokens; None where there is no trunk.
+        supports: Which tokens each one was drawn from, (N, t, W), a bit each (`klimb.policy.supports`); those of tokens
+            from t on are the whole vocabulary. None where all are.
     """
 
     prompts: list[list[int]]
@@ -50,6 +55,7 @@ class Completions:
     token_log_probs: Float[Tensor, "N T"]
     token_entropies: Float[Tensor, "N T"]
     states: TrunkStates | None = None
+    supports: UInt8[Tensor, "N t W"] | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -73,6 +79,13 @@ class Completions:
         """Token ids of each completion, its end token included, without padding."""
         return [ids[:length] for ids, length in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
 
+    def token_supports(self) -> UInt8[Tensor, "tokens W"] | None:
+        """Supports of all tokens where the mask is true, in its order; None where all are the whole vocabulary."""
+        if self.supports is None:
+            return None
+        num_more = self.ids.shape[1] - self.supports.shape[1]
+        return torch.nn.functional.pad(self.supports, (0, 0, 0, num_more), value=ALL)[self.mask]
+
     def with_states(self, states: TrunkStates | None) -> "Completions":
         """The same with the trunk's outputs, or without."""
         return replace(self, states=states)
@@ -95,6 +108,7 @@ class Completions:
             token_log_probs=self.token_log_probs[rows, :longest],
             token_entropies=self.token_entropies[rows, :longest],
             states=states,
+            supports=None if self.supports is None else self.supports[rows, :longest],
         )
 
     def micro_batches(self, size: int | None) -> list[Int[Tensor, " n"]]:
@@ -138,6 +152,7 @@ def join(prompts: list[list[int]], parts: list[Completions], prompt_of: Int[Tens
             start += len(part)
         rows = [_padded(by_prompt[index][None], longest) for index in range(len(prompts))]
         states = TrunkStates(torch.cat(rows), joined([states.tokens for states in with_states]))
+    supports = [part.supports for part in parts if part.supports is not None]
     return Completions(
         prompts=prompts,
         prompt_of=prompt_of,
@@ -147,6 +162,7 @@ def join(prompts: list[list[int]], parts: list[Completions], prompt_of: Int[Tens
         token_log_probs=joined([part.token_log_probs for part in parts]),
         token_entropies=joined([part.token_entropies for part in parts]),
         states=states,
+        supports=joined(supports) if supports else None,
     )
 
 

@@ -5,7 +5,6 @@ Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.core.rng import Stream, uniform_rows
+from klimb.core.rng import uniform_rows
 from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
 from klimb.io.show import Text
 from klimb.model import chat
@@ -32,25 +31,13 @@ from klimb.policy.engine.compiled import compile_if_asked
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.prefix import Engine
 from klimb.policy.engine.prompt_sharing import detect_prompt_sharing, trial
-from klimb.policy.generate import Generation, as_prompts
+from klimb.policy.engine.sampling import DecodeOptions
+from klimb.policy.engine.stopping import StopRules, StopStrings
+from klimb.policy.generate import Generation, generate_texts
+from klimb.policy.key import SampleKey
 from klimb.policy.reference import Reference
 
-
-@dataclass(frozen=True)
-class SampleKey:
-    """What the random numbers of a batch are counted by.
-
-    Attributes:
-        seed: The run's seed.
-        step: The run's step, from 0.
-        prompts: Index of each prompt of the batch in its data set, (B,); no index twice.
-        stream: What the numbers are for.
-    """
-
-    seed: int
-    step: int
-    prompts: list[int]
-    stream: Stream = Stream.TRAIN
+__all__ = ["Policy", "SampleKey"]
 
 
 class Policy:
@@ -65,6 +52,8 @@ class Policy:
             changes memory, and results only by rounding.
         end_ids: Every token id that ends a completion.
         text_decoder: Makes texts of completions.
+        stop_rules: When completions may and must end, besides at an end token.
+        keeps_supports: Whether what is drawn can be scored; without it, a truncated distribution takes less memory.
         num_updates: How often the weights have been moved.
         way: How completions are drawn and scored: with shared prompts, or plainly, and then why.
         reference: The policy as it was at the start; None where none is kept.
@@ -89,6 +78,7 @@ class Policy:
         self.micro_batch_size = micro_batch_size
         self.end_ids = _end_ids(model, tokenizer)
         self.text_decoder = TextDecoder(tokenizer, end_ids=self.end_ids)
+        self.stop_rules, self.keeps_supports = StopRules(), True
         self.num_updates = 0
         self.way = detect_prompt_sharing(self.model)
         self._working = MixedPrecisionModel(self.model, precision)
@@ -227,7 +217,19 @@ class Policy:
         """
         owners = completions.prompt_of.tolist()
         given = None if prompts is None else [prompts[owner] for owner in owners]
-        return self.text_decoder(completions.rows_of_ids(), [completions.prompts[o] for o in owners], given)
+        rows, contexts = completions.rows_of_ids(), [completions.prompts[owner] for owner in owners]
+        texts, stops = self.text_decoder(rows, contexts, given), self._stops()
+        stopped = [index for index, reason in enumerate(completions.finish_reasons) if reason == "stop"]
+        if stops is not None and stopped:
+            parts = [[each[index] for index in stopped] for each in (rows, contexts)]
+            cut = stops.cut(*parts, None if given is None else [given[index] for index in stopped])
+            for index, text in zip(stopped, cut, strict=True):
+                texts[index] = text
+        return texts
+
+    def _stops(self) -> StopStrings | None:
+        strings = self.stop_rules.strings
+        return StopStrings(strings, self.text_decoder, self.tokenizer) if strings else None
 
     def sample(
         self,
@@ -263,6 +265,7 @@ class Policy:
         prompt_of = torch.arange(len(prompts), device=self.model.device).repeat_interleave(
             completions_per_prompt
         )
+        options = DecodeOptions(self.stop_rules.min_new_tokens, self._stops(), self.keeps_supports)
         parts = []
         for rows in torch.arange(len(prompt_of)).split(self.micro_batch_size or len(prompt_of)):
             used, local_prompt_of = torch.unique(prompt_of[rows], return_inverse=True)
@@ -273,6 +276,7 @@ class Policy:
                 uniforms[rows],
                 distribution or self.distribution,
                 self.end_ids,
+                options,
             )
             if self.way.shares_prompts:
                 parts.append(sampling.draw(self._engine, *arguments))
@@ -280,26 +284,37 @@ class Policy:
                 parts.append(fallback.draw(self._working.model, *arguments))
         return join(prompts, parts, prompt_of)
 
-    @torch.no_grad()
-    def generate(
+    def generate(  # noqa: PLR0913  the options of sampling
         self,
         prompt: Text | Sequence[Text],
         n: int = 1,
         *,
         max_new_tokens: int = 64,
         temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        min_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        system_prompt: str | None = None,
         seed: int = 0,
     ) -> list[str] | list[list[str]]:
         """Draw completions and return their texts.
 
         The same arguments give the same texts. The random numbers of a completion belong to the seed, to its prompt's
-        place in the list, and to its own place among the n.
+        place in the list, and to its own place among the n. Where an argument is None, the policy's own holds.
 
         Args:
             prompt: A text, which is continued; messages, which are answered in the chat template; or a list of either.
             n: Completions of each prompt, at least 1.
             max_new_tokens: Most tokens of a completion, its end token included.
-            temperature: Of the distribution that is drawn from; the policy's own where None.
+            temperature: Of the distribution that is drawn from.
+            top_p: Smallest probability of the most likely tokens that are drawn from.
+            top_k: Number of the most likely tokens that are drawn from.
+            min_p: Smallest probability of a token that is drawn, as a share of the likeliest token's.
+            min_new_tokens: Tokens before which no completion ends.
+            stop: Text, or several, of which any ends a completion, whose text ends before it.
+            system_prompt: First message of prompts that are messages and do not begin with one of the system.
             seed: Decides every random number.
 
         Returns:
@@ -307,26 +322,35 @@ class Policy:
 
         Raises:
             ArgumentError: An argument is out of range.
-            DataError: A prompt cannot be read.
+            DataError: A prompt cannot be read, or is plain text beside a system prompt.
         """
-        generation = Generation(n, max_new_tokens, temperature, seed)
-        prompts, is_one = as_prompts(prompt)
-        found: list[list[str]] = []
-        usual = self.distribution
-        self.distribution = generation.distribution(usual)
-        try:
-            for indices in generation.batches(len(prompts)):
-                asked = [prompts[index] for index in indices]
-                key = SampleKey(seed, 0, indices, Stream.EVALUATE)
-                encoded = [self.encode(one) for one in asked]
-                texts = self.decode(self.sample(encoded, n, max_new_tokens=max_new_tokens, key=key), asked)
-                found += [texts[start : start + n] for start in range(0, len(texts), n)]
-        finally:
-            self.distribution = usual
-        return found[0] if is_one else found
+        generation = Generation(
+            n,
+            max_new_tokens,
+            temperature,
+            seed,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            min_new_tokens=min_new_tokens,
+            stop=(stop,) if isinstance(stop, str) else stop,
+            system_prompt=system_prompt,
+        )
+        return generate_texts(self, prompt, generation)
 
     def log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
-        """Score each token of given completions, differentiably in the trainable parameters."""
+        """Score each token of given completions, differentiably in the trainable parameters.
+
+        Where completions have supports, tokens are scored under the distribution on these.
+
+        Raises:
+            ArgumentError: The distribution is truncated, and it was not recorded to which tokens.
+        """
+        if self.distribution.is_truncated and completions.supports is None:
+            raise ArgumentError(
+                "completions: top_p, top_k or min_p truncates the distribution, and `supports` is None: the tokens "
+                "that each one was drawn from are not known, so a log-prob under them cannot be found"
+            )
         if self.way.shares_prompts:
             return sampling.score(self._engine, completions, self.distribution)
         return fallback.score(self._working.model, completions, self.distribution)

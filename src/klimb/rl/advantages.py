@@ -78,7 +78,7 @@ def find_counted(rollout: Rollout, config: TrainConfig) -> Bool[Tensor, " N"]:
         is_uniform = uniform_groups(rewards, is_valid=_is_valid(rollout))
         is_counted = is_counted & ~is_uniform.repeat_interleave(rewards.shape[1])
     if algorithm.mask_truncated:
-        has_ended = [reason == "end" for reason in rollout.completions.finish_reasons]
+        has_ended = [reason != "length" for reason in rollout.completions.finish_reasons]
         is_counted = is_counted & torch.tensor(has_ended, device=is_counted.device)
     return is_counted
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from klimb.config.train import TrainConfig
 from klimb.core.baselines import SCALES
 from klimb.rl.axes import BASELINES, KL_CREDITS, describe_objective, formulas_of
+from klimb.rl.decoding import describe_sampling, formulas_of_sampling
 from klimb.rl.schedule import LARGEST_ERROR
 
 
@@ -35,6 +36,7 @@ def declare(config: TrainConfig) -> Declaration:
     words = [
         f"Raise the mean reward ({reward}) of completions drawn from the policy π at temperature "
         f"{config.temperature:g}{_price(config, beta)}.",
+        *describe_sampling(config),
         *_target_words(config),
         *_kl_words(config),
         *_objective_words(config),
@@ -47,6 +49,7 @@ def declare(config: TrainConfig) -> Declaration:
     is_free = config.algorithm.beta == 0
     formulas = [
         "maximise  E_π[r(y)]" if is_free else f"maximise  E_π[r(y)] − {beta} · KL(π‖π_ref)",
+        *formulas_of_sampling(config),
         *(["k_i = log π(y_i) − log π_ref(y_i)"] if config.measures_kl else []),
         f"r̃_i = r_i{_length_formula(config)}{_whole_kl(config, beta)}",
         *formulas_of(algorithm, beta),

@@ -44,7 +44,7 @@ def step_metrics(step: int, rollout: Rollout, update: UpdateStats, device: torch
         **({} if rollout.kl is None else {"kl": statistics.fmean(rollout.kl)}),
         "entropy": completions.mean_entropy,
         "length": float(completions.lengths.double().mean()),
-        "eos_rate": completions.finish_reasons.count("end") / len(completions),
+        "eos_rate": (len(completions) - completions.finish_reasons.count("length")) / len(completions),
         "duplicate_rate": duplicate_share(rollout.texts),
         **({} if update.num_updates == 1 else {"updates": update.num_updates, "drift": update.drift}),
         **({"weights": update.weights} if update.weights else {}),

@@ -2,7 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
+from klimb.errors import ArgumentError
 from klimb.policy.completions import Completions
+from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import SampleKey
 
 
@@ -26,6 +28,33 @@ class Sampler(Protocol):
             key: Key of the counter-based RNG: seed, step, indices of the prompts, and stream.
 
         Returns:
-            The N = B·G completions, ordered by prompt, on the policy's device, each token with its log-prob.
+            The N = B·G completions, ordered by prompt, on the policy's device, each token with its log-prob, and with
+            its support where the policy's distribution is truncated.
         """
         ...
+
+
+def require_supports(completions: Completions, distribution: SamplingDistribution) -> None:
+    """Raise unless a sampler's completions can be scored under the distribution that they were drawn from.
+
+    Raises:
+        ArgumentError: The distribution is truncated and supports are missing, or one lacks the token that was drawn:
+            its log-prob would be −∞, and a ratio to it infinite.
+    """
+    supports = completions.token_supports()
+    if supports is None:
+        if distribution.is_truncated:
+            raise ArgumentError(
+                "sampler: top_p, top_k or min_p truncates the distribution, and the completions have no supports; give "
+                "`Completions.supports`, the tokens that each one was drawn from, or draw from all tokens"
+            )
+        return
+    ids = completions.ids[completions.mask]
+    bytes_of = supports.gather(1, (ids // 8)[:, None])[:, 0].long()
+    is_in = (bytes_of >> (ids % 8)) & 1
+    if not bool(is_in.all()):
+        row, place = (int(index) for index in completions.mask.nonzero()[int(is_in.argmin())])
+        raise ArgumentError(
+            f"sampler: token {place} of completion {row} is not in its own support, so its log-prob would be −∞; "
+            "supports must have the tokens that were drawn"
+        )

@@ -9,6 +9,7 @@ from klimb.model.clock import current_moment, reads_clock
 from klimb.model.trainable import Lora
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine.decoding import TextDecoder
+from klimb.policy.engine.stopping import StopRules
 from klimb.policy.lengths import check_lengths
 from klimb.policy.policy import Policy
 from klimb.reward.load import NO_FUNCTIONS, PEOPLE, Functions, load_rewards, named, require_proven
@@ -45,8 +46,8 @@ def prepare(
     require_paths(device_of(config.device), config.precision)
     if not config.accept_unproven_reward:
         require_proven(config.reward)
-    rows = PromptFile(config.prompts, config.prompt_column)
-    eval_rows = _rows_to_evaluate(config, rows, config.prompt_column)
+    rows = PromptFile(config.prompts, config.prompt_column, config.system_prompt)
+    eval_rows = _rows_to_evaluate(config, rows)
     indices_of_step(0, len(rows), config.prompts_per_step, config.seed)
     store, say = store_of(config), observer.message
     reward = load_rewards(
@@ -78,7 +79,7 @@ def load_policy(config: TrainConfig) -> Policy:
         lora = Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
     policy = Policy.load(
         config.model,
-        distribution=SamplingDistribution(config.temperature),
+        distribution=SamplingDistribution.of(config, config.temperature),
         num_trainable_layers=config.num_trainable_layers,
         lora=lora,
         lora_seed=config.seed,
@@ -89,6 +90,7 @@ def load_policy(config: TrainConfig) -> Policy:
         trust_remote_code=config.trust_remote_code,
     )
     policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
+    policy.stop_rules = StopRules(config.min_new_tokens, config.stop)
     return policy
 
 
@@ -123,10 +125,10 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
     return facts
 
 
-def _rows_to_evaluate(options: EvaluationOptions, rows: PromptFile, column: str) -> list[PromptRow]:
-    if options.eval_prompts is None:
+def _rows_to_evaluate(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
+    if config.eval_prompts is None:
         return rows[:_MOST_TRAINING_PROMPTS_EVALUATED]
-    held_out = read_prompts(options.eval_prompts, column)
+    held_out = read_prompts(config.eval_prompts, config.prompt_column, config.system_prompt)
     require_held_out(held_out, rows)
     return held_out
 

@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from klimb.policy.completions import Completions, join
 from klimb.policy.distribution import SamplingDistribution
-from klimb.policy.engine.sampling import DecodeState
+from klimb.policy.engine.sampling import DecodeOptions, DecodeState
+from klimb.policy.supports import unpack_support
 
 
 @torch.no_grad()
@@ -24,6 +31,7 @@ def draw(
     uniforms: Float[Tensor, "N T"],
     distribution: SamplingDistribution,
     end_ids: list[int],
+    options: DecodeOptions | None = None,
 ) -> Completions:
     """Draw completions as `sampling.draw` does, by transformers' own generation loop.
 
@@ -41,6 +49,7 @@ def draw(
                 uniforms[rows],
                 distribution,
                 end_ids,
+                options,
             )
             for rows in groups
         ]
@@ -56,14 +65,16 @@ def _draw_equal(
     uniforms: Float[Tensor, "N T"],
     distribution: SamplingDistribution,
     end_ids: list[int],
+    options: DecodeOptions | None,
 ) -> Completions:
     """Draw one completion for each of some prompts of one length."""
-    record = DecodeState(uniforms, end_ids)
+    record = DecodeState(uniforms, end_ids, options, prompts)
     ids = torch.tensor(prompts, device=uniforms.device)
     model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         logits_processor=LogitsProcessorList([_ForcedToken(record, distribution)]),
+        stopping_criteria=StoppingCriteriaList([_HasEnded(record)]),
         generation_config=GenerationConfig(
             max_new_tokens=uniforms.shape[1], do_sample=False, eos_token_id=end_ids or None, pad_token_id=0
         ),
@@ -88,8 +99,23 @@ def score(model: Any, completions: Completions, distribution: SamplingDistributi
     before = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)[:, None]
     places = (before + torch.arange(completions.ids.shape[1], device=device)).clamp(max=longest - 1)
     after = logits[torch.arange(len(rows), device=device)[:, None], places]
-    log_probs = distribution.token_log_probs(after, completions.ids)
-    return log_probs.masked_fill(~completions.mask, 0.0)
+    mask, supports = completions.mask, completions.token_supports()
+    if supports is None:
+        log_probs = distribution.token_log_probs(after, completions.ids)
+        return log_probs.masked_fill(~mask, 0.0)
+    support = unpack_support(supports, after.shape[-1])
+    log_probs = distribution.token_log_probs(after[mask], completions.ids[mask], support)
+    return log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs)
+
+
+class _HasEnded(StoppingCriteria):
+    """Ends completions where a stop string does, of which transformers' loop knows nothing."""
+
+    def __init__(self, record: DecodeState) -> None:
+        self._record = record
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002  transformers' signature
+        return self._record.has_ended
 
 
 class _ForcedToken(LogitsProcessor):

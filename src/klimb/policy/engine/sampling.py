@@ -3,10 +3,12 @@
 Axes: B prompts, N completions, n of them not yet ended, T tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from klimb.errors import DivergedError
@@ -14,6 +16,8 @@ from klimb.policy.completions import Completions, TrunkStates
 from klimb.policy.distribution import SamplingDistribution, inverse_cdf
 from klimb.policy.engine import packed
 from klimb.policy.engine.prefix import Engine, Prefix
+from klimb.policy.engine.stopping import StopSearch, StopStrings
+from klimb.policy.supports import pack_support
 
 _LEAVE_AT = 0.25  # share of completions that have ended at which they leave the batch
 
@@ -26,6 +30,7 @@ def draw(
     uniforms: Float[Tensor, "N T"],
     distribution: SamplingDistribution,
     end_ids: list[int],
+    options: "DecodeOptions | None" = None,
 ) -> Completions:
     """Draw completions token by token, each prompt read once.
 
@@ -37,6 +42,7 @@ def draw(
             a completion may have.
         distribution: What tokens are drawn from.
         end_ids: Token ids of which any ends a completion, as its last token.
+        options: What else ends one, and what is recorded.
 
     Returns:
         The N completions.
@@ -46,7 +52,7 @@ def draw(
     """
     with engine.trunk.recorded() if engine.trunk else nullcontext([]) as states:
         prefix = Prefix(engine, prompts, prompt_of, capacity=uniforms.shape[1])
-        record = DecodeState(uniforms, end_ids)
+        record = DecodeState(uniforms, end_ids, options, [prompts[index] for index in prompt_of.tolist()])
         logits = engine.vocabulary.logits(prefix.hidden)[prompt_of]
         drawn_at: list[Tensor] = []
         while True:
@@ -80,20 +86,35 @@ def score(
         Log-probs, (N, T), in nats; 0 beyond a completion's length.
     """
     states = completions.states if engine.trunk else None
-    ids, mask = completions.ids, completions.mask
+    ids, mask, supports = completions.ids, completions.mask, completions.token_supports()
     if engine.packs and packed.mask_size(completions, engine.queries_per_key) <= packed.LARGEST_MASK:
         row = packed.PackedBatch(completions)
         known = None if states is None else row.laid_out(states.prompts, states.tokens)
         hidden = engine.run(row.ids, row.positions, row, known)[0, row.before[mask]]
-        log_probs = engine.vocabulary.token_log_probs(hidden, ids[mask], distribution)
+        log_probs = engine.vocabulary.token_log_probs(hidden, ids[mask], distribution, supports)
         return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
     prompt_states, token_states = (None, None) if states is None else (states.prompts, states.tokens)
     prefix = Prefix(engine, completions.prompts, completions.prompt_of, states=prompt_states)
     hidden = prefix.hidden[completions.prompt_of][:, None]
     if ids.shape[1] > 1:
         hidden = torch.cat([hidden, prefix.extend(ids[:, :-1], token_states)], dim=1)
-    log_probs = engine.vocabulary.token_log_probs(hidden[mask], ids[mask], distribution)
+    log_probs = engine.vocabulary.token_log_probs(hidden[mask], ids[mask], distribution, supports)
     return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What ends a completion besides an end token, and what is recorded.
+
+    Attributes:
+        min_new_tokens: Tokens before which no completion ends.
+        stops: Stop strings; None where there are none.
+        keeps_supports: Whether the supports of truncated distributions are recorded, as scoring needs them.
+    """
+
+    min_new_tokens: int = 0
+    stops: StopStrings | None = None
+    keeps_supports: bool = True
 
 
 class DecodeState:
@@ -105,17 +126,30 @@ class DecodeState:
     Args:
         uniforms: One number a token and completion, (N, T), float64.
         end_ids: Token ids of which any ends a completion.
+        options: What else ends one, and what is recorded.
+        prompts: Token ids of each completion's prompt, (N,), which stop strings need.
     """
 
-    def __init__(self, uniforms: Float[Tensor, "N T"], end_ids: list[int]) -> None:
+    def __init__(
+        self,
+        uniforms: Float[Tensor, "N T"],
+        end_ids: list[int],
+        options: DecodeOptions | None = None,
+        prompts: Sequence[list[int]] = (),
+    ) -> None:
         device = uniforms.device
+        self._options = options or DecodeOptions()
+        stops = self._options.stops
+        self._search = None if stops is None else StopSearch(stops, prompts)
         self._uniforms = uniforms
         self._ends = torch.tensor(end_ids, dtype=torch.long, device=device)
         self._ids = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
         self._log_probs: list[Tensor] = []
         self._entropies: list[Tensor] = []
+        self._supports: list[Tensor] = []
         self._lengths = torch.zeros(uniforms.shape[0], dtype=torch.long, device=device)
         self._has_ended = torch.zeros(uniforms.shape[0], dtype=torch.bool, device=device)
+        self._has_stopped = torch.zeros_like(self._has_ended)
         self._position = 0
         self._num_ended = 0
         self.rows = torch.arange(uniforms.shape[0], device=device)
@@ -133,6 +167,9 @@ class DecodeState:
                 "the model's predictions are not numbers (NaN); a lower --lr may keep them so"
             )
         rows, position = self.rows, self._position
+        support = self._support(log_probs, distribution)
+        if support is not None:
+            log_probs = distribution.log_probs(logits, support)
         probs = log_probs.exp()
         token = inverse_cdf(probs, self._uniforms[rows, position])
         is_open = ~self._has_ended[rows]
@@ -144,9 +181,40 @@ class DecodeState:
             column.append(values.new_zeros(len(self._lengths)).index_copy_(0, rows, values * is_open))
         self._lengths[rows] += is_open
         self._has_ended[rows] |= torch.isin(token, self._ends)
-        self._num_ended = int(self._has_ended.sum())
         self._position += 1
+        if self._search is not None:
+            self._stop(self._search, is_open, token)
+        self._num_ended = int(self._has_ended.sum())
         return token
+
+    @property
+    def has_ended(self) -> Bool[Tensor, " N"]:
+        """Which completions have ended."""
+        return self._has_ended
+
+    def _support(self, log_probs: Tensor, distribution: SamplingDistribution) -> Tensor | None:
+        """Find which tokens may be drawn next, and record it; None where all may."""
+        is_early = self._position < self._options.min_new_tokens and len(self._ends) > 0
+        support = distribution.support(log_probs, self._ends if is_early else None)
+        if support is None:
+            return None
+        if is_early and not bool(support.any(dim=1).all()):
+            raise DivergedError(
+                "the model predicts nothing but end tokens before min_new_tokens; lower --min-new-tokens"
+            )
+        if self._options.keeps_supports:
+            bits = pack_support(support)
+            kept = bits.new_zeros(len(self._lengths), bits.shape[1])
+            self._supports.append(kept.index_copy_(0, self.rows, bits))
+        return support
+
+    def _stop(self, search: StopSearch, is_open: Tensor, token: Tensor) -> None:
+        """End the completions in which a stop string is complete, unless they are too short or have ended."""
+        growing = self.rows[is_open]
+        is_stopped = torch.tensor(search.add(growing.tolist(), token[is_open].tolist()), device=token.device)
+        if self._position >= self._options.min_new_tokens and len(growing):
+            self._has_stopped[growing] = is_stopped & ~self._has_ended[growing]
+            self._has_ended[growing] |= is_stopped
 
     def leave(self) -> Int[Tensor, " n"] | None:
         """Let the ended leave the batch where they are many; returns which of its rows stay."""
@@ -164,9 +232,13 @@ class DecodeState:
             prompt_of=prompt_of,
             ids=self._ids[:, : self._position],
             lengths=self._lengths,
-            finish_reasons=["end" if ended else "length" for ended in self._has_ended.tolist()],
+            finish_reasons=[
+                "stop" if stopped else "end" if ended else "length"
+                for ended, stopped in zip(self._has_ended.tolist(), self._has_stopped.tolist(), strict=True)
+            ],
             token_log_probs=torch.stack(self._log_probs, dim=1),
             token_entropies=torch.stack(self._entropies, dim=1),
+            supports=torch.stack(self._supports, dim=1) if self._supports else None,
         )
 
 

@@ -6,11 +6,12 @@ Axes: n tokens, D hidden size, V vocabulary.
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from klimb.model.matmul import addmm_, is_on_cpu, product
 from klimb.policy.distribution import SamplingDistribution
+from klimb.policy.supports import unpack_support
 
 _CHUNK_ELEMENTS = 1 << 24  # logits whose gradients are held at once: 64 MB in float32
 _PIECE_ELEMENTS = (
@@ -46,10 +47,23 @@ class Vocabulary:
         return _capped(logits, self._softcap)
 
     def token_log_probs(
-        self, hidden: Float[Tensor, "n D"], ids: Int[Tensor, " n"], distribution: SamplingDistribution
+        self,
+        hidden: Float[Tensor, "n D"],
+        ids: Int[Tensor, " n"],
+        distribution: SamplingDistribution,
+        supports: UInt8[Tensor, "n W"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """Log-probs of the tokens that followed, in nats, differentiable in `hidden` and in the layer."""
-        return _TokenLogProbs.apply(hidden, self.head.weight, self._bias, ids, distribution, self._softcap)
+        """Log-probs of the tokens that followed, in nats, differentiable in `hidden` and in the layer.
+
+        Args:
+            hidden: Before each token.
+            ids: The tokens.
+            distribution: What they were drawn from.
+            supports: Tokens that each could be, packed; all where None.
+        """
+        return _TokenLogProbs.apply(
+            hidden, self.head.weight, self._bias, ids, distribution, self._softcap, supports
+        )
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -58,15 +72,17 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, distribution: SamplingDistribution,
-        softcap: float | None,
+        softcap: float | None, supports: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(hidden, weight, bias, ids)
+        ctx.save_for_backward(hidden, weight, bias, ids, supports)
         ctx.distribution, ctx.softcap = distribution, softcap
         log_probs: list[Tensor] = []
         for rows in _runs(len(hidden), len(weight), _most(_CHUNK_ELEMENTS, hidden)):
             logits = _capped(product(hidden[rows], weight, bias), softcap)
             log_probs += [
-                distribution.token_log_probs(logits[piece], ids[rows][piece])
+                distribution.token_log_probs(
+                    logits[piece], ids[rows][piece], _support(supports, rows, piece, len(weight))
+                )
                 for piece in _runs(len(logits), len(weight), _most(_PIECE_ELEMENTS, hidden))
             ]
         return torch.cat(log_probs)
@@ -74,7 +90,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        hidden, weight, bias, ids = ctx.saved_tensors
+        hidden, weight, bias, ids, supports = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight = torch.zeros_like(weight) if needs_weight else None
@@ -86,7 +102,9 @@ class _TokenLogProbs(torch.autograd.Function):
             for piece in _runs(len(to_logits), len(weight), _most(_PIECE_ELEMENTS, hidden)):
                 logits = to_logits[piece]
                 slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()
-                ctx.distribution.token_log_prob_gradients_(logits, ids[rows][piece], grad[rows][piece])
+                ctx.distribution.token_log_prob_gradients_(
+                    logits, ids[rows][piece], grad[rows][piece], _support(supports, rows, piece, len(weight))
+                )
                 if slope is not None:
                     logits *= slope
             if to_hidden is not None:
@@ -96,7 +114,11 @@ class _TokenLogProbs(torch.autograd.Function):
             if needs_bias:
                 part = to_logits.sum(dim=0)
                 to_bias = part if to_bias is None else to_bias.add_(part)
-        return to_hidden, to_weight, to_bias, None, None, None
+        return to_hidden, to_weight, to_bias, None, None, None, None
+
+
+def _support(supports: Tensor | None, rows: slice, piece: slice, size: int) -> Tensor | None:
+    return None if supports is None else unpack_support(supports[rows][piece], size)
 
 
 def _most(on_cpu: int, hidden: Tensor) -> int:
