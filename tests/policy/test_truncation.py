@@ -249,13 +249,13 @@ def test_the_expected_gradient_is_that_of_the_mean_reward_at_fixed_supports(make
     direction = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
     found = sum(float((w.grad * d).sum()) for w, d in zip(weights, direction, strict=True))
 
+    @torch.no_grad()
     def mean_reward(step):
-        with torch.no_grad():
-            for weight, d in zip(weights, direction, strict=True):
-                weight += step * d
-            value = (policy.log_probs(completions).sum(dim=1).exp() * rewards).sum()
-            for weight, d in zip(weights, direction, strict=True):
-                weight -= step * d
+        for weight, d in zip(weights, direction, strict=True):
+            weight.add_(step * d)
+        value = (policy.log_probs(completions).sum(dim=1).exp() * rewards).sum()
+        for weight, d in zip(weights, direction, strict=True):
+            weight.sub_(step * d)
         return float(value)
 
     assert (mean_reward(1e-5) - mean_reward(-1e-5)) / 2e-5 == pytest.approx(found, rel=1e-6)
@@ -315,7 +315,7 @@ def test_supports_that_are_missing_or_lack_the_token_are_refused(make_model, bar
     policy = make_policy(make_model, bare_tokenizer, options={"top_k": 2})
     completions = sample(policy)
     without = replace(completions, supports=None)
-    with pytest.raises(KlimbError, match="top_p, top_k or min_p truncates .* `supports` is None"):
+    with pytest.raises(KlimbError, match=r"top_p, top_k or min_p truncates .* `supports` is None"):
         policy.log_probs(without)
     with pytest.raises(KlimbError, match="the completions have no supports"):
         require_supports(without, policy.distribution)

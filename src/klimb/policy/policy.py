@@ -221,8 +221,11 @@ class Policy:
         texts, stops = self.text_decoder(rows, contexts, given), self._stops()
         stopped = [index for index, reason in enumerate(completions.finish_reasons) if reason == "stop"]
         if stops is not None and stopped:
-            parts = [[each[index] for index in stopped] for each in (rows, contexts)]
-            cut = stops.cut(*parts, None if given is None else [given[index] for index in stopped])
+            cut = stops.cut(
+                [rows[index] for index in stopped],
+                [contexts[index] for index in stopped],
+                None if given is None else [given[index] for index in stopped],
+            )
             for index, text in zip(stopped, cut, strict=True):
                 texts[index] = text
         return texts

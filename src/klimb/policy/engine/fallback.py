@@ -114,7 +114,7 @@ class _HasEnded(StoppingCriteria):
     def __init__(self, record: DecodeState) -> None:
         self._record = record
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002  transformers' signature
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:  # noqa: ARG002  transformers' signature
         return self._record.has_ended
 
 

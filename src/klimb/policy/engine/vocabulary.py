@@ -70,7 +70,7 @@ class _TokenLogProbs(torch.autograd.Function):
     """Chunk by chunk; the backward pass recomputes each chunk's logits and forms its gradient from them."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917  autograd takes no records
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, distribution: SamplingDistribution,
         softcap: float | None, supports: Tensor | None,
     ) -> Tensor:  # fmt: skip
