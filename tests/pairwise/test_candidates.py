@@ -10,7 +10,15 @@ from klimb import KlimbError
 from klimb.config.pairwise import CompareConfig, LabelConfig
 from klimb.core.rng import Stream
 from klimb.data.prompts import read_prompts
-from klimb.pairwise.candidates import draw_to_compare, draw_to_label, find_models, moment_of
+from klimb.pairwise.candidates import (
+    NamedModel,
+    draw_label_parts,
+    draw_to_compare,
+    draw_to_label,
+    find_models,
+    label_parts,
+    moment_of,
+)
 from klimb.policy.policy import Policy, SampleKey
 from klimb.training.storage.folder import RunFolder
 
@@ -167,3 +175,32 @@ def test_a_template_that_writes_the_time_reads_that_of_the_run(run_folder, write
 def test_of_models_that_are_no_runs_it_is_the_present_time(model_folder):
     before = datetime.now().replace(microsecond=0)
     assert before <= moment_of(find_models([str(model_folder)])) <= datetime.now()
+
+
+def test_the_first_parts_to_label_are_small_and_every_prompt_is_in_one(prompts_file):
+    config = LabelConfig(model=("m",), prompts=prompts_file, num_pairs_per_prompt=2)
+    model = NamedModel("m", "m")
+    parts = label_parts([model], 40, config)  # four completions of each prompt
+    assert [len(part) for part in parts] == [2, 4, 8, 16, 10]
+    assert [index for part in parts for index in part] == list(range(40))
+    many = LabelConfig(model=("m",), prompts=prompts_file, num_pairs_per_prompt=100)
+    assert [len(part) for part in label_parts([model], 3, many)] == [1, 1, 1]
+
+
+def test_progress_counts_prompts_part_by_part(model_folder, prompts_file):
+    seen = []
+
+    def watch(places):
+        for place in places:
+            seen.append(place)
+            yield place
+
+    config = LabelConfig(
+        model=(str(model_folder),), prompts=prompts_file, num_pairs_per_prompt=2, max_new_tokens=2
+    )
+    models = find_models(config.model)
+    rows = read_prompts(prompts_file)
+    draws = draw_label_parts(models, rows, config, label_parts(models, len(rows), config), watch)
+    counts = [len(seen) for _ in draws]
+    assert counts == [1, 3]  # of six prompts two are in the first part; the second is under way
+    assert seen == list(range(6))

@@ -9,9 +9,11 @@ from klimb import KlimbError
 from klimb.config.pairwise import CompareConfig, LabelConfig
 from klimb.data.prompts import PromptRow
 from klimb.feedback.records import Answer, Candidate
+from klimb.feedback.server.blind import left_of
 from klimb.feedback.store.store import Store
 from klimb.pairwise.candidates import Drawn
 from klimb.pairwise.compare import compare
+from klimb.pairwise.console import show_comparison
 from klimb.pairwise.people import ask_people
 
 
@@ -241,3 +243,21 @@ def test_completions_of_two_comparisons_are_no_comparison(judged_by):
         said = ask(store, (a, b), judged_by(dearer), lines.append)
     assert said.outcomes.tolist() == [[-1, -1]]
     assert any(line.startswith("1 judgements in ") for line in lines)
+
+
+def test_a_rater_who_answers_by_place_is_named_in_the_report_the_numbers_and_the_terminal(
+    make_config, tmp_path, capsys
+):
+    def serve(store, options, **_):
+        while (question := store.next_question("eve", per_pair=options.per_pair)) is not None:
+            left = left_of(question, "eve")
+            key = f"eve-key-{question.pair_id}"
+            store.judge(Answer(question.pair_id, "eve", left, key, shown_left=left))
+
+    result = compare(make_config(completions_per_prompt=4), quiet, serve)
+    show_comparison(result)
+    (warning,) = result.raters.warnings
+    assert warning.startswith("eve prefers answer 1 in ")
+    assert warning in capsys.readouterr().out
+    assert warning in (tmp_path / "compare.html").read_text()
+    assert json.loads(result.data.read_text())["raters"]["raters"][0]["flags"] == ["place"]

@@ -15,6 +15,7 @@ from klimb.errors import ConfigError, StoreError
 from klimb.feedback.records import Answer, Candidate
 from klimb.feedback.store.claim import LIVE, claimed
 from klimb.feedback.store.store import Store
+from klimb.io.progress import ignore
 from klimb.pairwise.compare import compare
 from klimb.pairwise.label import label
 from klimb.reward.people import People, PeopleReward, WaitStoppedError
@@ -38,9 +39,9 @@ def ask(tmp_path, monkeypatch):
     """Ask about completions, each a letter count, and answer by a list of what is said, in the order of the pairs."""
     monkeypatch.setattr("klimb.feedback.server.live._FAREWELL", 0.0)
 
-    def ask(prompts, texts, say):
+    def ask(prompts, texts, say, tell=ignore):
         serve = ServeOptions(port=free_port(), rater="ann")
-        reward = PeopleReward(People(tmp_path / "people.db", serve))
+        reward = PeopleReward(People(tmp_path / "people.db", serve, tell))
         said = threading.Thread(target=answer_all, args=(tmp_path / "people.db", say), daemon=True)
         said.start()
         batch = Batch(prompts, texts)
@@ -215,6 +216,18 @@ def test_what_others_say_after_a_step_was_taken_does_not_change_it(tmp_path, ask
         store.judge(Answer(question.pair_id, "bob", "first", "key-of-bob"))
         assert [said.preferred for said in store.judgements()] == ["skip", "first"]
     assert ask(["p", "p"], ["aa", "b"], longer) == [0.5, 0.5]
+
+
+def test_a_judgement_taken_back_after_its_step_is_told_of_and_changes_nothing(tmp_path, ask):
+    assert ask(["p", "p"], ["aa", "b"], longer) == [1.0, 0.0]
+    with Store.open(tmp_path / "people.db") as store:
+        question = store.undo("ann")  # by klimb label, while the run is stopped
+        store.judge(Answer(question.pair_id, "ann", "tie", "another-key"))
+    said = []
+    assert ask(["p", "p"], ["aa", "b"], longer, said.append) == [1.0, 0.0]
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert "of 1 pair that the run has learned from, a judgement was taken back or changed since" in warning
+    assert "people.jsonl" in warning
 
 
 def test_links_survive_a_restart_where_the_environment_says_so(make_options, monkeypatch):

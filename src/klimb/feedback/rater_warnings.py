@@ -1,7 +1,11 @@
 """Warnings about raters while they judge."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from klimb.errors import StoreError
 from klimb.feedback.rater_report import sentence
 from klimb.feedback.raters import account_for, opinions_of
 from klimb.io.progress import Say
@@ -10,6 +14,7 @@ if TYPE_CHECKING:
     from klimb.feedback.store.store import Store  # runs without people need no database
 
 _LOOK_EVERY = 5  # answers from one check of the raters to the next
+_POLL = 1.0  # seconds from one look for new answers to the next
 
 
 class RaterWatch:
@@ -17,10 +22,11 @@ class RaterWatch:
 
     Args:
         say: Takes the line.
+        goes_on: What continues all the same.
     """
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, say: Say, goes_on: str = "the run continues") -> None:
+        self._say, self._goes_on = say, goes_on
         self._told: set[tuple[str, str]] = set()
         self._num_seen = 0
 
@@ -35,8 +41,32 @@ class RaterWatch:
             for flag in account.flags:
                 if (account.rater, flag) not in self._told:
                     self._told.add((account.rater, flag))
-                    self._say(f"warning: {sentence(account, flag)}; the run continues")
+                    self._say(f"warning: {sentence(account, flag)}; {self._goes_on}")
         for conflict in report.conflicts:
             if conflict.raters not in self._told:
                 self._told.add(conflict.raters)
-                self._say(f"warning: {conflict.sentence}; the run continues")
+                self._say(f"warning: {conflict.sentence}; {self._goes_on}")
+
+
+@contextlib.contextmanager
+def watching_raters(store: "Store", say: Say) -> Iterator[None]:
+    """Warn of raters, in a thread of its own, while a page is served.
+
+    Args:
+        store: Where their judgements go.
+        say: Takes the lines.
+    """
+    watch, has_ended = RaterWatch(say, "the page stays open"), threading.Event()
+
+    def go_on() -> None:
+        while not has_ended.wait(_POLL):
+            with contextlib.suppress(StoreError):  # the page meets it too, and tells the rater
+                watch.check(store)
+
+    thread = threading.Thread(target=go_on, name="klimb-raters", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()

@@ -28,6 +28,7 @@ from klimb.training.storage.fingerprint import read_moment
 from klimb.training.storage.folder import RunFolder
 
 _AT_ONCE = 64  # completions drawn together
+_FIRST = 8  # of the first part of what people label
 
 Watch = Callable[[range], Iterable[int]]
 """Passes places on one by one, and shows how far they are."""
@@ -163,9 +164,18 @@ def draw_to_label(
 
 
 def label_parts(models: Sequence[NamedModel], num_prompts: int, config: LabelConfig) -> list[list[int]]:
-    """Divide prompts, by their indices, into those whose completions are drawn together."""
-    at_once = max(_AT_ONCE // _num_each(models, config), 1)
-    return [list(range(start, min(start + at_once, num_prompts))) for start in range(0, num_prompts, at_once)]
+    """Divide prompts, by their indices, into those whose completions are drawn together.
+
+    The first part is small, so that people can begin, and each is twice as large as the one before, up to a limit.
+    """
+    each = _num_each(models, config)
+    most, size = max(_AT_ONCE // each, 1), max(min(_FIRST, _AT_ONCE) // each, 1)
+    parts: list[list[int]] = []
+    start = 0
+    while start < num_prompts:
+        parts.append(list(range(start, min(start + size, num_prompts))))
+        start, size = start + size, min(2 * size, most)
+    return parts
 
 
 def draw_label_parts(
@@ -196,10 +206,15 @@ def draw_label_parts(
 
     def draw_all(step: int) -> Iterator[Drawn]:
         policy = _load(models[step], rows, config, say)
-        places = range(0, sum(map(len, parts)), len(parts[0]))  # the last part alone may be smaller
-        for _, indices in zip(watch(places), parts, strict=True):
+        places = iter(watch(range(sum(map(len, parts)))))
+        for indices in parts:
+            next(places)
             key = SampleKey(config.seed, step, indices, Stream.LABEL)
             yield _draw_part(policy, models[step], [rows[index] for index in indices], config, each, key)
+            for _ in itertools.islice(places, len(indices) - 1):  # its other prompts are done, too
+                pass
+        for _ in places:
+            pass
 
     if len(models) == 1:
         for indices, drawn in zip(parts, draw_all(0), strict=True):

@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 from klimb.config.pairwise import PEOPLE, CompareConfig
 from klimb.data.prompts import PromptRow, read_prompts
 from klimb.errors import DataError, RewardError
+from klimb.feedback.rater_report import RaterReport
 from klimb.io.atomic import make_folder, write_file
 from klimb.io.progress import Progress, Say, tell
 from klimb.model import chat
@@ -95,6 +96,8 @@ def _compare(
     if PEOPLE in config.by:
         opinions[PEOPLE] = _ask_people(rows, drawn, config, say, serve)
     result = _result(rows, drawn, [opinions[judge] for judge in config.by], config)
+    if PEOPLE in config.by:
+        result = replace(result, raters=_assess_raters(config))
     write_file(result.page, draw_report(result, config))
     write_file(result.data, _as_json(result, rows, drawn, opinions, config))
     return result
@@ -143,6 +146,15 @@ def _ask_people(
 
     with Store.open(_store_of(config)) as store:
         return ask_people(store, rows, drawn, config, say, serve or serve_in_browser)
+
+
+def _assess_raters(config: CompareConfig) -> RaterReport:
+    """Say what looks wrong with the answers of those who judged, of other pairs in the store too."""
+    from klimb.feedback.raters import account_for, opinions_of
+    from klimb.feedback.store.store import Store
+
+    with Store.open(_store_of(config)) as store:
+        return account_for(opinions_of(store.judgements()))
 
 
 def _ask_rewards(
@@ -274,6 +286,7 @@ def _as_json(
         "num_same": result.num_same,
         "judges": [judged.to_dict() for judged in result.tallies],
         "verdicts": result.verdicts,
+        "raters": result.raters.as_dict(),
         "options": config.to_dict(),
         "comparisons": comparisons,
     }

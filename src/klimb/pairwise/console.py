@@ -57,5 +57,7 @@ def show_comparison(result: ComparisonResult, console: Console | None = None) ->
     say()
     for verdict in result.verdicts:
         say(f"[bold]{escape(verdict)}[/]")
+    for line in result.raters.warnings:
+        say(f"[bold red]{escape(line)}[/]")
     say(f"[bold]Report[/]  {escape(str(result.page))}  (open it in a browser)")
     say(f"[bold]Numbers[/] {escape(str(result.data))}")

@@ -125,7 +125,8 @@ class PairDrawing:
             with clock_at(moment_of(self._models)):
                 self._draw()
         except _StoppedError:
-            self._say(f"{self._num_left:,} pairs were not drawn; the same command draws them")
+            if self._num_left:
+                self._say(f"{self._num_left:,} pairs were not drawn; the same command draws them")
         except Exception as error:  # raised again in the thread that the program ends in
             self._error = error
             reason = str(error) if isinstance(error, KlimbError) else f"{type(error).__name__}: {error}"

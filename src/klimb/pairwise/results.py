@@ -1,8 +1,9 @@
 """What came of a comparison: the two sides, what each judge said, and examples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from klimb.feedback.rater_report import RaterReport
 from klimb.pairwise.tally import Tally
 
 
@@ -55,6 +56,7 @@ class ComparisonResult:
         examples: The first comparison of each prompt, some prompts alone where they are many.
         page: The report.
         data: The numbers.
+        raters: What each rater's answers say about the rater, where people judged.
     """
 
     a: Side
@@ -65,6 +67,7 @@ class ComparisonResult:
     examples: list[Example]
     page: Path
     data: Path
+    raters: RaterReport = field(default_factory=RaterReport)
 
     @property
     def win_rate(self) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from klimb.config.pairwise import JudgeConfig
+from klimb.feedback.rater_warnings import watching_raters
 from klimb.feedback.server.app import Notes
 from klimb.feedback.store.claim import claimed
 from klimb.feedback.store.store import Store
@@ -38,7 +39,7 @@ def serve_page(
         ConfigError: The guidelines cannot be read, or the page cannot be served.
     """
     notes = replace(notes or Notes(), guidelines=config.read_guidelines())
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), watching_raters(store, say):
         serve(store, config.serve_options(), say=say, open_browser=config.browser, until=until, notes=notes)
 
 

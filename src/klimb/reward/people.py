@@ -4,6 +4,7 @@ Axes: N completions, K members of an ensemble, M pairs.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,8 +170,21 @@ class PeopleReward:
             people = self._people
             store = Store.open(people.store)
             self._page = LivePage(store, people.serve, people.say, open_browser=people.open_browser)
-            for number, pairs in self.record.before(step):
-                self._page.settled.update(pair_id for pair_id, _ in _numbers(store, number, pairs))
+            num_changed = 0
+            for number, pairs in self.record.before(step + 1):
+                numbers = _numbers(store, number, pairs)
+                self._page.settled.update(pair_id for pair_id, _ in numbers)
+                stand = store.choices(numbers)
+                num_changed += sum(
+                    bool(Counter(pair.said) - Counter(choices))
+                    for pair, choices in zip(pairs, stand, strict=True)
+                )
+            if num_changed:
+                people.say(
+                    f"warning: of {num_changed} pair{'s' if num_changed > 1 else ''} that the run has learned from, a "
+                    "judgement was taken back or changed since; the run keeps to what it learned from "
+                    f"({people.store.with_suffix('.jsonl').name})"
+                )
         return self._page
 
     def _ask(self, page: "LivePage", step: int, asked: list[JudgedPair]) -> list[list[Choice]]:

@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from klimb.config.sections import CheckpointOptions, PeopleOptions
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, StoreError
+from klimb.feedback.rater_report import RaterReport
 from klimb.io.progress import Say
 from klimb.reward.people import People, PeopleReward
 from klimb.reward.reward import AsksPeople, WeightedSum
@@ -18,6 +19,18 @@ _STORE = "people.db"  # in the run's folder
 def store_of(options: CheckpointOptions) -> Path:
     """Where a run keeps what people say."""
     return options.out / _STORE
+
+
+def assess_raters(run: Path) -> RaterReport:
+    """Say what looks wrong with the answers of those who judged in a run; nothing where their store is not there."""
+    from klimb.feedback.raters import account_for, opinions_of
+    from klimb.feedback.store.store import Store  # runs without people need no database
+
+    try:
+        with Store.open(run / _STORE, must_exist=True) as store:
+            return account_for(opinions_of(store.judgements()))
+    except StoreError:
+        return RaterReport()
 
 
 def ask_people(options: PeopleOptions, store: Path, say: Say) -> PeopleReward:

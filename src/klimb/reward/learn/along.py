@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from klimb.feedback.formats import Feedback
 from klimb.feedback.pairs import make_pairs
 from klimb.feedback.store.store import Store
 from klimb.io.progress import ignore
+from klimb.reward.learn.chance import chance_level
 from klimb.reward.learn.criterion import criterion_direction
 from klimb.reward.learn.evaluation import Evaluation, evaluate
 from klimb.reward.learn.evidence import cross_scores
@@ -24,6 +26,8 @@ _POLL = 1.0  # seconds from one check for new judgements to the next
 _EVERY = 5  # judgements that make another fit worth its time
 _FIRST = 10
 _PATIENCE = 10.0  # seconds that a fit under way is given at the end
+_COIN = 0.5  # accuracy of one
+_MOST_CHANCE = 0.005  # stricter than at the end: it is tested again after every few answers
 _MOST = 500  # as many as klimb reward train learns from in this way
 
 
@@ -112,7 +116,7 @@ class _Learner:
                 self._known[ids] = seen
         features = np.stack([self._known[ids] for ids in encoded])
         crossed, tested = cross_scores(features, pairs, self._prior, 0)
-        return evaluate(crossed, tested)
+        return replace(evaluate(crossed, tested), chance=chance_level(features, pairs, self._prior))
 
 
 def words_of(found: Evaluation) -> str:
@@ -121,8 +125,11 @@ def words_of(found: Evaluation) -> str:
         f"A reward learned from {found.num_clear} answers orders {found.accuracy:.2f} of pairs as people did "
         f"({found.accuracy_low:.2f} to {found.accuracy_high:.2f})"
     )
-    if found.beats_chance:
+    if found.beats_chance and (found.chance or 0.0) <= _MOST_CHANCE:
         return f"{share}: better than chance. It is enough to train on; more answers make it better."
+    if found.accuracy_low > _COIN:
+        level = f"{found.chance or 0.0:.2g}"
+        return f"{share}: not sure yet, since answers at random agree as well in {level} of cases."
     needed = pairs_needed(found.accuracy)
     if needed is None or needed <= found.num_clear:
         return f"{share}: not better than chance yet."

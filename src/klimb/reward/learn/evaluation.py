@@ -20,6 +20,8 @@ from klimb.feedback.pairs import Pairs
 _NUM_RESAMPLES = 400
 _MOST_BINS = 8
 _LEAST_IN_BIN = 10  # pairs, with fewer of which a share says nothing
+MOST_CHANCE = 0.025
+"""Level of a crossed test up to which a reward beats chance, as one end of a 95 % interval would."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Evaluation:
         calibration_error: Mean |predicted − observed|, weighted by pairs.
         length_accuracy: What preferring the longer text would reach.
         length_correlation: Of scores with lengths in characters, over texts.
+        chance: Of a crossed test: how likely answers at random agree as well (`chance_level`); None of another.
     """
 
     num_pairs: int
@@ -68,11 +71,12 @@ class Evaluation:
     calibration_error: float
     length_accuracy: float
     length_correlation: float
+    chance: float | None = None
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the accuracy's interval is above one half."""
-        return self.accuracy_low > 0.5
+        """Whether the accuracy's interval is above one half, and answers at random hardly agree as well."""
+        return self.accuracy_low > 0.5 and (self.chance is None or self.chance <= MOST_CHANCE)
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""

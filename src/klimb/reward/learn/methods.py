@@ -15,6 +15,7 @@ from klimb.config.criterion import Criterion
 from klimb.config.reward import RewardConfig
 from klimb.feedback.pairs import Pairs
 from klimb.io.progress import Progress, Say
+from klimb.reward.learn.chance import chance_level
 from klimb.reward.learn.criterion import criterion_direction
 from klimb.reward.learn.evaluation import Evaluation, evaluate
 from klimb.reward.learn.evidence import cross_scores, fit_by_evidence
@@ -92,7 +93,10 @@ def learn_few(scorer: Scorer, features: np.ndarray, pairs: Pairs, config: Reward
         scores,
         spread_within(crossed, pairs.units),
         evaluate(scores, pairs, head.tie, config.seed),
-        evaluate(crossed, tested, head.tie, config.seed),
+        dataclasses.replace(
+            evaluate(crossed, tested, head.tie, config.seed),
+            chance=chance_level(features, pairs, prior, seed=config.seed),
+        ),
         f"a typical margin is {head.spread:.2f} nats{words}; {time.perf_counter() - start:.0f} s",
     )
 

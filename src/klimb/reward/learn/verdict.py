@@ -5,6 +5,7 @@ import math
 from klimb.reward.learn.evaluation import Evaluation
 
 _QUANTILE = 1.96  # of the normal distribution, for 95 %
+_COIN = 0.5  # accuracy of one
 _MANY = 20_000  # judgements, past which a number would promise too much
 
 
@@ -31,6 +32,8 @@ def verdict(held_out: Evaluation, *, is_crossed: bool, has_criterion: bool = Fal
         f"held-out pairwise accuracy {held_out.accuracy:.3f} on {held_out.num_clear:,} pairs "
         f"({held_out.accuracy_low:.3f} to {held_out.accuracy_high:.3f})"
     )
+    if held_out.chance is not None and held_out.accuracy_low > _COIN:
+        found += f"; answers at random agree as well in {held_out.chance:.2g} of cases"
     if held_out.beats_chance:
         return f"It beats chance: {found}."
     needed = pairs_needed(held_out.accuracy)

@@ -11,6 +11,7 @@ from klimb.reward.load import PEOPLE
 from klimb.rl.declaration import declare
 from klimb.training.evaluate.estimates import points_along
 from klimb.training.evaluate.summary import Summary, is_complete, summarise
+from klimb.training.people import assess_raters
 from klimb.training.report.figures import draw_figures
 from klimb.training.storage.folder import RunFolder, standing
 
@@ -49,6 +50,7 @@ def write_report(folder: RunFolder) -> Path:
         metrics=metrics,
         num_failed=sum(row.get("reward_failures", 0) for row in metrics),
         num_skipped=sum(row["reward"] is None for row in metrics),
+        raters=assess_raters(folder.path) if config.asks_people else None,
         seconds={
             phase: sum(row["seconds"].get(phase, 0.0) for row in metrics) / len(metrics)
             for phase in dict.fromkeys(phase for row in metrics for phase in row["seconds"])
