@@ -1,7 +1,7 @@
 """Chat messages as other tools write them, brought into one form: text under `role` and `content`.
 
-Role names of ShareGPT, Open-Assistant and Gemma are mapped, content in parts is joined, keys without a value are
-dropped. What cannot be read as text is refused by its name.
+Role names of ShareGPT, Open-Assistant and Gemma are mapped, parts of Gemini and types of LangChain are read, content in
+parts is joined, keys without a value are dropped. What cannot be read as text is refused by its name.
 """
 
 import json
@@ -21,7 +21,10 @@ ROLES = {
 }  # fmt: skip
 """Each known role name and the role that chat templates know it by."""
 
-_FORMS = (("role", "content"), ("from", "value"), ("role", "text"), ("role", "value"), ("from", "content"))
+_FORMS = (
+    ("role", "content"), ("from", "value"), ("role", "text"), ("role", "value"), ("from", "content"), ("role", "parts"),
+)  # fmt: skip
+_LANGCHAIN = ("type", "content")
 _PRINTED = re.compile(r"\s*\[\{'(role|content|from|value)':")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -81,6 +84,8 @@ def read_message(message: Any, number: int = 1) -> Message:
     form = None
     if isinstance(message, Mapping):
         form = next((form for form in _FORMS if form[0] in message and form[1] in message), None)
+        if form is None and str(message.get("type")).lower() in ROLES and "content" in message:
+            form = _LANGCHAIN
         if form is None and "role" in message and message.get("tool_calls"):
             form = ("role", "content")
     if form is None:

@@ -61,6 +61,7 @@ def check_complete(
     if drawn:
         notes.append(f"new, drawn at random from a seed that is always the same: {summed_up(drawn)}")
     ignored = {name for name in stored if _is_ignored(model, name) and not _is_harmless(name, stored)}
+    ignored -= _own_names(model)  # GPT-2's pattern for its old masks fits the names of its biases too
     lost = ignored if has_new_head else beside | ignored
     if model.get_output_embeddings() is None:
         lost = {name for name in lost if not name.startswith(_WRITERS_HEADS)}
@@ -184,6 +185,13 @@ def _is_harmless(name: str, stored: Mapping[str, StoredWeight]) -> bool:
     shape = stored[name].shape if name in stored else None
     is_mask = name.endswith("attn.bias") or name.endswith("attention.bias")
     return bool(_NEVER_TRAINED.search(name)) or (is_mask and shape is not None and len(shape) != 1)
+
+
+def _own_names(model: Any) -> set[str]:
+    """Names under which a model's weights may stand in its files: its own, with and without that of the backbone."""
+    names = model.state_dict().keys()
+    backbone = f"{model.base_model_prefix}."
+    return {*names, *(name.removeprefix(backbone) for name in names)}
 
 
 def _is_ignored(model: Any, name: str) -> bool:

@@ -21,6 +21,10 @@ from klimb.reward.reward import Batch
 from klimb.reward.state import RewardLog
 from klimb.reward.timeout import TimeLimit
 
+# What stops a run or a task. All else counts as the user's: libraries in Rust panic with a BaseException, and
+# func_timeout raises one.
+_OURS = (KeyboardInterrupt, asyncio.CancelledError)
+
 
 class FunctionReward:
     """Calls a function with the prompts, the completions, what else TRL hands over, and the columns that it takes.
@@ -161,7 +165,9 @@ class FunctionReward:
             if inspect.isawaitable(values) or isinstance(values, AsyncIterator):
                 values = self._loop.start(_awaited(values)).result(None)  # a coroutine that nothing announced
             values = as_answers(values)
-        except (Exception, SystemExit) as error:  # whatever a user raises is reported with its name
+        except _OURS:
+            raise
+        except BaseException as error:  # whatever a user raises is reported with its name
             raise RewardError(f"reward {self.name} raised {describe(error)}") from error
         if not is_given_up.is_set():
             batch.log.take(log, first)
@@ -173,7 +179,9 @@ class FunctionReward:
         by_position, by_name = self._arguments(part, log)
         try:
             values = as_answers(await _awaited(self._function(*by_position, **by_name)))
-        except (Exception, SystemExit) as error:  # whatever a user raises is reported with its name
+        except _OURS:
+            raise
+        except BaseException as error:  # whatever a user raises is reported with its name
             raise RewardError(f"reward {self.name} raised {describe(error)}") from error
         if not is_given_up.is_set():
             batch.log.take(log, first)
@@ -228,7 +236,9 @@ def _load_file(spec: str, file: Path) -> Any:
     sys.modules[module_spec.name] = module
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # the file is the user's program
+    except _OURS:
+        raise
+    except BaseException as error:  # the file is the user's program
         raise RewardError(f"reward {spec}: loading {file} raised {type(error).__name__}: {error}") from error
     return module
 
@@ -237,7 +247,9 @@ def _load_module(spec: str, name: str) -> Any:
     _make_importable(Path.cwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the module is the user's program
+    except _OURS:
+        raise
+    except BaseException as error:  # the module is the user's program
         raise RewardError(
             f"reward {spec}: importing {name} raised {type(error).__name__}: {error}"
         ) from error

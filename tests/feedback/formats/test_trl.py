@@ -184,12 +184,20 @@ def test_transcripts_with_a_system_turn_or_a_prompt_beside_them(read, reason):
 
 
 def test_unpaired_preferences_are_ratings_of_one_and_nought(read, reason):
-    for label, score in ((True, 1.0), (False, 0.0), ("True", 1.0), ("false", 0.0), (1, 1.0), (0, 0.0)):
+    for label, score in (
+        (True, 1.0),
+        (False, 0.0),
+        ("True", 1.0),
+        ("false", 0.0),
+        (1, 1.0),
+        (0, 0.0),
+        ("thumbs_down", 0.0),
+    ):
         row = {"prompt": [user("q")], "completion": [assistant("a")], "label": label}
         assert read(row).ratings == [Rating([user("q")], "a", score)]
     assert (
-        reason({"prompt": "q", "completion": "a", "label": "good"})
-        == "label: expected true or false, got 'good'"
+        reason({"prompt": "q", "completion": "a", "label": "maybe"})
+        == "label: expected true or false, got 'maybe'"
     )
 
 

@@ -44,6 +44,12 @@ _ORDER = [
 _NAME = re.compile(
     r"(?P<stem>.*?)[ _.\-]*(?P<suffix>\d|[a-d]|left|right|first|second|one|two)", re.IGNORECASE
 )
+_INNER = re.compile(
+    r"(?:model|assistant|candidate|option|system)[ _.\-]*(?P<suffix>\d|[a-d])[ _.\-]+"
+    r"(?P<stem>response|answer|completion|output|text|reply|generation)",
+    re.IGNORECASE,
+)
+_BIGGER = re.compile(r"\[*(?P<one>[\w ]+?)\s*(?P<sign>>{1,3}|<{1,3}|={1,2})\s*(?P<other>[\w ]+?)\]*")
 _BETTER = re.compile(
     r"(is)?(slightly|much|significantly|clearly|far|abit|alittle|somewhat)*(better|preferred|wins|best)"
 )
@@ -85,8 +91,12 @@ class Candidates:
     def choose(self, value: Any) -> Chosen | None:
         """Which one a word or number means; None where that is not clear.
 
-        A candidate is meant by its column's name, by what tells it from the others, and by `Response 1` and the like.
+        A candidate is meant by its column's name, by what tells it from the others, and by `Response 1` and the like;
+        of two, the better one also by `A>B`.
         """
+        bigger = _BIGGER.fullmatch(value.strip()) if isinstance(value, str) else None
+        if bigger is not None:
+            return self._bigger(bigger)
         said = _plain(value)
         if said in _TIES:
             return "tie"
@@ -104,6 +114,13 @@ class Candidates:
             if not found:
                 found = self._by_order(suffix)
         return found.pop() if len(found) == 1 else None
+
+    def _bigger(self, said: re.Match[str]) -> Chosen | None:
+        """What `A>B`, `A<<B` or `A=B` mean, of two candidates."""
+        one, other = self.choose(said["one"]), self.choose(said["other"])
+        if len(self.texts) != 2 or {one, other} != {0, 1}:
+            return None
+        return "tie" if said["sign"][0] == "=" else one if said["sign"][0] == ">" else other
 
     def _by_order(self, suffix: str) -> set[int]:
         """Left and right, first and second, a and b are clear in themselves; numbers are not: some count from 0."""
@@ -200,7 +217,7 @@ def find_candidates(fields: Fields, *, any_stem: bool = False) -> Candidates | N
 def _groups(fields: Fields) -> dict[str, dict[str, str]]:
     groups: dict[str, dict[str, str]] = {}
     for name in fields:
-        match = _NAME.fullmatch(name) if isinstance(name, str) else None
+        match = (_INNER.fullmatch(name) or _NAME.fullmatch(name)) if isinstance(name, str) else None
         if match is not None and fields.look(name) is not None and not _is_number(fields.look(name)):
             group = groups.setdefault(match["stem"].lower(), {})
             group.setdefault(match["suffix"].lower(), name)

@@ -14,7 +14,8 @@ _ABOUT_ROWS = (
     "subset domain category topic subreddit lang language model models model_name model_id model_a "
     "model_b model_1 model_2 chosen_model rejected_model chosen_policy rejected_policy generation_model "
     "generation_models created_at updated_at timestamp tstamp date turn license url version batch meta "
-    "metadata vectors file_upload lead_time num_tokens token_count inserted_at"
+    "metadata vectors file_upload lead_time num_tokens token_count inserted_at original_id response_model qid "
+    "parallel_tool_calls labelling_model"
 )
 METADATA = frozenset(_ABOUT_ROWS.split())
 """Columns that say where a row comes from and not what was judged: they are not named when nobody reads them."""

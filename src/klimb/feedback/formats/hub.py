@@ -1,18 +1,20 @@
 """Pairs as the data sets of the hub have them: two answers under similar names, and the verdict."""
 
+import re
 from typing import Any
 
 from klimb.data.lines import parse_json
-from klimb.feedback.comparison import Comparison, Preferred
-from klimb.feedback.formats.choices import VERDICTS, Candidates, find_candidates
+from klimb.feedback.comparison import Comparison, Preferred, Rating
+from klimb.feedback.formats.choices import VERDICTS, Candidate, Candidates, find_candidates
 from klimb.feedback.formats.fields import Fields, RefusedError
-from klimb.feedback.formats.texts import checked_prompt, read_prompt, read_rater
+from klimb.feedback.formats.texts import checked_prompt, completion, read_prompt, read_rater
 from klimb.feedback.formats.trl import join, number
 from klimb.io.show import Text, quote
 
 STRENGTHS = ("preference_strength", "overall_preference")  # HelpSteer2 and 3: below 0 is the first, −3 to 3
 _WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 VERDICT_COLUMNS = (*VERDICTS, *STRENGTHS, _WINNERS[0], "score_0", "labels")
+_NUMBERS = r"(score|rating|reward)s?"
 
 
 def read_pair(fields: Fields) -> list[Comparison]:
@@ -31,6 +33,57 @@ def read_pair(fields: Fields) -> list[Comparison]:
         return candidates.compare(said, prompt, rater, verdict)
     side = _side_of_number(fields)
     return [] if side is None else [candidates.pair(0, 1, side, prompt, rater)]
+
+
+def read_numbered(fields: Fields) -> list[Comparison] | None:
+    """Answers with a number for each, such as `score_a` and `score_b`, or a label that names one.
+
+    None where there is neither. A label that is a number says nothing of two texts: it may be that they mean the same.
+    """
+    if not any(re.search(rf"label|{_NUMBERS}", str(name), re.IGNORECASE) for name in fields):
+        return None
+    candidates = find_candidates(fields)
+    if candidates is None:
+        return None
+    label = fields.look("label")
+    if isinstance(label, str) and not label.strip().isdigit() and candidates.choose(label) is not None:
+        prompt = _prompt(fields, candidates)
+        return candidates.compare(fields.get("label"), prompt, read_rater(fields), "label")
+    columns = [_number_of(fields, one) for one in candidates.texts]
+    if not all(columns):
+        return None
+    prompt = _prompt(fields, candidates)
+    values = [number(str(name), fields.get(str(name))) for name in columns]
+    return candidates.rank(
+        [(place, -value) for place, value in enumerate(values)], prompt, read_rater(fields)
+    )
+
+
+def _number_of(fields: Fields, one: Candidate) -> str | None:
+    """The column that has a candidate's number."""
+    forms = f"{_NUMBERS}[ _.-]?{re.escape(one.suffix)}|{re.escape(one.name)}[ _.-]{_NUMBERS}"
+    names = [name for name in fields if re.fullmatch(forms, str(name), re.IGNORECASE) and fields.has(name)]
+    return names[0] if len(names) == 1 else None
+
+
+def read_summaries(fields: Fields) -> list[Comparison] | list[Rating]:
+    """OpenAI's summaries of posts: two of them and the number of the better one, or one with its ratings."""
+    info = fields.part("info")
+    name = info.first("post", "article")
+    prompt: Text = "" if name is None else checked_prompt(f"info.{name}", info.get(name))
+    rater = read_rater(fields)
+    if not fields.has("summaries"):
+        summary = fields.part("summary")
+        text, axes = completion("summary.text", summary.get("text")), summary.part("axes")
+        return [Rating(prompt, text, number("summary.axes.overall", axes.get("overall")), rater)]
+    texts: list[Candidate] = []
+    for place, item in enumerate(fields.get("summaries")):
+        part = fields.item("summaries", item)
+        texts.append(Candidate(f"summaries[{place}]", str(place), completion("summaries", part.get("text"))))
+        for about in ("policy", "note"):
+            part.get(about)
+    fields.get("extra")
+    return Candidates(texts, []).compare(fields.get("choice"), prompt, rater, "choice")
 
 
 def _side_of_number(fields: Fields) -> Preferred | None:

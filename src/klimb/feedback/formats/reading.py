@@ -15,6 +15,8 @@ from klimb.feedback.formats import argilla, hub, label_studio, own, trl
 from klimb.feedback.formats.choices import find_candidates
 from klimb.feedback.formats.feedback import Feedback
 from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
+from klimb.feedback.formats.openassistant import is_message, is_tree, read_tree
+from klimb.feedback.formats.texts import PROMPTS, RATERS, SYSTEMS
 from klimb.feedback.formats.unjudged import read_two, read_unjudged
 from klimb.feedback.records import PairRecord
 from klimb.io.show import cut, quote
@@ -51,7 +53,7 @@ def read_feedback(*files: Path, keep_pairs: bool = False, unjudged: bool = False
 
 def take_row(row: Row, feedback: Feedback, *, keep_pairs: bool = False, unjudged: bool = False) -> None:
     """Put what a row says into feedback, as `read_feedback` does, or why it cannot be used."""
-    fields = Fields(row.values)
+    fields = Fields(_with_known_names(row.values))
     try:
         if row.problem:
             raise RefusedError(row.problem)
@@ -91,8 +93,8 @@ def _reader_of(fields: Fields, *, unjudged: bool) -> Reader:
     if unjudged:
         return read_unjudged
     there = [(columns, reader) for columns, reader in _READERS if columns <= names]
-    if argilla.is_flat(fields):
-        return argilla.read_flat
+    if is_tree(fields) or is_message(fields) or argilla.is_flat(fields):
+        return argilla.read_flat if argilla.is_flat(fields) else read_tree
     for columns, reader in there:
         if any(fields.look(name) is not None for name in columns):
             return reader
@@ -100,7 +102,7 @@ def _reader_of(fields: Fields, *, unjudged: bool) -> Reader:
         return there[0][1]
     filled = {name: fields.look(name) for name in fields if not is_empty(fields.look(name))}
     if find_candidates(Fields(filled)) is not None:
-        return read_two
+        return _read_pair
     known = ", ".join(map(quote, (name for name in fields if not is_empty(fields.look(name)))))
     raise RefusedError(
         f"no known format has the columns {known or 'none'}; expected chosen and rejected, "
@@ -109,14 +111,32 @@ def _reader_of(fields: Fields, *, unjudged: bool) -> Reader:
     )
 
 
+def _with_known_names(values: dict[str, Any]) -> dict[str, Any]:
+    """A row whose columns have the names that readers know, where a table has them with capitals or spaces."""
+    if all(name in _KNOWN for name in values):
+        return values
+    names: dict[str, str] = {}
+    for name in values:
+        plain = str(name).strip().lower().replace(" ", "_")
+        is_other = name not in _KNOWN and plain in _KNOWN and plain not in values
+        names[name] = plain if is_other and plain not in names.values() else name
+    return {names[name]: value for name, value in values.items()}
+
+
 def _read_pair(fields: Fields) -> list[Comparison] | list[PairRecord]:
     """Two answers and their verdict; without one, a pair to ask about."""
     is_judged = fields.first(*hub.VERDICT_COLUMNS) is not None
-    return hub.read_pair(fields) if is_judged else read_two(fields)
+    if is_judged:
+        return hub.read_pair(fields)
+    numbered = hub.read_numbered(fields)
+    return read_two(fields) if numbered is None else numbered
 
 
 _READERS: list[tuple[set[str], Reader]] = [
-    ({"chosen", "rejected"}, trl.read_preference),
+    *((set(sides), trl.read_preference) for sides in trl.SIDES),
+    *(({name, column}, trl.read_rejected) for name in trl.MESSAGES for column in trl.REJECTED),
+    ({"info", "summaries", "choice"}, hub.read_summaries),
+    ({"info", "summary"}, hub.read_summaries),
     ({"data", "annotations"}, label_studio.read_label_studio),
     ({"fields", "responses"}, argilla.read_argilla),
     *(({verdict}, _read_pair) for verdict in hub.VERDICT_COLUMNS if verdict not in ("labels", "score_0")),
@@ -124,5 +144,14 @@ _READERS: list[tuple[set[str], Reader]] = [
     ({"score_0", "score_1"}, _read_pair),
     *(({name}, trl.read_list) for name in trl.LISTS),
     *(({text, score}, trl.read_rating) for text in trl.TEXTS for score in trl.SCORES),
-    ({"completion", "label"}, trl.read_unpaired),
+    *(({name, "label"}, trl.read_unpaired) for name in ("completion", *trl.MESSAGES)),
+    *(({name, "kto_tag"}, trl.read_unpaired) for name in (*trl.TEXTS, *trl.MESSAGES)),
+    *(({name, score}, trl.read_rating) for name in trl.MESSAGES for score in trl.SCORES),
 ]
+
+_KNOWN = frozenset(
+    [
+        *(name for columns, _ in _READERS for name in columns),
+        *(*PROMPTS, *SYSTEMS, *RATERS, *trl.LISTS, *trl.SCORE_LISTS, *trl.RANK_LISTS, *trl.LABELS, "status"),
+    ]
+)

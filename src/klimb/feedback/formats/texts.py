@@ -4,16 +4,17 @@ import re
 from typing import Any
 
 from klimb.data.messages import MessageError, read_message, read_messages, unfold
-from klimb.feedback.formats.fields import Fields, RefusedError, is_empty
+from klimb.feedback.formats.fields import METADATA, Fields, RefusedError, is_empty
 from klimb.io.show import Message, Text, cut, problem_with, quote
 
 HUMAN, ASSISTANT, SYSTEM = "\n\nHuman:", "\n\nAssistant:", "\n\nSystem:"
 PROMPTS = (
-    "prompt", "question", "instruction", "query", "messages", "conversations", "conversation", "context", "input",
-    "history",
+    "prompt", "orig_instruction", "question", "instruction", "query", "messages", "conversations", "conversation",
+    "contents", "trajectory", "context", "input", "user_prompt", "user_input", "history",
 )  # fmt: skip
 """Columns that hold a prompt, the surest first."""
 SYSTEMS = ("system", "system_prompt", "system_message")
+_INSIDE = ("full_text", "messages")  # of an object: WebGPT's questions, OpenAI's input
 _RENDERED = ("question", "instruction", "query", "input")  # may stand beside a prompt that was made from them
 _KEPT = frozenset(
     [
@@ -30,7 +31,7 @@ _KEPT = frozenset(
 _TURN = re.compile(r"(?:\n\n|\A)(Human|Assistant|System):")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 _LONGEST_RATER = 80  # characters, as a store keeps them
-_RATERS = ("rater", "annotator", "judge", "worker")
+RATERS = ("rater", "annotator", "judge", "worker")
 
 
 def read_prompt(fields: Fields) -> Text:
@@ -54,8 +55,9 @@ def read_prompt(fields: Fields) -> Text:
 
 def _prompt_in(fields: Fields, name: str) -> Text:
     value = fields.get(name)
-    if isinstance(value, dict) and isinstance(value.get("full_text"), str):  # WebGPT's questions
-        value = fields.part(name).get("full_text")
+    if isinstance(value, dict):
+        inner = next((key for key in _INSIDE if not is_empty(value.get(key))), None)
+        value = value if inner is None else fields.part(name).get(inner)
     return checked_prompt(name, value, fields)
 
 
@@ -76,7 +78,7 @@ def checked_prompt(name: str, value: Any, fields: Fields | None = None) -> Text:
     if fields is not None:
         for message, given in zip(messages, value, strict=True):
             part = fields.item(name, given)
-            for key in (*_KEPT, "from", "value", "text", "weight"):
+            for key in (*_KEPT, "from", "value", "text", "parts", "type", "weight"):
                 part.get(key)
             for key in [key for key in message if key not in _KEPT]:
                 del message[key]
@@ -113,7 +115,8 @@ def _compare_with_others(fields: Fields, name: str, prompt: Text) -> None:
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     for other in _RENDERED:
         value = fields.look(other)
-        if other == name or not isinstance(value, str) or not value.strip():
+        is_judges = name == "orig_instruction" and other == "instruction"  # what Prometheus asks its judge
+        if other == name or is_judges or not isinstance(value, str) or not value.strip():
             continue
         if not any(value.strip() in text for text in texts):
             raise RefusedError(
@@ -179,8 +182,10 @@ def completion(name: str, value: Any) -> str:
     return answer(name, value)[1]
 
 
-def answer(name: str, value: Any) -> tuple[list[Message], str]:
+def answer(name: str, value: Any, fields: Fields | None = None) -> tuple[list[Message], str]:
     """The text of a completion, and the messages before it where it is a whole chat.
+
+    What the answering message has beside its text, such as its reasoning, is named in the row's `fields`.
 
     Raises:
         RefusedError: It is neither text nor messages that the assistant ends.
@@ -194,6 +199,9 @@ def answer(name: str, value: Any) -> tuple[list[Message], str]:
             )
         if last.get("tool_calls") or last.get("function_call"):
             raise RefusedError(f"{name}: calls tools ('tool_calls'), which is no text to be compared")
+        if fields is not None:
+            for key in sorted(last.keys() - {"role", "content", "name"} - METADATA):
+                fields.leave(f"{name}[].{key}")
         value = last["content"]
     else:
         before = []
@@ -230,7 +238,7 @@ def read_rater(fields: Fields) -> str:
     Raises:
         RefusedError: The name cannot be kept.
     """
-    name = fields.first(*_RATERS)
+    name = fields.first(*RATERS)
     return "" if name is None else checked_rater(fields.get(name))
 
 

@@ -5,8 +5,11 @@ from typing import Any
 
 from klimb.feedback.comparison import Comparison, Rating
 from klimb.feedback.formats.choices import compared
-from klimb.feedback.formats.fields import Fields, RefusedError
+from klimb.feedback.formats.fields import METADATA, Fields, RefusedError, is_empty
 from klimb.feedback.formats.texts import (
+    PROMPTS,
+    RATERS,
+    SYSTEMS,
     answer,
     as_messages,
     completion,
@@ -14,16 +17,51 @@ from klimb.feedback.formats.texts import (
     read_prompt,
     read_rater,
     transcript,
+    with_system,
 )
 from klimb.io.show import Message, Text, quote
 
 TEXTS = ("completion", "text", "response", "answer", "output")
 SCORES = ("score", "rating", "overall_score", "reward", "helpfulness")
 LISTS = ("completions", "responses", "generations", "answers", "candidates")
-SCORE_LISTS = ("scores", "ratings", "rewards")
+SCORE_LISTS = ("scores", "ratings", "rewards", *SCORES, "all_rm_scores")
 RANK_LISTS = ("ranks", "rankings", "ranking", "rank")
+SIDES = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected"),
+    ("chosen_answer", "rejected_answer"), ("chosen_completion", "rejected_completion"),
+    ("chosen_messages", "rejected_messages"), ("preferred_output", "non_preferred_output"),
+    ("preferred_response", "non_preferred_response"), ("preferred_response", "dispreferred_response"),
+    ("preferred_response", "rejected_response"), ("accepted", "rejected"), ("better", "worse"),
+    ("better_response", "worse_response"), ("response_j", "response_k"),
+)  # fmt: skip
+"""Columns of the preferred answer and of the other."""
+REJECTED = ("rejected_response", "rejected_messages")
+"""Beside messages that end with the preferred answer, as ms-swift has them."""
+LABELS = ("label", "kto_tag")
+_GOOD = frozenset(
+    ["true", "1", "1.0", "yes", "good", "up", "thumbs_up", "like", "positive", "desirable", "chosen", "👍"]
+)
+_BAD = frozenset(
+    [
+        "false",
+        "0",
+        "0.0",
+        "no",
+        "bad",
+        "down",
+        "thumbs_down",
+        "dislike",
+        "negative",
+        "undesirable",
+        "rejected",
+        "👎",
+    ]
+)
+_ITEM_SCORES = (*SCORES, "pm_score")  # of the preference model of Stack Exchange's answers
+_ITEM_TEXTS = (*TEXTS, "content", "generation", "candidate", "body")
+_MESSAGE = frozenset({"role", "from", "type"})  # what one message has and an object with an answer has not
 _UNUSED = frozenset({"draft", "discarded", "pending"})
-_MESSAGES = ("messages", "conversations", "conversation")
+MESSAGES = ("messages", "conversations", "conversation")
 
 
 def read_preference(fields: Fields) -> list[Comparison]:
@@ -36,24 +74,61 @@ def read_preference(fields: Fields) -> list[Comparison]:
         raise RefusedError(
             f"status: {quote(status)} is not known; remove the column where it does not matter"
         )
+    names = next(pair for pair in SIDES if set(pair) <= set(fields))
     for column in ("labels", "label"):
         if fields.has(column):
             raise RefusedError(
-                f"{column}: a preference has the columns chosen and rejected, and {column!r} beside them is not known"
+                f"{column}: a preference has the columns {names[0]} and {names[1]}, and {column!r} beside them is not "
+                "known"
             )
-    chosen, rejected = fields.get("chosen"), fields.get("rejected")
+    chosen, rejected = fields.get(names[0]), fields.get(names[1])
     if is_transcript(chosen) and is_transcript(rejected):
         chosen, rejected = _ended(chosen), _ended(rejected)
-    one, other = answer("chosen", chosen), answer("rejected", rejected)
-    before = _shared(one[0], other[0])
+    won, lost = _side(fields, names[0], chosen), _side(fields, names[1], rejected)
+    before = _shared(won[0][0], lost[0][0])
     _pass_over_copy(fields, chosen, before)
     prompt = read_prompt(fields)
     if before:
         prompt = join(prompt, before)
-    elif any(isinstance(side, list | dict) for side in (chosen, rejected)):
+    elif any(_is_chat(side) for side in (chosen, rejected)):
         prompt = as_messages(prompt)
-    preferred = "tie" if status == "tie" else "left"
-    return [compared(prompt or "", one[1], other[1], preferred, read_rater(fields))]
+    if not before and _ends_with(prompt, [text for _, text in won]):
+        prompt = prompt[:-1]  # a whole chat, the chosen answer included
+    preferred, rater = "tie" if status == "tie" else "left", read_rater(fields)
+    return [compared(prompt or "", one[1], other[1], preferred, rater) for one in won for other in lost]
+
+
+def _side(fields: Fields, name: str, value: Any) -> list[tuple[list[Message], str]]:
+    """One answer, or several as texts (RewardBench 2), of which each is meant."""
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return [answer(name, text) for text in value]
+    if isinstance(value, dict) and not _MESSAGE & value.keys():
+        part = fields.part(name)
+        text = part.first(*_ITEM_TEXTS)
+        if text is not None:
+            return [answer(f"{name}.{text}", part.get(text))]
+    return [answer(name, value, fields)]
+
+
+def _ends_with(prompt: Text, texts: list[str]) -> bool:
+    last = prompt[-1] if isinstance(prompt, list) and prompt else {"role": "", "content": ""}
+    return last["role"] == "assistant" and last["content"] in texts
+
+
+def _is_chat(value: Any) -> bool:
+    one = value[0] if isinstance(value, list) and value else value
+    return isinstance(one, dict) and bool(_MESSAGE & one.keys())
+
+
+def read_rejected(fields: Fields) -> list[Comparison]:
+    """ms-swift's preferences: messages that end with the preferred answer, and beside them what was rejected."""
+    name = next(name for name in MESSAGES if name in fields)
+    before, chosen = answer(name, fields.get(name), fields)
+    column = fields.first(*REJECTED) or next(column for column in REJECTED if column in fields)
+    lost = _side(fields, column, fields.get(column))
+    prompt = with_system(_shared(before, lost[0][0]), fields)
+    rater = read_rater(fields)
+    return [compared(prompt, chosen, other, "left", rater) for _, other in lost]
 
 
 def _ended(text: str) -> list[Message]:
@@ -78,9 +153,12 @@ def _shared(one: list[Message], other: list[Message]) -> list[Message]:
 
 def _pass_over_copy(fields: Fields, chosen: Any, before: list[Message]) -> None:
     """Messages that repeat the chosen chat, as in ultrafeedback_binarized, say nothing more."""
-    for name in _MESSAGES:
+    for name in MESSAGES:
         value = fields.look(name)
-        if isinstance(value, list) and before and value == chosen:
+        if not isinstance(value, list) or not value:
+            continue
+        ends_so = isinstance(chosen, str) and isinstance(value[-1], dict) and chosen in value[-1].values()
+        if (before and value == chosen) or (ends_so and fields.has("prompt")):
             fields.drop(name)
 
 
@@ -120,12 +198,12 @@ def _same(message: Message, asked: list[Message]) -> bool:
 
 def read_unpaired(fields: Fields) -> list[Rating]:
     """TRL's unpaired preferences: a completion and whether it is a good one, as a rating of 1 or 0."""
-    label = fields.get("label")
-    values = {True: 1.0, False: 0.0, "true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
-    key = label.strip().lower() if isinstance(label, str) else label
-    if not isinstance(key, bool | int | float | str) or key not in values:
-        raise RefusedError(f"label: expected true or false, got {quote(label)}")
-    return [_rated(fields, values[key])]
+    name = fields.first(*LABELS) or next(name for name in LABELS if name in fields)
+    label = fields.get(name)
+    word = str(label).strip().lower() if isinstance(label, bool | int | float | str) else ""
+    if word not in _GOOD | _BAD:
+        raise RefusedError(f"{name}: expected true or false, got {quote(label)}")
+    return [_rated(fields, float(word in _GOOD))]
 
 
 def read_rating(fields: Fields) -> list[Rating]:
@@ -137,8 +215,11 @@ def read_rating(fields: Fields) -> list[Rating]:
 
 
 def _rated(fields: Fields, score: float) -> Rating:
-    name = fields.first(*TEXTS) or next(name for name in TEXTS if name in fields)
-    before, text = answer(name, fields.get(name))
+    names = (*TEXTS, *MESSAGES)
+    name = fields.first(*names) or next(name for name in names if name in fields)
+    before, text = answer(name, fields.get(name), fields)
+    if name in MESSAGES and not fields.has("prompt"):
+        return Rating(with_system(before, fields), text, score, read_rater(fields))
     prompt = read_prompt(fields)
     return Rating(join(prompt, before) if before else prompt, text, score, read_rater(fields))
 
@@ -172,6 +253,8 @@ def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
                 f"{column}: marks steps of one answer (TRL's stepwise supervision) rather than answers that are "
                 "compared; klimb learns from whole answers"
             )
+    if is_order_alone(fields):
+        _require_no_verdict(fields, name)
     found = [listed(fields, name, value) for value in values]
     texts = [text for text, _, _ in found]
     scores = _numbers(fields, SCORE_LISTS, [score for _, score, _ in found])
@@ -201,12 +284,48 @@ def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
 def is_order_alone(fields: Fields) -> bool:
     """Whether nothing but the order of the completions of a row says which is better."""
     values = fields.look(LISTS[0])
-    has_numbers = fields.first(*SCORE_LISTS, *RANK_LISTS) is not None
+    has_numbers = any(isinstance(fields.look(name), list) for name in (*SCORE_LISTS, *RANK_LISTS))
     return isinstance(values, list) and not has_numbers and not any(_has_number(value) for value in values)
 
 
 def _has_number(value: Any) -> bool:
-    return isinstance(value, dict) and any(value.get(name) is not None for name in (*SCORES, "rank"))
+    return isinstance(value, dict) and any(value.get(name) is not None for name in (*_ITEM_SCORES, "rank"))
+
+
+def _require_no_verdict(fields: Fields, name: str) -> None:
+    """Refuse to take an order for a ranking where something else of the row may say which is better.
+
+    Numbers and lists may; a text does where it is one of the completions.
+    """
+    values = fields.look(name)
+    known = {name, *LISTS, *PROMPTS, *SYSTEMS, *RATERS}
+    others = {other: fields.look(other) for other in fields if other not in known and not _is_about(other)}
+    for value in values:
+        if isinstance(value, dict) and not _MESSAGE & value.keys():
+            inner = {
+                key: item for key, item in value.items() if key not in _ITEM_TEXTS and not _is_about(key)
+            }
+            others |= {f"{name}[].{key}": item for key, item in inner.items()}
+    for other, said in others.items():
+        if is_empty(said) or (isinstance(said, str) and said not in values and not _is_written_number(said)):
+            continue
+        raise RefusedError(
+            f"{other}: may say which of {name} is better, {quote(said)}, and their order would: put scores or ranks "
+            "into a column of that name, or remove it where the order counts, best first; where nobody has judged, "
+            "add --unjudged"
+        )
+
+
+def _is_about(name: Any) -> bool:
+    return str(name).lower() in METADATA
+
+
+def _is_written_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def listed(fields: Fields, name: str, value: Any) -> tuple[str, float | None, float | None]:
@@ -218,10 +337,10 @@ def listed(fields: Fields, name: str, value: Any) -> tuple[str, float | None, fl
     if not isinstance(value, dict) or "role" in value or "from" in value:
         return completion(name, value), None, None
     part = fields.item(name, value)
-    text = part.first(*TEXTS, "content", "generation", "candidate")
+    text = part.first(*_ITEM_TEXTS)
     if text is None:
         raise RefusedError(f"{name}: expected texts, or objects with an answer, got {quote(value)}")
-    score, rank = part.first(*SCORES), part.first("rank")
+    score, rank = part.first(*_ITEM_SCORES), part.first("rank")
     return (
         completion(name, part.get(text)),
         None if score is None else number(score, part.get(score)),
@@ -229,9 +348,14 @@ def listed(fields: Fields, name: str, value: Any) -> tuple[str, float | None, fl
     )
 
 
+def _is_of_row(fields: Fields, name: str) -> bool:
+    """Whether a number stands for a row as a whole, such as its reward, and not for each completion."""
+    return name in SCORES and not isinstance(fields.look(name), list)
+
+
 def _numbers(fields: Fields, names: tuple[str, ...], own: list[float | None]) -> list[Any] | None:
     """The numbers of a column beside the list, one for each completion, or those that stand in it."""
-    name = fields.first(*names)
+    name = next((name for name in names if fields.has(name) and not _is_of_row(fields, name)), None)
     if name is None:
         return own if any(one is not None for one in own) else None
     values = fields.get(name)

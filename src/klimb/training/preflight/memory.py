@@ -296,7 +296,7 @@ def outline(options: ModelOptions) -> ModelSize | None:
 def _size(model: Any, rank: int | None = None) -> ModelSize:
     """Count, taking a model for one with an adapter of this rank where it has none yet."""
     shape = model.config.get_text_config()
-    num_heads = shape.num_attention_heads
+    num_heads = getattr(shape, "num_attention_heads", None) or 1  # a state-space model has none
     head = getattr(shape, "head_dim", None) or shape.hidden_size // num_heads
     parameters = list(model.parameters())
     num_weights = sum(p.numel() for p in parameters)
