@@ -148,6 +148,10 @@ class SamplingOptions(DecodingOptions):
     """Completions that go through the model at once. Default: all. Fewer take less memory; results change only by
     rounding."""
 
+    num_slices: int | None = None
+    """Parts of whole prompts that a step is cut into, which ranks share. A run of S slices gives the same bits on S
+    ranks and on one, and on S/2, S/4, … that divide it. Default: the number of ranks at the start."""
+
     seed: int = 0
     """Determines every random number of the run."""
 
