@@ -15,7 +15,9 @@ def reads(monkeypatch, tmp_path):
     """Files that were read; all are large, and the cache is empty."""
     monkeypatch.setenv("KLIMB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(digest, "_LARGE", 0)
-    monkeypatch.setattr(digest, "_SETTLED", -3_600_000_000_000)  # clocks of processes and of file systems differ
+    monkeypatch.setattr(
+        digest, "_SETTLED", -3_600_000_000_000
+    )  # clocks of processes and of file systems differ
     reads = []
     whole = digest.sha256
 

@@ -22,6 +22,7 @@ from klimb.config.sections import (
     PeopleOptions,
     PreflightOptions,
     PublishOptions,
+    RankOptions,
     RewardOptions,
     SamplingOptions,
 )
@@ -32,6 +33,7 @@ from klimb.io.progress import warn
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(  # dataclasses take fields from the last base to the first
     PublishOptions,
+    RankOptions,
     PreflightOptions,
     GuardOptions,
     CheckpointOptions,
@@ -222,6 +224,7 @@ _ABOVE_ZERO = (
     "max_duplicate_share",
     "max_grad_spike",
     "reward_timeout",
+    "rank_timeout",
 )
 _AT_LEAST_ONE = (
     "eval_completions_per_prompt",

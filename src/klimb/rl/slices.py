@@ -58,7 +58,9 @@ def draw_in_slices(
     timer.lap("waiting")
     group = len(whole.completions) // len(rows)
     slices = [
-        Slice(each.completions, torch.arange(places[0] * group, (places[-1] + 1) * group, device=timer.device))
+        Slice(
+            each.completions, torch.arange(places[0] * group, (places[-1] + 1) * group, device=timer.device)
+        )
         for each, places in zip(drawn, own, strict=True)
     ]
     seconds = {name: sum(each.seconds[name] for each in drawn) for name in drawn[0].seconds} | timer.seconds

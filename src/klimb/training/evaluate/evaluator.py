@@ -15,7 +15,7 @@ from klimb.reward.reward import WeightedSum
 from klimb.rl.rollout import Rollout, rollout, trainer_state
 from klimb.rl.sampler import Sampler
 from klimb.training.evaluate.estimates import mean
-from klimb.world import ALONE, World, cut
+from klimb.world import ALONE, World
 
 EVALUATED_AT_ONCE = 64
 """Completions that an evaluation draws and scores at once."""
@@ -76,7 +76,9 @@ class Evaluator:
         evaluation: list[dict[str, Any]] = []
         tolerance = Tolerance(self.config.max_failed, group * num_rows)
         progress = Progress("judging", group * num_rows, "completions", self.say)
-        for first in range(0, len(starts), self.world.size):  # each rank evaluates some prompts at the same time
+        for first in range(
+            0, len(starts), self.world.size
+        ):  # each rank evaluates some prompts at the same time
             own = starts[first : first + self.world.size][self.world.rank : self.world.rank + 1]
             parts = [self._evaluate_some(start, at_once, when, step) for start in own]
             for part in self.world.gather("evaluation", parts):
