@@ -311,9 +311,10 @@ def _add_gradients(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[st
     both = [name for name in left if name in right]
     if both:
         torch._foreach_add_([left[name] for name in both], [right[name] for name in both])  # pyright: ignore[reportPrivateImportUsage]
-    for name in left.keys() ^ right.keys():
-        left.setdefault(name, right.get(name)).add_(0.0)  # −0 + 0 is 0, as where another rank adds zeros
-    return left
+    of_one = {name: gradient for name, gradient in {**left, **right}.items() if name not in both}
+    for gradient in of_one.values():
+        gradient.add_(0.0)  # −0 + 0 is 0, as where another rank adds zeros
+    return left | of_one
 
 
 def _keys_by_name(

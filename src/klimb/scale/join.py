@@ -11,7 +11,7 @@ from klimb.errors import RankError
 from klimb.world import ALONE, World
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _groups_so_far = 0
@@ -72,7 +72,7 @@ def _store(rank: int, size: int, timeout: float) -> "Store":
     Keys have a prefix of their own for each attempt: torchrun keeps its store when it restarts ranks, and they would
     read the addresses of those that ended.
     """
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

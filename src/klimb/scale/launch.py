@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -75,17 +75,21 @@ def launch(arguments: Sequence[str], num_ranks: int, max_restarts: int) -> int:
             with _passing_signals(folder):
                 elastic_launch(config, sys.executable)("-m", "klimb", *arguments)
         except ChildFailedError as error:
-            code = max((failure.exitcode for failure in error.failures.values()), key=abs)
-            lost = {
-                rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0
-            }
-            for rank, number in sorted(lost.items()):
-                if not (folder / "stop").exists():
-                    warn(f"rank {rank} was ended by {signal.Signals(-number).name}")
-            return _read(folder / "exit") or (128 - code if code < 0 else code)
+            return _read(folder / "exit") or _code_of_lost(
+                {rank: failure.exitcode for rank, failure in error.failures.items()}
+            )
         finally:
             del os.environ[_FOLDER]
         return _read(folder / "exit") or 0
+
+
+def _code_of_lost(codes: Mapping[int, int]) -> int:
+    """Say which ranks were ended by which signal, and return the exit code; the others are ended by SIGTERM then."""
+    lost = {rank: code for rank, code in sorted(codes.items()) if code < 0 and code != -signal.SIGTERM}
+    for rank, code in lost.items():
+        warn(f"rank {rank} was ended by {signal.Signals(-code).name}")
+    code = next(iter(lost.values() or codes.values()))
+    return 128 - code if code < 0 else code
 
 
 def threads_of_rank(num_ranks: int) -> int:

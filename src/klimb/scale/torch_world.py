@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 import klimb.errors
 from klimb.errors import KlimbError, RankError
@@ -36,9 +37,7 @@ class TorchWorld:
         has_gpus: Whether each rank has a GPU of its own, over which sums are made.
     """
 
-    def __init__(
-        self, rank: int, size: int, store: dist.Store, timeout: float, *, has_gpus: bool = False
-    ) -> None:
+    def __init__(self, rank: int, size: int, store: Store, timeout: float, *, has_gpus: bool = False) -> None:
         self.rank, self.size = rank, size
         self._store, self._timeout, self._has_gpus = store, timeout, has_gpus
         self._num_calls = 0
@@ -96,7 +95,7 @@ class TorchWorld:
             received = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(received, padded)
         messages = [
-            unpack(bytes(memoryview(data.numpy())[: int(length)]))
+            unpack(data[: int(length)].numpy().tobytes())
             for data, length in zip(received, lengths, strict=True)
         ]
         for rank, sent in enumerate(messages):
@@ -165,7 +164,7 @@ class TorchWorld:
 
 @contextlib.contextmanager
 def world_of_group(
-    rank: int, size: int, store: dist.Store, *, timeout: float, has_gpus: bool
+    rank: int, size: int, store: Store, *, timeout: float, has_gpus: bool
 ) -> Iterator[TorchWorld]:
     """Make the group of these ranks, and leave it at the end.
 
