@@ -87,7 +87,7 @@ def _main(argv: Sequence[str] | None) -> int:
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
         try:
-            return _run(verb, arguments)
+            return _run_or_launch(verb, arguments)
         except ModuleNotFoundError as error:
             extra = "feedback" if (error.name or "").split(".")[0] in _OF_FEEDBACK else "train"
             raise MissingExtraError(
@@ -122,16 +122,22 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
 
 
+def _run_or_launch(verb: Any, arguments: Sequence[str]) -> int:
+    """Run one verb in this process, or as several ranks where it asks for them."""
+    if isinstance(verb, Train) and verb.ranks > 1 and not is_rank():
+        return _launch(verb, arguments)
+    return _run(verb)
+
+
 def _run(
     verb: Train | Check | Update | Report | Demo | RewardVerbs | Label | Compare | FeedbackVerbs,
-    arguments: Sequence[str],
 ) -> int:
     """Run one verb, and return the exit code."""
     match verb:
         case RewardVerbs(verb=chosen):
             return _run_reward(chosen)
         case Train():
-            return _train(verb, arguments)
+            _train(verb)
         case Check():
             TrainConfig(**vars(verb))  # before PyTorch is loaded: a wrong option is answered at once
             from klimb import api
@@ -176,9 +182,7 @@ def _launch(verb: Train, arguments: Sequence[str]) -> int:
     return launch(arguments, verb.ranks, verb.max_restarts)
 
 
-def _train(verb: Train, arguments: Sequence[str]) -> int:
-    if verb.ranks > 1 and not is_rank():
-        return _launch(verb, arguments)
+def _train(verb: Train) -> None:
     options = dict(vars(verb))
     require_ranks(options.pop("ranks"), options.pop("max_restarts"))
     run, accept, from_step = options.pop("resume"), options.pop("accept"), options.pop("from_step")
@@ -194,7 +198,6 @@ def _train(verb: Train, arguments: Sequence[str]) -> int:
         api.train(**options)
     else:
         api.Run(options.pop("out")).resume(accept=accept, from_step=from_step, **options)
-    return 0
 
 
 def _run_reward(verb: RewardTrain | RewardScore) -> int:
