@@ -19,6 +19,7 @@ from klimb.io.progress import Say, tell
 from klimb.pairwise.results import ComparisonResult
 from klimb.policy.policy import Policy
 from klimb.reward.load import NO_FUNCTIONS, OBJECT, Functions
+from klimb.scale.join import joined
 from klimb.training.inputs import inputs_in, name_rewards, write_model, write_prompts
 from klimb.training.observer import Observer
 from klimb.training.preflight.preflight import Preflight
@@ -295,7 +296,8 @@ def _run(config: TrainConfig, functions: Functions, observer: Observer | None, *
     if observer is None and is_in_notebook():
         observer = NotebookDisplay()
     try:
-        run_train(config, observer, functions=functions, **how)
+        with joined(config.rank_timeout) as world:
+            run_train(config, observer, functions=functions, world=world, **how)
     except RunInterrupted as interruption:
         if functions:
             interruption.add_note(f"or in Python: klimb.Run({str(config.out)!r}).resume(reward=…)")

@@ -58,6 +58,10 @@ class RunFolderError(KlimbError, OSError):
     """A run folder exists already, is missing, or lacks a part."""
 
 
+class RankError(KlimbError, RuntimeError):
+    """A process of a run on several was lost, does not fit the others, or cannot find them."""
+
+
 class MissingExtraError(KlimbError, ImportError):
     """A feature needs packages of an extra that is not installed."""
 

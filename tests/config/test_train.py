@@ -102,6 +102,8 @@ def test_the_options_and_their_defaults_are_these():
         "system_prompt": None,
         "precision": "float32",
         "micro_batch_size": None,
+        "num_slices": None,
+        "rank_timeout": 1800.0,
         "objective": "reinforce",
         "baseline": "leave_one_out",
         "beta": 0.05,

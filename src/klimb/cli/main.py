@@ -1,5 +1,6 @@
 """One command, few verbs; what they do is imported when they run, so that `klimb --help` answers at once."""
 
+import itertools
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,20 +33,38 @@ from klimb.config.names import meant_by, present_value
 from klimb.config.pairwise import CompareConfig, LabelConfig
 from klimb.config.reward import RewardConfig
 from klimb.config.train import TrainConfig, present_name, read_options, read_run_options
-from klimb.errors import ConfigError, KlimbError, MissingExtraError
+from klimb.errors import ConfigError, KlimbError, MissingExtraError, RankError
 from klimb.io.progress import tell
 from klimb.io.show import safe
+from klimb.scale.launch import (
+    enter_rank,
+    is_rank,
+    is_restarted,
+    is_speaker,
+    launch,
+    leave_rank,
+    require_ranks,
+)
 from klimb.version import __version__
+from klimb.world import require_admissible
 
 _ARGUMENTS_OR_DATA = 2  # exit code of bad input, as of a bad command line
 _NOT_BETTER_THAN_CHANCE = 3
 _INTERRUPTED = 130
+_OF_TRAIN_ALONE = ("resume", "accept", "from_step", "ranks", "max_restarts")
 _OF_FEEDBACK = frozenset(
     ("alembic", "fastapi", "markdown_it", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; that of one of several ranks is as its launcher expects it."""
+    code = _main(argv)
+    join = sys.modules.get("klimb.scale.join")  # loaded by a run
+    return leave_rank(code, ranks_agree=join is not None and join.ranks_agree)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     """Run the command line and return its exit code.
 
     0; 2 for bad input; 3 for a reward that was learned and does not beat chance; 130 or 143 when interrupted.
@@ -58,16 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_debugging = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        enter_rank()
         verb: Any = tyro.cli(
             Verb,  # pyright: ignore[reportArgumentType]  tyro takes unions of annotated types
             prog="klimb",
             description="Fine-tune model weights from human feedback with a KL-penalised policy gradient. "
             "--debug, anywhere, shows the traceback of an error; --version prints klimb's version.",
-            args=_with_run_options(_with_file_options(_with_present_names(arguments))),
+            args=_with_run_options(_with_restart(_with_file_options(_with_present_names(arguments)))),
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
         try:
-            return _run(verb)
+            return _run_or_launch(verb, arguments)
         except ModuleNotFoundError as error:
             extra = "feedback" if (error.name or "").split(".")[0] in _OF_FEEDBACK else "train"
             raise MissingExtraError(
@@ -76,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KlimbError as error:
         if is_debugging:
             raise
-        print(safe("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])])), file=sys.stderr)  # noqa: T201
+        message = safe("\n".join([f"klimb: {error}", *getattr(error, "__notes__", [])]))
+        _print_error(message, of_any_rank=isinstance(error, RankError))
         return _ARGUMENTS_OR_DATA
     except OSError as error:  # a full disk, a folder that may not be written
         if is_debugging:
@@ -86,13 +107,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         if is_debugging:
             raise
-        print(f"\nklimb: {str(interruption) or 'interrupted; what was written stays'}", file=sys.stderr)  # noqa: T201
+        _print_error(f"\nklimb: {str(interruption) or 'interrupted; what was written stays'}")
         return getattr(interruption, "exit_code", _INTERRUPTED)
+
+
+def _print_error(message: str, *, of_any_rank: bool = False) -> None:
+    """Print what ended the command; of several ranks, what ended all is printed by the first."""
+    if of_any_rank or is_speaker():
+        print(message, file=sys.stderr)  # noqa: T201
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show an error that was not handled without secrets, and without what would steer the terminal."""
     sys.stderr.write(safe("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _run_or_launch(verb: Any, arguments: Sequence[str]) -> int:
+    """Run one verb in this process, or as several ranks where it asks for them."""
+    if isinstance(verb, Train) and verb.ranks > 1 and not is_rank():
+        return _launch(verb, arguments)
+    return _run(verb)
 
 
 def _run(
@@ -139,8 +173,18 @@ def _run(
     return 0
 
 
+def _launch(verb: Train, arguments: Sequence[str]) -> int:
+    """Start the ranks of a run, the options of which can be."""
+    require_ranks(verb.ranks, verb.max_restarts)
+    options = {name: value for name, value in vars(verb).items() if name not in _OF_TRAIN_ALONE}
+    config = TrainConfig(**options)
+    require_admissible(verb.ranks, config.num_slices or verb.ranks, config.prompts_per_step)
+    return launch(arguments, verb.ranks, verb.max_restarts)
+
+
 def _train(verb: Train) -> None:
     options = dict(vars(verb))
+    require_ranks(options.pop("ranks"), options.pop("max_restarts"))
     run, accept, from_step = options.pop("resume"), options.pop("accept"), options.pop("from_step")
     for name, value in (("accept", accept or None), ("from_step", from_step)):
         if run is None and value is not None:
@@ -251,6 +295,19 @@ def _with_file_options(arguments: list[str]) -> list[str]:
         raise ConfigError("--config: expected a TOML file after it")
     file, rest = Path(split[place + 1]), split[1:place] + split[place + 2 :]
     return [arguments[0], *_not_given(read_options(file), rest), *rest]
+
+
+def _with_restart(arguments: list[str]) -> list[str]:
+    """Let ranks that are started again, after one was lost, resume the run that they had begun."""
+    split = _split(arguments, "--out")
+    if not is_restarted() or arguments[:1] != ["train"] or "--resume" in _split(arguments, "--resume"):
+        return arguments
+    out = dict(itertools.pairwise(split)).get("--out")
+    return (
+        arguments
+        if out is None or not (Path(out) / "config.json").is_file()
+        else [*arguments, "--resume", out]
+    )
 
 
 def _with_run_options(arguments: list[str]) -> list[str]:

@@ -30,6 +30,12 @@ class Train(TrainConfig):
     accept: tuple[str, ...] = ()
     """Names of inputs (prompts, model, or a reward) that may have changed since the run to resume began."""
 
+    ranks: int = 1
+    """Processes of this machine that share the run; each has a share of the processor's threads, or a GPU."""
+
+    max_restarts: int = 0
+    """With --ranks: how often all ranks are started again, from the newest checkpoint, after one was lost."""
+
     def __post_init__(self) -> None:
         """Leave the checks to the TrainConfig that is made from this: tyro would reword what they say."""
 

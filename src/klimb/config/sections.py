@@ -284,6 +284,19 @@ class PreflightOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """How a run is shared by several processes, its ranks; docs/scale.md."""
+
+    num_slices: int | None = None
+    """Parts of whole prompts that a step is cut into and that ranks share. S slices give the same bits on S, S/2, S/4,
+    … and 1 ranks, also if a run is resumed on another number of them. Default: the number of ranks at the start."""
+
+    rank_timeout: float = 1800.0
+    """Seconds that a rank waits for the others before the run stops with an error that names the late rank. A step's
+    rewards must not differ by more between ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PublishOptions:
     """Experiment trackers, and where the finished model is uploaded."""
 
@@ -311,6 +324,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointOptions,
     "guard": GuardOptions,
     "preflight": PreflightOptions,
+    "ranks": RankOptions,
     "publish": PublishOptions,
 }
 """Each section by its name, as tables of a TOML file are headed."""

@@ -22,6 +22,7 @@ from klimb.config.sections import (
     PeopleOptions,
     PreflightOptions,
     PublishOptions,
+    RankOptions,
     RewardOptions,
     SamplingOptions,
 )
@@ -32,6 +33,7 @@ from klimb.io.progress import warn
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(  # dataclasses take fields from the last base to the first
     PublishOptions,
+    RankOptions,
     PreflightOptions,
     GuardOptions,
     CheckpointOptions,
@@ -101,6 +103,15 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
     def _check_combinations(self) -> None:
         self.check_decoding(self.max_new_tokens)
         self.check_objective(self.prompts_per_step, self.completions_per_prompt)
+        if self.num_slices is not None and self.prompts_per_step % self.num_slices:
+            raise ConfigError(
+                f"num_slices: each has as many whole prompts, so expected a divisor of prompts_per_step "
+                f"{self.prompts_per_step}, got {self.num_slices}"
+            )
+        if self.asks_people and (self.num_slices or 1) > 1:
+            raise ConfigError(
+                "num_slices: people see the completions of a whole step on one page; leave it out, and use one rank"
+            )
         if self.lora_rank is not None and self.num_trainable_layers is not None:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:
@@ -213,6 +224,7 @@ _ABOVE_ZERO = (
     "max_duplicate_share",
     "max_grad_spike",
     "reward_timeout",
+    "rank_timeout",
 )
 _AT_LEAST_ONE = (
     "eval_completions_per_prompt",
@@ -224,6 +236,7 @@ _AT_LEAST_ONE = (
     "completions_per_prompt",
     "max_new_tokens",
     "micro_batch_size",
+    "num_slices",
     "num_steps",
     "checkpoint_every",
     "keep_checkpoints",

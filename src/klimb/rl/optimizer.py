@@ -16,8 +16,10 @@ from klimb.model.matmul import is_on_cpu
 from klimb.model.precision import widened
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
+from klimb.rl.rollout import Slice
 from klimb.rl.schedule import learning_rate
 from klimb.rl.surrogates import Surrogate
+from klimb.world import ALONE, TreeSum, World
 
 USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
 """Most by which sampling and training may differ on average, in nats a token; on SmolLM2 6e-6 and 0.05 are seen."""
@@ -77,12 +79,14 @@ class PolicyOptimizer:
 
     Attributes:
         rate_scale: What the scheduled learning rate is multiplied by.
+        world: The ranks that gradients are added over.
     """
 
-    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+    def __init__(self, policy: Policy, config: TrainConfig, world: World = ALONE) -> None:
         self._policy = policy
         self._config = config
         self.rate_scale = 1.0
+        self.world = world
         self._updates_per_step = config.algorithm.num_updates
         self._max_grad_norm = config.max_grad_norm
         self._max_gap = config.max_logprob_mismatch or USUAL_GAPS[config.precision]
@@ -109,16 +113,23 @@ class PolicyOptimizer:
             )
 
     def step(
-        self, surrogate: Surrogate, completions: Completions, *, is_on_policy: bool = True
+        self,
+        surrogate: Surrogate,
+        completions: Completions,
+        *,
+        slices: Sequence[Slice | None] | None = None,
+        is_on_policy: bool = True,
     ) -> UpdateStats:
         """Make one update, up the surrogate of some completions.
 
-        The gradient is summed over micro-batches, each already divided by the whole update's
+        The gradient is summed over micro-batches, slices and ranks, each already divided by the whole update's
         denominators, so it does not depend on how the completions are split.
 
         Args:
             surrogate: What is raised.
-            completions: What it is raised on.
+            completions: What it is raised on, of all ranks.
+            slices: This rank's slices of them, None for one of which none is in this update; where it is None itself,
+                all are one slice.
             is_on_policy: Whether the weights are those that drew the completions, so that sampling and this pass must
                 agree.
 
@@ -128,20 +139,18 @@ class PolicyOptimizer:
         """
         policy = self._policy
         gaps: list[Tensor] = []  # sum and largest of each pass, asked for when all are under way
-        micro_batches = completions.micro_batches(policy.micro_batch_size)
-        for rows in micro_batches:
-            part = completions.rows(rows)
-            token_log_probs = policy.log_probs(part)
-            surrogate(token_log_probs, rows).backward()
-            if len(micro_batches) > 1:
-                policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
-            gap = (token_log_probs.detach() - part.token_log_probs).abs()
-            gaps.append(torch.stack([gap.sum(), gap.max()]))
-
-        sums, largest = zip(*torch.stack(gaps).tolist(), strict=True)
+        own = slices or [Slice(completions, torch.arange(len(completions), device=completions.ids.device))]
+        is_sliced = len(own) > 1 or self.world.size > 1
+        total = TreeSum(_add_gradients)
+        for each in own:
+            gaps += [] if each is None else self._differentiate(surrogate, each)
+            gradients = dict(policy.take_gradients())
+            total.add(self._in_full_width(gradients) if is_sliced else gradients)
+        found_gaps = torch.stack(gaps).tolist() if gaps else []
+        gradients, found_gaps = self._add_over_ranks(total.total(), found_gaps)
+        sums, largest = zip(*found_gaps, strict=True)
         gap_max = max(0.0, *largest)
         gap_mean = sum(sums) / float(completions.lengths.sum())
-        gradients = policy.take_gradients()
         if is_on_policy:
             self._check_gap(gap_mean)
         grad_norm = _norm([gradient for _, gradient in gradients])
@@ -196,6 +205,42 @@ class PolicyOptimizer:
                 pieces = averages[what].view(-1).split([moments[key].numel() for key in found[what]])
                 for piece, key in zip(pieces, found[what], strict=True):
                     piece.copy_(moments[key].view(-1))
+
+    def _differentiate(self, surrogate: Surrogate, part: Slice) -> list[Tensor]:
+        """Add the gradient of a slice to the policy's, and return the sum and the largest of each pass's gaps, (2,)."""
+        policy, gaps = self._policy, list[Tensor]()
+        micro_batches = part.completions.micro_batches(policy.micro_batch_size)
+        for rows in micro_batches:
+            completions = part.completions.rows(rows)
+            token_log_probs = policy.log_probs(completions)
+            surrogate(token_log_probs, part.rows[rows]).backward()
+            if len(micro_batches) > 1:
+                policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
+            gap = (token_log_probs.detach() - completions.token_log_probs).abs()
+            gaps.append(torch.stack([gap.sum(), gap.max()]))
+        return gaps
+
+    def _in_full_width(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Widen gradients to the dtype of their weights, in which slices are added."""
+        if not gradients:
+            return gradients
+        dtype = next(iter(self._weights.values())).dtype
+        return dict(zip(gradients, widened(list(gradients.values()), dtype), strict=True))
+
+    def _add_over_ranks(
+        self, gradients: dict[str, Tensor], gaps: list[list[float]]
+    ) -> tuple[list[tuple[str, Tensor]], list[list[float]]]:
+        """Add this rank's gradients to those of the others, and return them, in the order of weights, with all gaps."""
+        missing = [number for number, name in enumerate(self._weights) if name not in gradients]
+        found = self.world.gather("gradients", [{"missing": missing, "gaps": gaps}])
+        in_none = set.intersection(*(set(part["missing"]) for part in found))
+        names = [name for number, name in enumerate(self._weights) if number not in in_none]
+        summed = [
+            gradients[name] if name in gradients else torch.zeros_like(self._weights[name]) for name in names
+        ]
+        gradients.clear()
+        self.world.sum("gradients", summed)
+        return list(zip(names, summed, strict=True)), [gap for part in found for gap in part["gaps"]]
 
     def _require_state(self, name: str, keys: Mapping[str, list[str]], moments: Mapping[str, Tensor]) -> None:
         """Raise unless a weight's state has all parts that the optimiser keeps, in the weight's shape."""
@@ -258,6 +303,18 @@ class PolicyOptimizer:
                 "The gradient would be that of another policy than was sampled: use --precision float32, or raise "
                 "--max-logprob-mismatch if the gap has been creeping up in metrics.jsonl and you accept it"
             )
+
+
+@torch.no_grad()
+def _add_gradients(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the gradients of two branches by name, into the memory of either; where one has none, it is 0."""
+    both = [name for name in left if name in right]
+    if both:
+        torch._foreach_add_([left[name] for name in both], [right[name] for name in both])  # pyright: ignore[reportPrivateImportUsage]
+    of_one = {name: gradient for name, gradient in {**left, **right}.items() if name not in both}
+    for gradient in of_one.values():
+        gradient.add_(0.0)  # −0 + 0 is 0, as where another rank adds zeros
+    return left | of_one
 
 
 def _keys_by_name(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from klimb.config.train import TrainConfig
@@ -29,6 +29,19 @@ _GREEDY = (
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Completions of a slice of a step's prompts, as this rank drew them.
+
+    Attributes:
+        completions: The n completions, with the states of the trunk.
+        rows: Which of the whole batch's completions they are, (n,).
+    """
+
+    completions: Completions
+    rows: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Completions with their rewards and their KL.
 
@@ -42,6 +55,7 @@ class Rollout:
         ref_log_probs: log π_ref of their tokens, (N, T), in nats; None where the policy has no reference.
         greedy_rewards: Rewards of the prompts' greedy completions, (B,), None where one failed; None if not drawn.
         openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
+        slices: Those that this rank drew, where the batch is cut into slices; None where it is whole.
     """
 
     rows: list[PromptRow]
@@ -53,6 +67,7 @@ class Rollout:
     openings: list[str] | None = None
     ref_log_probs: Float[Tensor, "N T"] | None = None
     greedy_rewards: list[float | None] | None = None
+    slices: list[Slice] | None = None
 
     @property
     def valid(self) -> list[int]:
@@ -64,14 +79,14 @@ class Stopwatch:
     """Seconds from lap to lap, by name; work queued on the device counts where it was queued."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under a name."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now

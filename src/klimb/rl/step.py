@@ -19,6 +19,7 @@ from klimb.rl.advantages import find_advantages, find_counted, find_token_advant
 from klimb.rl.optimizer import PolicyOptimizer, UpdateStats, join_stats
 from klimb.rl.rollout import Rollout, Stopwatch, rollout, trainer_state
 from klimb.rl.sampler import Sampler
+from klimb.rl.slices import cut_slices, draw_in_slices
 from klimb.rl.surrogates import SumOfTokens, WeightStats, cut_to_rows, make_surrogate
 
 
@@ -48,17 +49,21 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
         num_prompts: How many prompts the run has; those of this step where None.
         sampler: What draws the completions; the policy itself where None.
     """
-    drawn = rollout(
-        policy,
-        reward,
-        rows,
-        completions_per_prompt=config.completions_per_prompt,
-        max_new_tokens=config.max_new_tokens,
-        key=key,
-        state=trainer_state(config, num_prompts or len(rows), key.step),
-        sampler=sampler,
-        with_greedy=config.algorithm.baseline == "greedy",
-    )
+
+    def draw(rows: list[PromptRow], key: SampleKey) -> Rollout:
+        return rollout(
+            policy,
+            reward,
+            rows,
+            completions_per_prompt=config.completions_per_prompt,
+            max_new_tokens=config.max_new_tokens,
+            key=key,
+            state=trainer_state(config, num_prompts or len(rows), key.step),
+            sampler=sampler,
+            with_greedy=config.algorithm.baseline == "greedy",
+        )
+
+    drawn = draw_in_slices(draw, rows, key, config.num_slices or 1, optimizer.world)
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
     timer = Stopwatch(policy.model.device)
     stats = _update(optimizer, drawn, key, config)
@@ -104,9 +109,11 @@ def _one_update(
         advantages = cut_to_rows(completions, advantages, rows)
         reference = None if reference is None else cut_to_rows(completions, reference, rows)
     surrogate = make_surrogate(config, completions, advantages, reference)
+    slices = rollout.slices and cut_slices(rollout.slices, rows, len(rollout.completions))
+    stats = optimizer.step(surrogate, completions, slices=slices, is_on_policy=is_first)
     if isinstance(surrogate, SumOfTokens):
-        surrogate.stats = weights
-    return optimizer.step(surrogate, completions, is_on_policy=is_first)
+        weights.parts += optimizer.world.gather("score weights", surrogate.stats.parts)
+    return stats
 
 
 def minibatches(rollout: Rollout, count: int, key: SampleKey, epoch: int) -> list[Int[Tensor, " n"]]:

@@ -23,15 +23,14 @@ Surrogate = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class WeightStats:
-    """What score weights show of themselves, summed over the tokens of updates.
+    """What score weights show of themselves, over the tokens of updates.
 
     Attributes:
-        sums: Sums by name; `masked` ones count tokens.
-        ratio_max: The largest ratio.
+        parts: Of each micro-batch, in order, sums over its tokens by name, `masked` ones count tokens, and the largest
+            ratio as `ratio_max`.
     """
 
-    sums: dict[str, float] = field(default_factory=dict)
-    ratio_max: float = 0.0
+    parts: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, found: ScoreWeights) -> None:
         """Add those of a micro-batch."""
@@ -47,26 +46,29 @@ class WeightStats:
             "weight_squared": size * size,
             **{f"masked_{name}": mask for name, mask in found.masked.items()},
         }
-        for name, values in counts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(values.sum(dtype=torch.float64))
-        self.ratio_max = max(self.ratio_max, float(ratios.where(is_token, ratios.new_zeros(())).max()))
+        sums = {name: float(values.sum(dtype=torch.float64)) for name, values in counts.items()}
+        self.parts.append(sums | {"ratio_max": float(counts["ratio"].max())})
 
     def metrics(self) -> dict[str, float]:
         """Give the mean and largest ratio, the shares of tokens left out, and the effective share (Σ|c|)² / (n Σc²)."""
-        num_tokens = self.sums.get("tokens", 0.0)
+        sums: dict[str, float] = {}
+        for part in self.parts:
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+        num_tokens = sums.get("tokens", 0.0)
         if not num_tokens:
             return {}
         shares = {
             name: total / num_tokens
-            for name, total in self.sums.items()
+            for name, total in sums.items()
             if name.startswith(("clipped_", "masked_"))
         }
-        squares = num_tokens * self.sums["weight_squared"]
+        squares = num_tokens * sums["weight_squared"]
         return {
-            "ratio_mean": self.sums["ratio"] / num_tokens,
-            "ratio_max": self.ratio_max,
+            "ratio_mean": sums["ratio"] / num_tokens,
+            "ratio_max": max(0.0, *(part["ratio_max"] for part in self.parts)),
             **shares,
-            "effective_share": self.sums["weight"] ** 2 / squares if squares else 0.0,
+            "effective_share": sums["weight"] ** 2 / squares if squares else 0.0,
         }
 
 

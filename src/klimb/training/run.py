@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from klimb.config.train import TrainConfig
@@ -21,17 +21,20 @@ from klimb.training.evaluation import EvaluationLoop
 from klimb.training.observer import Observer, Observers
 from klimb.training.people import asking, store_claimed
 from klimb.training.preflight.preflight import Preflight, PreflightInputs, run_preflight, same_random_numbers
+from klimb.training.ranks import agreed_moment, describe_ranks, require_alike, require_shared, with_slices
 from klimb.training.recorder import Recorder
 from klimb.training.report.console import Display
 from klimb.training.setup import describe, prepare
 from klimb.training.signals import Interruption, listening
 from klimb.training.storage.environment import ENVIRONMENT, describe_environment
-from klimb.training.storage.fingerprint import CLOCK, read_moment, take_fingerprints
+from klimb.training.storage.fingerprint import CLOCK, Fingerprint, read_moment, take_fingerprints
 from klimb.training.storage.folder import RunFolder
+from klimb.training.storage.read_only import ReadOnlyFolder
 from klimb.training.storage.resume import Resumption, plan_resumption
 from klimb.training.storage.retention import Checkpoints, note_last_good
 from klimb.training.trackers.tracking import trackings
 from klimb.training.trainer import Trainer
+from klimb.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def train(
     resume: bool = False,
     accept: Sequence[str] = (),
     from_step: int | None = None,
+    world: World = ALONE,
 ) -> RunResult:
     """Fine-tune a model.
 
@@ -64,6 +68,7 @@ def train(
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
         from_step: Updates of the checkpoint that the resumed run goes back to, and what came after is removed; the
             newest good one where None.
+        world: The ranks that take the run's steps together; each calls this, and rank 0 shows and writes.
 
     Returns:
         The run's folder and what changed.
@@ -74,22 +79,25 @@ def train(
             the last one is left in the run's folder, unless the weights have diverged.
         RunInterrupted: Ctrl-C or SIGTERM came; the step was finished and a checkpoint was written.
     """
-    observer = observer or Display()
+    observer = (observer or Display()) if world.rank == 0 else Observer()
     if from_step is not None and not resume:
         raise ConfigError("from_step: has no meaning without resume")
+    config = with_slices(config, world, resume=resume)
     if not resume:
-        with store_claimed(config, asks_people=config.asks_people), clock_at(current_moment()):
+        moment = agreed_moment(current_moment(), world)
+        with store_claimed(config, asks_people=config.asks_people), clock_at(moment):
             RunFolder.require_free(config.out)
-            return _train(config, observer, functions)
-    folder = RunFolder.find(config.out)
-    moment = read_moment(folder.fingerprints) or current_moment()
+            return _train(config, observer, functions, world=world)
+    folder = _folder_of(RunFolder.find(config.out), world)
+    moment = agreed_moment(read_moment(folder.fingerprints) or current_moment(), world)
     with store_claimed(config, asks_people=config.asks_people), folder.claimed(), clock_at(moment):
-        resumption = plan_resumption(config, from_step)
+        resumption = replace(plan_resumption(config, from_step), folder=folder)
         observer.run_resumed(resumption.sentences())
         if resumption.is_finished:
-            _push(config, folder, observer)
+            if world.rank == 0:
+                _push(config, folder, observer)
             return RunResult(folder, summary_of(config, folder))
-        return _train(config, observer, functions, resumption, accept)
+        return _train(config, observer, functions, resumption, accept, world)
 
 
 def check(
@@ -117,34 +125,54 @@ def _train(
     functions: Functions,
     resumption: Resumption | None = None,
     accept: Sequence[str] = (),
+    world: World = ALONE,
 ) -> RunResult:
     inputs, rows, eval_rows = prepare(config, observer, functions)
     policy, reward = inputs.policy, inputs.reward
-    observer = Observers(observer, *trackings(config, resumption.step if resumption else 0))
+    if world.rank == 0:
+        observer = Observers(observer, *trackings(config, resumption.step if resumption else 0))
     content = take_fingerprints(config, functions) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
+    require_alike(config, content, world)
     if resumption is not None:
         observer.run_resumed(resumption.compare(content, accept))
-    observer.run_started(config, declare(config), describe(config, policy, rows))
+    observer.run_started(
+        config, declare(config), describe(config, policy, rows) | describe_ranks(config, world)
+    )
     if config.preflight:
         _preflight(inputs, observer)
 
     # Evaluated before anything is written: a reward that fails at once leaves no folder behind.
-    evaluator = Evaluator(policy, reward.unattended(), eval_rows, config, len(rows), observer.message)
+    unattended = reward.unattended()
+    evaluator = Evaluator(policy, unattended, eval_rows, config, len(rows), observer.message, world=world)
     evaluations = [] if resumption is None else resumption.evaluations
     before = None
     if not evaluations:
         observer.evaluation_started("before", len(eval_rows))
         before = evaluator.evaluate_start()
-    folder = resumption.folder if resumption else RunFolder.create(config.out, config.to_dict(), content)
-    run = _Run(Trainer.start(config, rows, policy, reward), evaluator, folder, observer)
+    folder = resumption.folder if resumption else _create_folder(config, content, world)
+    require_shared(folder, world)
+    run = _Run(Trainer.start(config, rows, policy, reward, world), evaluator, folder, observer)
     with contextlib.nullcontext() if resumption else folder.claimed():
         if resumption is not None:
             run.restore(resumption)
-            resumption.rewind(content, accept)
+            if world.rank == 0:
+                resumption.rewind(content, accept)
         summary = run.finish(before, evaluations)
-    _push(config, folder, observer)
+    if world.rank == 0:
+        _push(config, folder, observer)
     return RunResult(folder, summary)
+
+
+def _folder_of(folder: RunFolder, world: World) -> RunFolder:
+    """A run's folder, into which rank 0 alone writes."""
+    return folder if world.rank == 0 else ReadOnlyFolder(folder.path)
+
+
+def _create_folder(config: TrainConfig, content: dict[str, Fingerprint], world: World) -> RunFolder:
+    if world.rank == 0:
+        return RunFolder.create(config.out, config.to_dict(), content)
+    return ReadOnlyFolder(config.out)
 
 
 def _push(config: TrainConfig, folder: RunFolder, observer: Observer) -> None:
@@ -181,7 +209,9 @@ class _Run:
 
     def __init__(self, trainer: Trainer, evaluator: Evaluator, folder: RunFolder, observer: Observer) -> None:
         self._trainer, self._folder, self._config = trainer, folder, trainer.config
-        self._observer = Observers(Recorder(folder, observer.message), observer)
+        self._world = evaluator.world
+        is_first = self._world.rank == 0
+        self._observer = Observers(Recorder(folder, observer.message), observer) if is_first else observer
         self._checkpoints = Checkpoints(folder, trainer, trainer.config)
         self._evaluations = EvaluationLoop(evaluator, self._checkpoints, folder, self._observer)
         self._num_recorded = 0  # steps whose lines are written
@@ -202,7 +232,9 @@ class _Run:
         folder, trainer = self._folder, self._trainer
         try:
             with (
-                listening(f"resume with: klimb train --resume {self._config.out}") as interruption,
+                listening(
+                    f"resume with: klimb train --resume {self._config.out}", is_quiet=self._world.rank > 0
+                ) as interruption,
                 asking(trainer.reward, interruption),
             ):
                 if before is None:
@@ -210,8 +242,10 @@ class _Run:
                 else:
                     self._evaluations.start(before)
                 self._take_steps(interruption)
+            self._world.gather("last evaluation written", [None])
             summary = summary_of(self._config, folder, self._evaluations.best)
             self._observer.run_finished(folder, summary)
+            self._world.gather("run finished", [None])
         except KlimbError as error:
             self._checkpoints.save_and_annotate(error, self._num_recorded)
             note_last_good(error, folder, trainer.step)
@@ -241,7 +275,7 @@ class _Run:
         self._checkpoints.save()
         kept = evaluations.restore_best(trainer.step)
         self._folder.save_model(trainer.policy.save)
-        if interruption.was_asked_for:
+        if self._is_asked_to_stop(interruption):
             self._leave(interruption)
         evaluations.final_evaluation(kept)
 
@@ -254,10 +288,15 @@ class _Run:
         self._checkpoints.save_if_due()
 
     def _leave_if_asked(self, interruption: Interruption) -> None:
-        if interruption.was_asked_for:
+        if self._is_asked_to_stop(interruption):
             self._observer.steps_stopped()
             self._checkpoints.save()
             self._leave(interruption)
+
+    def _is_asked_to_stop(self, interruption: Interruption) -> bool:
+        """Whether a signal has come to any rank, as all ranks see it."""
+        signals = self._world.gather("signals", [interruption.signum])
+        return interruption.agree(next(filter(None, signals), None))
 
     def _leave(self, interruption: Interruption) -> NoReturn:
         self._observer.run_interrupted(self._trainer.step)

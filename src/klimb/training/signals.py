@@ -29,16 +29,26 @@ class Interruption:
 
     Args:
         advice: What to do to go on, for messages.
+        is_quiet: Whether to leave it to another process to say that the signal came.
+
+    Attributes:
+        signum: The signal that came; None where none did.
     """
 
-    def __init__(self, advice: str) -> None:
-        self._advice = advice
-        self._signum: int | None = None
+    def __init__(self, advice: str, *, is_quiet: bool = False) -> None:
+        self._advice, self._is_quiet = advice, is_quiet
+        self.signum: int | None = None
+        self._agreed: int | None = None
 
     @property
     def was_asked_for(self) -> bool:
         """Whether a signal came."""
-        return self._signum is not None
+        return self.signum is not None
+
+    def agree(self, signum: int | None) -> bool:
+        """Leave as for this signal of some rank, and return whether to; one of this rank's own may follow."""
+        self._agreed = signum
+        return signum is not None
 
     def ask(self, signum: int, frame: FrameType | None = None) -> None:  # noqa: ARG002  what a handler is given
         """Handle a signal.
@@ -46,9 +56,11 @@ class Interruption:
         Raises:
             RunInterrupted: It is the second.
         """
-        if self._signum is not None:
+        if self.signum is not None:
             raise RunInterrupted(signum, f"left at once; what was written stays; {self._advice}")
-        self._signum = signum
+        self.signum = signum
+        if self._is_quiet:
+            return
         with contextlib.suppress(OSError):
             os.write(_STANDARD_ERROR, _NOTICE)  # print may be at work at this very moment
 
@@ -58,12 +70,12 @@ class Interruption:
         Raises:
             RunInterrupted: Always.
         """
-        signum = self._signum or signal.SIGINT
+        signum = self._agreed or self.signum or signal.SIGINT
         raise RunInterrupted(signum, f"stopped after {num_updates} updates; {self._advice}")
 
 
 @contextlib.contextmanager
-def listening(advice: str) -> Iterator[Interruption]:
+def listening(advice: str, *, is_quiet: bool = False) -> Iterator[Interruption]:
     """Handle Ctrl-C and SIGTERM meanwhile, and hand them back to whoever handled them before.
 
     Only the main thread can: elsewhere signals stay whoever's they are. One that is ignored stays so, as
@@ -71,8 +83,9 @@ def listening(advice: str) -> Iterator[Interruption]:
 
     Args:
         advice: What to do to go on, for messages.
+        is_quiet: Whether to leave it to another process to say that the signal came.
     """
-    interruption = Interruption(advice)
+    interruption = Interruption(advice, is_quiet=is_quiet)
     before = {}
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):

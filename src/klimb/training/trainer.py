@@ -16,6 +16,7 @@ from klimb.rl.rollout import Rollout
 from klimb.rl.sampler import Sampler
 from klimb.rl.schedule import KLCoefficient
 from klimb.rl.step import take_step
+from klimb.world import ALONE, World
 
 
 @runtime_checkable
@@ -76,10 +77,15 @@ class Trainer:
 
     @classmethod
     def start(
-        cls, config: TrainConfig, rows: Sequence[PromptRow], policy: Policy, reward: WeightedSum
+        cls,
+        config: TrainConfig,
+        rows: Sequence[PromptRow],
+        policy: Policy,
+        reward: WeightedSum,
+        world: World = ALONE,
     ) -> "Trainer":
         """Begin at the policy's present weights, with an optimiser that remembers nothing."""
-        optimizer = PolicyOptimizer(policy, config)
+        optimizer = PolicyOptimizer(policy, config, world)
         guards = Guards(Bounds(config, config.completions_per_step, config.precision), optimizer)
         return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), guards)
 

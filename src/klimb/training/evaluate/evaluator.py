@@ -10,11 +10,12 @@ from klimb.data.prompts import PromptRow
 from klimb.errors import RewardError
 from klimb.io.progress import Progress, Say, ignore
 from klimb.policy.policy import Policy, SampleKey
-from klimb.reward.failures import Tolerance
+from klimb.reward.failures import Failure, Tolerance
 from klimb.reward.reward import WeightedSum
 from klimb.rl.rollout import Rollout, rollout, trainer_state
 from klimb.rl.sampler import Sampler
 from klimb.training.evaluate.estimates import mean
+from klimb.world import ALONE, World
 
 EVALUATED_AT_ONCE = 64
 """Completions that an evaluation draws and scores at once."""
@@ -32,6 +33,7 @@ class Evaluator:
         num_prompts: How many prompts are trained on; as many as the evaluation has where None.
         say: Takes lines about how far an evaluation is.
         sampler: What draws the completions; the policy itself where None.
+        world: The ranks, which share the prompts.
     """
 
     policy: Policy
@@ -41,6 +43,7 @@ class Evaluator:
     num_prompts: int | None = None
     say: Say = ignore
     sampler: Sampler | None = None
+    world: World = ALONE
 
     def evaluate_start(self) -> list[dict[str, Any]]:
         """Evaluate the policy as it is before its run.
@@ -67,30 +70,38 @@ class Evaluator:
         Raises:
             RewardError: Rewards failed for more completions than may fail.
         """
-        group = self.config.eval_completions_per_prompt
-        at_once = max(EVALUATED_AT_ONCE // group, 1)
-        evaluation = []
-        tolerance = Tolerance(self.config.max_failed, group * len(self.rows))
-        num_prompts = self.num_prompts or len(self.rows)
-        state = trainer_state(self.config, num_prompts, step)
-        progress = Progress("judging", group * len(self.rows), "completions", self.say)
-        for start in range(0, len(self.rows), at_once):
-            part = self.rows[start : start + at_once]
-            indices = list(range(start, start + len(part)))
-            drawn = rollout(
-                self.policy,
-                self.reward,
-                part,
-                completions_per_prompt=group,
-                max_new_tokens=self.config.max_new_tokens,
-                key=SampleKey(self.config.seed, 0, indices, Stream.EVALUATE),
-                state=state,
-                sampler=self.sampler,
-            )
-            tolerance.take(drawn.rewards.failures)
-            evaluation += completion_rows(drawn, start, when=when, step=step)
-            progress.advance(group * len(part))
+        group, num_rows = self.config.eval_completions_per_prompt, len(self.rows)
+        at_once = min(max(EVALUATED_AT_ONCE // group, 1), math.ceil(num_rows / (self.config.num_slices or 1)))
+        starts = range(0, num_rows, at_once)
+        evaluation: list[dict[str, Any]] = []
+        tolerance = Tolerance(self.config.max_failed, group * num_rows)
+        progress = Progress("judging", group * num_rows, "completions", self.say)
+        for first in range(
+            0, len(starts), self.world.size
+        ):  # each rank evaluates some prompts at the same time
+            own = starts[first : first + self.world.size][self.world.rank : self.world.rank + 1]
+            parts = [self._evaluate_some(start, at_once, when, step) for start in own]
+            for part in self.world.gather("evaluation", parts):
+                tolerance.take([Failure(*failure) for failure in part["failures"]])
+                evaluation += part["rows"]
+                progress.advance(len(part["rows"]))
         return evaluation
+
+    def _evaluate_some(self, start: int, count: int, when: str, step: int) -> dict[str, Any]:
+        """Evaluate the policy on some of the prompts: its rows, and what failed."""
+        part = self.rows[start : start + count]
+        drawn = rollout(
+            self.policy,
+            self.reward,
+            part,
+            completions_per_prompt=self.config.eval_completions_per_prompt,
+            max_new_tokens=self.config.max_new_tokens,
+            key=SampleKey(self.config.seed, 0, list(range(start, start + len(part))), Stream.EVALUATE),
+            state=trainer_state(self.config, self.num_prompts or len(self.rows), step),
+            sampler=self.sampler,
+        )
+        failures = [[f.index, f.num_completions, f.text, f.reason] for f in drawn.rewards.failures]
+        return {"rows": completion_rows(drawn, start, when=when, step=step), "failures": failures}
 
 
 def completion_rows(rollout: Rollout, first_index: int = 0, **columns: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """How much memory this process has, and how much more there is, as the system or the GPU says; and room on the disk."""
 
 import contextlib
+import os
 import re
 import resource
 import shutil
@@ -37,7 +38,8 @@ def available_memory(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     known = [room for room in (_free_in_machine(), *_free_in_groups()) if room is not None]
-    return min(known, default=None)
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, which need as much each
+    return min(known) // num_ranks if known else None
 
 
 def device_of(name: str | None) -> torch.device:

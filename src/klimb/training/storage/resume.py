@@ -1,7 +1,7 @@
 """Continuing a run that was interrupted, at its newest good checkpoint, so that it ends as if it never had been."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,6 +37,7 @@ _MAY_CHANGE = {
     "max_grad_spike": "",
     "max_failed": "",
     "reward_timeout": "",
+    "rank_timeout": "",
     "people_host": "",
     "people_port": "",
     "people_rater": "",
@@ -231,7 +232,8 @@ def _steps_to_try(folder: RunFolder, from_step: int | None) -> list[int]:
 
 def _options_until_now(folder: RunFolder) -> TrainConfig:
     try:
-        return TrainConfig.from_dict(folder.read_config())
+        config = TrainConfig.from_dict(folder.read_config())
+        return replace(config, num_slices=config.num_slices or 1)  # klimb 0.1 had no slices
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder.path / 'config.json'}: not the options of this klimb: {error}; start a new run with --out"
