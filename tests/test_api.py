@@ -123,6 +123,7 @@ def test_prompts_of_every_kind_reach_the_reward_with_their_columns(train, make):
     assert set(seen) == set(zip(WORDS, "aeioua", strict=True))
 
 
+@pytest.mark.slow
 def test_texts_in_an_array_or_series_are_prompts(train):
     for prompts in (np.array(WORDS), pd.Series(WORDS), tuple(WORDS)):
         run = train(prompts=prompts, num_steps=1)

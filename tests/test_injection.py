@@ -278,11 +278,14 @@ def as_letters(payload):
     return json.dumps(payload, ensure_ascii=False)
 
 
+@pytest.mark.parametrize(
+    "form", [json.dumps, *(pytest.param(form, marks=pytest.mark.slow) for form in (as_letters, str))]
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
-def test_a_message_about_a_data_file_on_the_terminal(shape, tmp_path, capsys):
+def test_a_message_about_a_data_file_on_the_terminal(shape, form, tmp_path, capsys):
     hostile = [payload for payload in PLAIN if steers(payload)]
     assert len(hostile) > 5
-    for quoted in (form(payload) for payload in hostile for form in (json.dumps, as_letters, str)):
+    for quoted in map(form, hostile):
         (tmp_path / "p.jsonl").write_text(shape.format(quoted), encoding="utf-8")
         assert main(["train", "--model", ".", "--prompts", str(tmp_path / "p.jsonl"), "--reward", "vader",
                      "--out", str(tmp_path / "run")]) == 2  # fmt: skip

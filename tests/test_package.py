@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 
 def run_python(code):
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -48,6 +50,7 @@ print(json.dumps([[name for name in klimb.__all__ if not hasattr(klimb, name)], 
 """
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_without_a_database_a_server_or_a_tracker():
     missing, loaded = json.loads(run_python(WITHOUT_FEEDBACK))
     assert missing == []

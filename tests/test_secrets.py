@@ -35,7 +35,7 @@ def test_a_store_that_cannot_be_opened_is_named_without_its_password(url):
         assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("more", [[], ["--debug"]])
+@pytest.mark.parametrize("more", [pytest.param([], marks=pytest.mark.slow), ["--debug"]])
 def test_neither_message_nor_traceback_has_a_password(more, tmp_path):
     pytest.importorskip("psycopg")
     command = [sys.executable, "-m", "klimb", "label", "--store", UNREACHED, *more]

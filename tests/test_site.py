@@ -36,6 +36,7 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(pages_of(config["nav"])) == [page.name for page in PAGES]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="the extra docs is not installed")
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     """MkDocs resolves every internal link and anchor, and every cross-reference of a docstring."""
@@ -204,6 +205,7 @@ def test_the_names_that_the_glossary_marks_are_understood_as_it_says():
         assert meant_by(name, OPTIONS) == option, name
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_first_page_and_of_the_api_page_run(model_folder, tmp_path, monkeypatch):
     """In order and in one namespace, on a tiny model, with short runs."""
     monkeypatch.chdir(tmp_path)

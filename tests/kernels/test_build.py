@@ -49,6 +49,7 @@ def compiler_that_fails(folder, condition):
     return file
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_at_the_faster_paths_builds_the_generic_one_and_it_is_right(build, tmp_path):
     file, warnings, data = build(compiler_that_fails(tmp_path, '! echo "$@" | grep -q KLIMB_PLAIN'))
     functions = ctypes.CDLL(str(file))

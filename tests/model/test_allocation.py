@@ -42,6 +42,7 @@ def test_products_of_ever_new_shapes_do_not_pile_up():
     assert third - second < 20e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone tells what is in use")
 def test_what_the_users_environment_says_of_onednn_stands():
     _, second, third = measure(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")

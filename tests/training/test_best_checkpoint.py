@@ -258,6 +258,7 @@ def test_a_start_that_nothing_beats_is_kept_and_that_is_said(make_config, tmp_pa
         assert "the weights are kept as they were before training" in text
 
 
+@pytest.mark.slow
 def test_the_last_weights_are_not_judged_twice(make_config, scripted):
     judge = scripted([0, 1, 2])
     result, screen = run(make_config(judges=(judge,), keep_best=judge, eval_every=2, num_steps=3))
@@ -272,7 +273,7 @@ def test_the_last_weights_are_not_judged_twice(make_config, scripted):
     [
         pytest.param({"lora_rank": 2}, marks=pytest.mark.slow),
         pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
-        {"precision": "bfloat16", "lora_rank": 2},
+        pytest.param({"precision": "bfloat16", "lora_rank": 2}, marks=pytest.mark.slow),
     ],
     ids=["an adapter", "bfloat16", "an adapter in bfloat16"],
 )
@@ -304,6 +305,7 @@ def test_patience_at_the_last_step_is_no_stop(make_config, scripted):
     assert "The run stopped" not in screen
 
 
+@pytest.mark.slow
 def test_a_new_best_restores_patience(make_config, scripted):
     judge = scripted([1, 0, 2, 0, 0, 0])
     result, _ = run(make_config(judges=(judge,), keep_best=judge, eval_every=1, patience=2, num_steps=9))
@@ -312,6 +314,7 @@ def test_a_new_best_restores_patience(make_config, scripted):
     assert result.summary.best.was_stopped
 
 
+@pytest.mark.slow
 def test_evaluations_along_a_run_do_not_change_it(make_config, tmp_path):
     plain, _ = run(make_config(num_steps=5, out=tmp_path / "plain"))
     watched, screen = run(make_config(num_steps=5, eval_every=2))

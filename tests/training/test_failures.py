@@ -152,6 +152,7 @@ def test_a_reward_that_hangs_stops_the_run_at_a_checkpoint(make_config):
     assert reason.endswith("took longer than 0.2 s")
 
 
+@pytest.mark.slow
 def test_a_run_with_steps_that_were_passed_over_is_resumed_to_the_same_bits(make_config, tmp_path):
     body = "return [float(len(c)) if 'x' not in _['prompts'] else None for c in completions]"
     options = {"max_failed": 1.0, "prompts_per_step": 1, "checkpoint_every": 3, "preflight": False}

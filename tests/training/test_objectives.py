@@ -28,10 +28,7 @@ def lines_of(folder, name="metrics"):
 
 @pytest.mark.parametrize(
     "objective",
-    [
-        name if name in ("dapo", "prime_rl") else pytest.param(name, marks=pytest.mark.slow)
-        for name in WITH_UPDATES
-    ],
+    [name if name == "dapo" else pytest.param(name, marks=pytest.mark.slow) for name in WITH_UPDATES],
 )
 def test_a_run_with_several_updates_a_batch_resumes_to_the_same_bits(objective, options_in, tmp_path, run):
     changes = {"objective": objective, "num_steps": 3, "checkpoint_every": 1, **WITH_UPDATES[objective]}

@@ -182,6 +182,7 @@ def test_a_second_live_run_in_one_folder_is_refused_before_the_model_is_loaded(m
     assert f"wait for its end, stop it, or choose another --out than {config.out}" in str(found.value)
 
 
+@pytest.mark.slow
 def test_what_a_start_left_that_was_killed_does_not_hinder_the_next(make_options, run, robot):
     config = make_options(reward=("people",), people_port=robot.port, people_rater="ann", num_steps=1)
     config.out.mkdir()
@@ -295,7 +296,7 @@ def weights_of(folder):
     ("signum", "after"),
     [
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
-        (signal.SIGKILL, 7),
+        pytest.param(signal.SIGKILL, 7, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 8, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow),
     ],

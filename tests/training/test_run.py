@@ -101,6 +101,7 @@ def test_a_run_repeats_to_the_bit(make_config, tmp_path):
         assert (first.out / name).read_bytes() == (second.out / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_runs_another_way(make_config, tmp_path):
     first, second = make_config(out=tmp_path / "a"), make_config(out=tmp_path / "b", seed=1)
     run(first)

@@ -26,7 +26,16 @@ def no_copies(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_copies")
-@pytest.mark.parametrize("way", [{}, {"num_trainable_layers": 1}, {"lora_rank": 2}])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {},
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in ({"num_trainable_layers": 1}, {"lora_rank": 2})
+        ),
+    ],
+)
 def test_no_reference_is_kept_or_run_and_no_kl_is_told_of(way, make_options, run, monkeypatch):
     monkeypatch.setattr(Reference, "log_probs", lambda *_: pytest.fail("a pass through the reference"))
     config = make_options(beta=0.0, preflight=True, eval_every=2, **way)

@@ -91,6 +91,7 @@ def test_it_learns_what_people_say_and_keeps_its_scale(make, record):
     assert spread_within(after, units) == pytest.approx(spread_within(before, units), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_another_process_that_begins_at_any_step_learns_the_same_head_to_the_same_bits(make):
     whole = make()
     scores = [(whole(batch_at(step)), whole.member_scores(batch_at(step))) for step in range(7)]

@@ -85,7 +85,10 @@ def rated(tmp_path, count=400):
 
 @pytest.mark.parametrize(
     ("method", "lr", "num_epochs"),
-    [("lora", 5e-3, 3), pytest.param("full", 1e-2, 2, marks=pytest.mark.slow)],
+    [
+        pytest.param("lora", 5e-3, 3, marks=pytest.mark.slow),
+        pytest.param("full", 1e-2, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_rule_is_learned_that_no_head_on_frozen_features_finds(
     tmp_path, model_folder, method, lr, num_epochs

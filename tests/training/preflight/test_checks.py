@@ -122,6 +122,7 @@ def test_the_disk_is_predicted_from_weights_moments_and_what_is_kept(changes, co
     assert parts["model"] == 4 * sum(p.numel() for p in setting.policy.model.parameters())
 
 
+@pytest.mark.slow
 def test_what_a_run_writes_is_about_what_was_predicted(make_setting):
     setting = make_setting(num_steps=6, checkpoint_every=2)
     parts = predict_disk(setting.policy, setting.config, longest_prompt=12, num_judged=6)

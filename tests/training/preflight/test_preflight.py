@@ -189,7 +189,7 @@ def files_of(folder):
     [
         ("noisy", {}),  # which draws from the generators that all share
         pytest.param("vowels", {"lora_rank": 2}, marks=pytest.mark.slow),
-        ("vowels", {"num_trainable_layers": 1, "micro_batch_size": 2}),
+        pytest.param("vowels", {"num_trainable_layers": 1, "micro_batch_size": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_is_the_same_to_the_bit_with_the_checks_and_without(judge, changes, make_config, tmp_path):

@@ -139,6 +139,7 @@ def test_of_a_service_it_is_said_that_nothing_can_be_told(make_options, run):
     assert resumption.compare(now) == [f"{url}: a service; whether it answers as it did cannot be told"]
 
 
+@pytest.mark.slow
 def test_what_was_not_recorded_is_said(cut):
     from klimb.training.storage.resume import plan_resumption
 

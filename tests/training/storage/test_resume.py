@@ -41,6 +41,7 @@ def test_a_resumed_run_ends_in_the_same_bits(plain, cut, run, essence):
     assert [row["step"] for row in RunFolder.open(cut.out).read("metrics")] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_back_to_an_older_checkpoint_ends_in_the_same_bits(plain, cut, run, essence):
     screen = run(cut, resume=True, from_step=2)
     assert f"Resuming {cut.out} after 2 of 6 updates" in screen
@@ -49,6 +50,7 @@ def test_a_run_that_goes_back_to_an_older_checkpoint_ends_in_the_same_bits(plain
     assert essence(cut.out) == essence(plain.out)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_metrics_names_of_0_1_is_read_and_resumed(plain, cut, run, essence):
     former = {present: name for name, present in FORMER.items()}
     assert set(former.values()) == {"ended", "same", "failed"}
@@ -78,6 +80,7 @@ def test_a_run_with_the_metrics_names_of_0_1_is_read_and_resumed(plain, cut, run
     assert "same" in json.loads(lines.read_text().splitlines()[0])  # what is written stays as it is
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_with_another_beta(make_options, run):
     config = make_options(num_steps=3, checkpoint_every=1, keep_checkpoints=None)
     run(config)
@@ -107,7 +110,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=() if name == "LoRA" else pytest.mark.slow)
+        for name, changes in SETTINGS.items()
+    ],
+)
 def test_a_run_with_other_options_resumes_to_the_same_bits_too(changes, make_options, run, essence, tmp_path):
     changes = {"num_steps": 3, "eval_completions_per_prompt": 1, **changes}
     whole, cut = make_options(**changes), make_options(out=tmp_path / "cut", **changes)
@@ -204,6 +213,7 @@ def test_a_run_that_ran_out_of_patience_takes_no_more_steps(make_by_steps, run, 
     assert "the run is finished, after 3 updates; nothing is changed" in run(config, resume=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_passed_over_and_made_again(make_by_steps, run, essence):
     config = make_by_steps([0, 1, 5, 2, 3, 3, 3], num_steps=6, checkpoint_every=1, keep_checkpoints=None)
     run(config)
@@ -263,6 +273,7 @@ def resume_from(photograph, config, run, essence):
     return essence(config.out)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_bits_from_states_that_a_crash_leaves(photographs, run, essence):
     config, album = photographs
     expected = essence(config.out)
@@ -280,7 +291,7 @@ def test_a_run_resumes_to_the_same_bits_from_every_state_that_a_crash_leaves(pho
         assert resume_from(photograph, config, run, essence) == expected, photograph.name
 
 
-@pytest.mark.parametrize("from_step", [4, 2])
+@pytest.mark.parametrize("from_step", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_line_that_was_torn_is_written_again(from_step, plain, cut, run, essence):
     for name in ("metrics", "completions"):
         file = cut.out / f"{name}.jsonl"
@@ -291,6 +302,7 @@ def test_a_line_that_was_torn_is_written_again(from_step, plain, cut, run, essen
     assert essence(cut.out) == essence(plain.out)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_again_in_its_folder(plain, run, essence, tmp_path):
     cut = replace(plain, out=tmp_path / "cut")
     run(cut, cut_at=0)
