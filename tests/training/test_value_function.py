@@ -21,6 +21,7 @@ PPO = {
     "num_steps": 3,
     "checkpoint_every": 1,
     "keep_checkpoints": None,
+    "eval_completions_per_prompt": 1,
 }
 
 
@@ -84,7 +85,7 @@ def test_a_checkpoint_whose_value_function_is_damaged_is_passed_over(short, tmp_
     file.write_bytes(file.read_bytes()[:-1])
     (tmp_path / "run" / "report.html").unlink()
     with pytest.raises(RunFolderError, match=r"value\.safetensors: cut short or altered"):
-        plan_resumption(replace(config, out=tmp_path / "run", num_steps=2))
+        plan_resumption(replace(config, out=tmp_path / "run", num_steps=2, num_slices=1))
 
 
 def test_a_run_says_what_its_value_function_is(short):
