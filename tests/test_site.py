@@ -135,7 +135,7 @@ def test_the_page_of_metrics_has_every_key_of_a_run_and_no_other(options_in, run
     changes = {"beta": 0.0}
     if measures_kl:
         reward = (f"{tmp_path / 'logging_rules.py'}:with_log",)
-        changes = {"reward": reward, "objective": "grpo", "num_minibatches": 2}
+        changes = {"reward": reward, "objective": "ppo", "num_minibatches": 2, "num_epochs": 1}
     config = options_in(tmp_path, eval_every=2, **changes)
     run(config)
     for name in ("metrics", "completions", "evaluations"):

@@ -133,6 +133,9 @@ def test_the_options_and_their_defaults_are_these():
         "track": [],
         "track_project": "klimb",
         "push_to_hub": None,
+        "value_model": None,
+        "value_lr": None,
+        "value_warmup_steps": None,
     }
 
 

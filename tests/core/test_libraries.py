@@ -13,7 +13,7 @@ import klimb
 from klimb.core import baselines, masks, returns, whitening
 from klimb.core.advantages import BASELINES
 from klimb.core.length_penalty import overlong_penalty
-from klimb.core.values import value_weights
+from klimb.core.values import explained_variance, value_weights
 
 NAMES = ("weights", "rewards", "policy_log_probs", "ref_log_probs", "log_prob_grads")
 LIBRARIES = {
@@ -203,6 +203,7 @@ def test_advantages_of_tokens_are_the_same_on_every_library(library):
         yield from returns.generalised_advantages(make(token_rewards), make(values), make(is_token), 0.9, 0.8)
         yield whitening.whiten_tokens(make(values), make(is_token), ddof=1)
         yield value_weights(make(values), make(old_values), make(token_rewards), 0.2)
+        yield explained_variance(make(values), make(token_rewards), make(is_token))
         yield overlong_penalty(make(lengths[0]), 5, 2)
         yield masks.exceeds_drift(make(values), make(old_values), make(token_rewards), make(is_token), 0.1)
 

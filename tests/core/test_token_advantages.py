@@ -11,7 +11,7 @@ from klimb.core.baselines import SCALES, greedy_baseline, group_mean, length_wei
 from klimb.core.length_penalty import overlong_penalty
 from klimb.core.masks import uniform_groups
 from klimb.core.returns import generalised_advantages, returns_to_go
-from klimb.core.values import value_weights
+from klimb.core.values import explained_variance, value_weights
 from klimb.core.whitening import whiten_tokens
 
 ONE_GROUP = [[1.0, 0.0, 0.0, 0.0]]
@@ -272,3 +272,16 @@ def test_bad_input_names_the_argument():
         whiten_tokens([[1.0, np.nan]], [[True, True]])
     with pytest.raises(ValueError, match="is_token: expected booleans"):
         whiten_tokens([[1.0, 2.0]], [[0.5, 1.0]])
+
+
+def test_the_explained_variance_by_hand_and_without_what_is_no_token():
+    # Returns (1, 2, 4): variance 14/9. Errors (0, 0, 1): variance 2/9. 1 − 2/14.
+    is_token = [[True, True, False], [True, False, False]]
+    values, returns = [[1.0, 2.0, 9.0], [3.0, math.nan, 9.0]], [[1.0, 2.0, -9.0], [4.0, 7.0, math.nan]]
+    assert float(explained_variance(values, returns, is_token)) == pytest.approx(6 / 7)
+    shifted = [[value + 5 for value in row] for row in values]  # a constant error does not count
+    assert float(explained_variance(shifted, returns, is_token)) == pytest.approx(6 / 7)
+    assert float(explained_variance(returns, returns, is_token)) == 1
+    assert float(explained_variance([[3.0] * 3] * 2, returns, is_token)) == 0
+    assert explained_variance(values, [[2.0] * 3] * 2, is_token) is None
+    assert explained_variance(values, returns, [[False] * 3] * 2) is None

@@ -244,8 +244,9 @@ def test_the_rate_is_the_same_for_all_updates_of_a_step(make_policy):
 
 
 def declared():
-    runs = {name: {} for name in PRESETS if name not in ("ppo", "decoupled_ppo")}
+    runs = {name: {} for name in PRESETS}
     runs |= {f"{name}, baseline group_mean": {"baseline": "group_mean"} for name in ("ppo", "decoupled_ppo")}
+    runs |= {"ppo, value_model self": {"value_model": "self", "value_warmup_steps": 3, "kl_credit": "own"}}
     runs |= {"dapo, clip_high 0.4": {"clip_high": 0.4, "num_minibatches": 3}}
     texts = {}
     for title, changes in runs.items():

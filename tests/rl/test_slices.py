@@ -19,6 +19,7 @@ from klimb.reward.reward import WeightedSum
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.step import take_step
 from klimb.training.evaluate.evaluator import Evaluator
+from klimb.training.setup import load_value_function
 from klimb.training.trainer import Trainer
 from worlds import on_ranks
 
@@ -144,6 +145,8 @@ SETTINGS = {
         "drop_uniform_groups": True,
     },
     "greedy": {"baseline": "greedy"},
+    "a value function": {"objective": "ppo", "num_minibatches": 3, "num_epochs": 1, "value_warmup_steps": 1},
+    "a value model": {"objective": "ppo", "num_epochs": 2, "value_model": "self", "micro_batch_size": 2},
     "tokens whitened": {"kl_place": "reward", "kl_credit": "to_go", "whiten_tokens": True},
 }
 
@@ -164,7 +167,8 @@ def run_steps(policies, size, num_steps, function, **changes):
 
     def steps(world):
         policy = made[world.rank]
-        trainer = Trainer.start(config, ROWS, policy, rewarded(function), world)
+        value = load_value_function(config, policy, 1)
+        trainer = Trainer.start(config, ROWS, policy, rewarded(function), world, value_function=value)
         results = [trainer.train_step() for _ in range(num_steps)]
         lines = [
             {
@@ -180,6 +184,7 @@ def run_steps(policies, size, num_steps, function, **changes):
         states = {name: part.state() for name, part in trainer.parts.items()}
         return {
             "weights": flatten(policy).tobytes(),
+            "values": None if value is None else flatten(value).tobytes(),
             "metrics": lines,
             "texts": texts,
             "moments": moments,

@@ -83,16 +83,11 @@ def test_rloo_is_the_default_with_its_own_beta_to_the_same_bits(options_in, tmp_
 
 
 @pytest.mark.parametrize("objective", ["ppo", "decoupled_ppo"])
-def test_a_preset_that_needs_a_value_function_is_refused_and_runs_with_another_baseline(
-    objective, make_options, run
-):
-    with pytest.raises(
-        ConfigError, match=rf"objective: {objective} subtracts what a value function predicts"
-    ):
-        make_options(objective=objective)
+def test_a_preset_with_a_value_function_runs_with_another_baseline_too(objective, make_options, run):
     config = make_options(objective=objective, baseline="group_mean", num_steps=1)
     run(config)
     assert lines_of(config.out)[0]["updates"] == 4
+    assert "value" not in lines_of(config.out)[0]
 
 
 def test_an_objective_of_ones_own_is_a_record_in_a_file(make_options, run, tmp_path):

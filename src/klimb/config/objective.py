@@ -199,11 +199,6 @@ class ObjectiveOptions:
     def check_objective(self, prompts_per_step: int, completions_per_prompt: int) -> None:
         """Raise unless the objective has a meaning for batches of this shape."""
         algorithm = self.algorithm
-        if algorithm.baseline == "value":
-            raise ConfigError(
-                f"objective: {self.objective} subtracts what a value function predicts, and klimb has none yet; "
-                "choose another baseline, such as --baseline group_mean, or another objective"
-            )
         for name, compares in (
             ("baseline", algorithm.baseline in COMPARING),
             ("scale", algorithm.scale == "group_std"),

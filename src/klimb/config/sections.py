@@ -10,6 +10,7 @@ from typing import Literal
 from klimb.config.decoding import DecodingOptions
 from klimb.config.objective import ObjectiveOptions
 from klimb.config.serving import ServeOptions
+from klimb.config.value import ValueOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +320,7 @@ SECTIONS: dict[str, type] = {
     "people": PeopleOptions,
     "sampling": SamplingOptions,
     "algorithm": AlgorithmOptions,
+    "value": ValueOptions,
     "optimizer": OptimizerOptions,
     "evaluation": EvaluationOptions,
     "checkpoint": CheckpointOptions,

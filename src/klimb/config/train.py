@@ -25,6 +25,7 @@ from klimb.config.sections import (
     RankOptions,
     RewardOptions,
     SamplingOptions,
+    ValueOptions,
 )
 from klimb.errors import ConfigError
 from klimb.io.progress import warn
@@ -39,6 +40,7 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
     CheckpointOptions,
     EvaluationOptions,
     OptimizerOptions,
+    ValueOptions,
     AlgorithmOptions,
     SamplingOptions,
     PeopleOptions,
@@ -112,6 +114,13 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             raise ConfigError(
                 "num_slices: people see the completions of a whole step on one page; leave it out, and use one rank"
             )
+        baseline = self.algorithm.baseline
+        self.check_value(
+            has_value=baseline == "value",
+            objective=self.objective,
+            baseline=baseline,
+            num_steps=self.num_steps,
+        )
         if self.lora_rank is not None and self.num_trainable_layers is not None:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:

@@ -156,9 +156,12 @@ class Objective:
     @property
     def credits_tokens(self) -> bool:
         """Whether the advantage differs between the tokens of a completion."""
-        return self.baseline == "value" or (
-            self.kl_place == "reward" and self.kl_credit != "whole" and self.beta > 0
-        )
+        return self.baseline == "value" or self.kl_in_tokens
+
+    @property
+    def kl_in_tokens(self) -> bool:
+        """Whether the KL is in the reward of tokens."""
+        return self.kl_place == "reward" and self.kl_credit != "whole" and self.beta > 0
 
     @property
     def is_sum_of_completions(self) -> bool:

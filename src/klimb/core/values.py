@@ -1,4 +1,4 @@
-"""Score weights of a value function: its loss is fitted by the same sum over tokens.
+"""A value function: score weights of its loss, which is fitted by the same sum over tokens, and how good it is.
 
 Axes: n completions, T tokens.
 """
@@ -8,6 +8,7 @@ import math
 from jaxtyping import Float
 
 from klimb.core import checks
+from klimb.core.tokens import token_arrays
 from klimb.core.types import Array, ArrayLike
 from klimb.errors import ArgumentError
 
@@ -57,3 +58,40 @@ def value_weights(
     is_inside = xp.abs(moved) <= clip
     is_larger = error * error > (old_values + bounded - returns) ** 2
     return xp.where(is_inside | is_larger, -error, xp.zeros_like(error))
+
+
+def explained_variance(values: ArrayLike, returns: ArrayLike, is_token: ArrayLike) -> Array | None:
+    """Find the share of the returns' variance that values explain.
+
+    1 − Var(G − V) / Var(G), both over all tokens
+
+    1 is a perfect value function, 0 one that is as good as a constant, below 0 one that is worse. A constant error
+    does not count, as it does not matter to advantages that are whitened.
+
+    Args:
+        values: V of each token, (n, T).
+        returns: G that followed it, (n, T): best the returns to go, which have no values in them.
+        is_token: Where a completion has a token, (n, T).
+
+    Returns:
+        The share, a scalar; None where all returns are equal, or there is no token.
+
+    Raises:
+        ArgumentError: Shapes differ, or a value is not finite.
+
+    Example:
+        >>> float(explained_variance([[1.0, 2.0, 3.0]], [[1.0, 2.0, 4.0]], [[True, True, True]]))
+        0.857...
+    """
+    xp, is_token, (values, returns) = token_arrays(is_token, values=values, returns=returns)
+    weights = xp.astype(is_token, returns.dtype)
+    num_tokens = xp.sum(weights)
+    if float(num_tokens) == 0:
+        return None
+
+    def variance(array: Array) -> Array:
+        centred = xp.where(is_token, array - xp.sum(array) / num_tokens, xp.zeros_like(array))
+        return xp.sum(centred * centred) / num_tokens
+
+    total = variance(returns)
+    return None if float(total) == 0 else 1 - variance(returns - values) / total

@@ -2,13 +2,15 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from klimb.errors import ConfigError
+from klimb.errors import ArgumentError, ConfigError
 from klimb.model.trunk import decoder_layers
 
 
@@ -44,6 +46,21 @@ def train_last_layers(model: Any, num_layers: int) -> None:
         layer.requires_grad_(True)
 
 
+def train_parts(model: Any, num_layers: int | None, lora: Lora | None, seed: int) -> Any:
+    """Choose what of a model moves: an adapter, the last layers, or all where both are None.
+
+    Raises:
+        ConfigError: Both are given, or more layers than there are.
+    """
+    if lora is not None and num_layers is not None:
+        raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
+    if lora is not None:
+        return add_lora(model, lora, seed)
+    if num_layers is not None:
+        train_last_layers(model, num_layers)
+    return model
+
+
 def add_lora(
     model: Any, lora: Lora, seed: int, task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
 ) -> Any:
@@ -68,6 +85,38 @@ def add_lora(
 
 
 def frozen_copy(model: Any) -> Any:
-    """Copy the model as it is now; parameters that are frozen anyway are shared, not copied."""
+    """Copy the model as it is now and freeze it; parameters that are frozen anyway are shared, not copied."""
+    return trainable_copy(model).requires_grad_(False)
+
+
+def trainable_copy(model: Any) -> Any:
+    """Copy the model as it is now; its frozen parameters are shared, not copied."""
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, memo=shared).requires_grad_(False).eval()
+    return copy.deepcopy(model, memo=shared).eval()
+
+
+@torch.no_grad()
+def copy_weights(weights: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+    """Put weights in the place of the present ones, a tensor at a time.
+
+    Args:
+        weights: A tensor for each of the present ones, by name.
+        present: What is overwritten; the tensors stay the same objects.
+
+    Raises:
+        ArgumentError: Names, shapes or dtypes are not those of the present ones; nothing is changed.
+    """
+    if unlike := weights.keys() ^ present.keys():
+        raise ArgumentError(
+            f"weights: expected those of the {len(present)} that move, "
+            f"got {'none' if min(unlike) in present else 'one'} of the name {min(unlike)}"
+        )
+    for name, weight in present.items():
+        given = weights[name]
+        if given.shape != weight.shape or given.dtype != weight.dtype:
+            raise ArgumentError(
+                f"weights: expected {name} as {tuple(weight.shape)} of {weight.dtype}, "
+                f"got {tuple(given.shape)} of {given.dtype}"
+            )
+    for name, weight in present.items():
+        weight.copy_(weights[name])

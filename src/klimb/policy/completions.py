@@ -45,6 +45,7 @@ class Completions:
         states: What the frozen trunk made of prompts and tokens; None where there is no trunk.
         supports: Which tokens each one was drawn from, (N, t, W), a bit each (`klimb.policy.supports`); those of tokens
             from t on are the whole vocabulary. None where all are.
+        hidden: The policy's last hidden state before each token, (N, T, D), where a value function reads it; else None.
     """
 
     prompts: list[list[int]]
@@ -56,6 +57,7 @@ class Completions:
     token_entropies: Float[Tensor, "N T"]
     states: TrunkStates | None = None
     supports: UInt8[Tensor, "N t W"] | None = None
+    hidden: Float[Tensor, "N T D"] | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -90,6 +92,10 @@ class Completions:
         """The same with the trunk's outputs, or without."""
         return replace(self, states=states)
 
+    def with_hidden(self, hidden: Float[Tensor, "N T D"] | None) -> "Completions":
+        """The same with the policy's last hidden states, or without."""
+        return replace(self, hidden=hidden)
+
     def rows(self, rows: Int[Tensor, " n"]) -> "Completions":
         """Take some completions with just the prompts that they need, cut to their longest."""
         used, prompt_of = torch.unique(self.prompt_of[rows], return_inverse=True)
@@ -109,6 +115,7 @@ class Completions:
             token_entropies=self.token_entropies[rows, :longest],
             states=states,
             supports=None if self.supports is None else self.supports[rows, :longest],
+            hidden=None if self.hidden is None else self.hidden[rows, :longest],
         )
 
     def micro_batches(self, size: int | None) -> list[Int[Tensor, " n"]]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from klimb.core.rng import uniform_rows
-from klimb.errors import ArgumentError, ConfigError, ModelNotFoundError
+from klimb.errors import ArgumentError, ModelNotFoundError
 from klimb.io.show import Text
 from klimb.model import chat
 from klimb.model.layers import use_fast_layers
@@ -22,7 +22,7 @@ from klimb.model.precision import MixedPrecisionModel, Precision
 from klimb.model.progress_bars import without_progress_bars
 from klimb.model.saving import save_whole
 from klimb.model.tokens import readable, require_known
-from klimb.model.trainable import Lora, add_lora, train_last_layers
+from klimb.model.trainable import Lora, copy_weights, train_parts
 from klimb.model.trunk import find_trunk
 from klimb.policy.completions import Completions, join
 from klimb.policy.distribution import SamplingDistribution
@@ -131,16 +131,9 @@ class Policy:
             ModelNotFoundError: Nothing loadable at `source`.
             ConfigError: `lora` together with `num_trainable_layers`, or more layers than there are.
         """
-        if lora is not None and num_trainable_layers is not None:
-            raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         loaded = load(WRITER, source, **{"device": None, **load_options})
-        model = loaded.model
-        if lora is not None:
-            model = add_lora(model, lora, lora_seed)
-        elif num_trainable_layers is not None:
-            train_last_layers(model, num_trainable_layers)
         policy = cls(
-            model,
+            train_parts(loaded.model, num_trainable_layers, lora, lora_seed),
             loaded.tokenizer,
             distribution=distribution,
             micro_batch_size=micro_batch_size,
@@ -172,7 +165,6 @@ class Policy:
         self.num_updates += 1
         self._working.refresh()
 
-    @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor], num_updates: int) -> None:
         """Put earlier weights back in the place of the present ones, a tensor at a time.
 
@@ -186,10 +178,7 @@ class Policy:
         Raises:
             ArgumentError: Names, shapes or dtypes are not those of the weights that move; nothing is changed.
         """
-        present = self.trainable()
-        _check_like(weights, present)
-        for name, weight in present.items():
-            weight.copy_(weights[name])
+        copy_weights(weights, self.trainable())
         self.num_updates = num_updates
         self._working.refresh()
 
@@ -358,6 +347,23 @@ class Policy:
             return sampling.score(self._engine, completions, self.distribution)
         return fallback.score(self._working.model, completions, self.distribution)
 
+    @torch.no_grad()
+    def hidden_states(self, completions: Completions) -> Float[Tensor, "N T D"]:
+        """Find the last hidden state before each token of given completions; 0 beyond a completion's length."""
+        width = self.model.get_output_embeddings().weight.shape[1]
+        found = torch.zeros(
+            *completions.ids.shape, width, dtype=self._working.model.dtype, device=self.model.device
+        )
+        for rows in completions.micro_batches(self.micro_batch_size):
+            part = completions.rows(rows)
+            padded = found.new_zeros(*part.ids.shape, width)
+            if self.way.shares_prompts:
+                padded[part.mask] = sampling.hidden_states(self._engine, part)
+            else:
+                padded[part.mask] = fallback.hidden_states(self._working.model, part)
+            found[rows, : part.ids.shape[1]] = padded
+        return found
+
     def ref_log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Find log π_ref of each token of completions that the policy drew, in nats; 0 beyond a completion's length.
 
@@ -380,21 +386,6 @@ class Policy:
             model = copy.deepcopy(model).merge_and_unload()
         with without_progress_bars():
             save_whole(model, self.tokenizer, folder, self.companions)
-
-
-def _check_like(weights: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
-    if unlike := weights.keys() ^ present.keys():
-        raise ArgumentError(
-            f"weights: expected those of the {len(present)} that move, "
-            f"got {'none' if min(unlike) in present else 'one'} of the name {min(unlike)}"
-        )
-    for name, weight in present.items():
-        given = weights[name]
-        if given.shape != weight.shape or given.dtype != weight.dtype:
-            raise ArgumentError(
-                f"weights: expected {name} as {tuple(weight.shape)} of {weight.dtype}, "
-                f"got {tuple(given.shape)} of {given.dtype}"
-            )
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -15,7 +15,7 @@ from klimb.core.baselines import greedy_baseline, group_mean, length_weighted, s
 from klimb.core.length_penalty import overlong_penalty
 from klimb.core.masks import uniform_groups
 from klimb.core.objective import Objective
-from klimb.core.returns import returns_to_go
+from klimb.core.returns import generalised_advantages, returns_to_go
 from klimb.core.update import adjusted_rewards
 from klimb.core.whitening import whiten_tokens
 from klimb.errors import ArgumentError
@@ -24,17 +24,8 @@ from klimb.rl.rollout import Rollout
 
 def find_advantages(rollout: Rollout, config: TrainConfig) -> Float[Tensor, " N"]:
     """Find the advantages of completions; where a reward failed a completion counts for nothing, and its own is 0."""
-    algorithm, log_probs = config.algorithm, rollout.completions.log_probs
-    adjusted = _rewards(rollout)
-    if algorithm.overlong_buffer > 0:
-        buffer = algorithm.overlong_buffer * config.max_new_tokens
-        lengths = rollout.completions.lengths.to(adjusted.dtype)
-        adjusted = adjusted + overlong_penalty(
-            lengths, config.max_new_tokens, buffer, algorithm.overlong_factor
-        )
-    if rollout.kl is not None and algorithm.kl_place == "reward" and algorithm.kl_credit == "whole":
-        adjusted = adjusted_rewards(adjusted, log_probs.new_tensor(rollout.kl), algorithm.beta)
-    grouped = adjusted.reshape(len(rollout.rows), -1)
+    algorithm = config.algorithm
+    grouped = _adjusted(rollout, config).reshape(len(rollout.rows), -1)
     is_valid = _is_valid(rollout)
     advantages = _baseline(rollout, algorithm)(grouped, is_valid)
     if algorithm.scale != "none":
@@ -55,24 +46,59 @@ def find_token_advantages(rollout: Rollout, config: TrainConfig) -> Float[Tensor
     Those of completions without a reward are 0, and whitening does not know of them.
     """
     algorithm, completions = config.algorithm, rollout.completions
-    is_token = completions.mask & _has_reward(rollout)[:, None]
+    is_token = completions.mask & has_reward(rollout)[:, None]
     zeros = torch.zeros_like(completions.token_log_probs)
-    advantages = torch.where(is_token, find_advantages(rollout, config)[:, None], zeros)
-    if algorithm.credits_tokens:
-        if rollout.ref_log_probs is None:
-            raise ArgumentError("rollout: the KL is in the reward of tokens, and the policy has no reference")
-        penalties = -algorithm.beta * (completions.token_log_probs - rollout.ref_log_probs)
-        if algorithm.kl_credit == "to_go":
-            penalties = returns_to_go(penalties, is_token, algorithm.discount)
-        advantages = advantages + torch.where(is_token, penalties, zeros)
+    if algorithm.baseline == "value":
+        advantages, _ = find_generalised_advantages(rollout, config)
+    else:
+        advantages = torch.where(is_token, find_advantages(rollout, config)[:, None], zeros)
+        if algorithm.kl_in_tokens and algorithm.kl_credit == "to_go":
+            advantages = advantages + returns_to_go(
+                _token_penalties(rollout, algorithm), is_token, algorithm.discount
+            )
+    if algorithm.kl_in_tokens and algorithm.kl_credit == "own":
+        advantages = advantages + torch.where(is_token, _token_penalties(rollout, algorithm), zeros)
     if algorithm.whiten_tokens:
         advantages = whiten_tokens(advantages, is_token, ddof=algorithm.whiten_ddof)
     return advantages
 
 
+def find_generalised_advantages(
+    rollout: Rollout, config: TrainConfig
+) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
+    """Find the advantages of tokens by the rollout's values, and the returns that these are fitted to.
+
+    r_it = −β d_it + 1[t is the last token] r̃_i with the KL to go; else the reward comes with the last token alone.
+
+    Returns:
+        The advantages and the returns; 0 where there is no token, and for completions without a reward.
+    """
+    algorithm = config.algorithm
+    if rollout.values is None:
+        raise ArgumentError("rollout: the baseline is a value function, and the rollout has no values")
+    is_token, rewards = find_token_rewards(rollout, config)
+    values = rollout.values.to(rewards.dtype)
+    return generalised_advantages(rewards, values, is_token, algorithm.discount, algorithm.trace_decay)
+
+
+def find_token_rewards(
+    rollout: Rollout, config: TrainConfig
+) -> tuple[Bool[Tensor, "N T"], Float[Tensor, "N T"]]:
+    """Find what each token earns, as a value function predicts it: the reward with the last, and the KL to go."""
+    algorithm, completions = config.algorithm, rollout.completions
+    is_token = completions.mask & has_reward(rollout)[:, None]
+    zeros = torch.zeros_like(completions.token_log_probs)
+    places = torch.arange(is_token.shape[1], device=is_token.device)
+    is_last = is_token & (places == completions.lengths[:, None] - 1)
+    rewards = torch.where(is_last, _adjusted(rollout, config)[:, None], zeros)
+    if algorithm.kl_in_tokens and algorithm.kl_credit == "to_go":
+        rewards = rewards + torch.where(is_token, _token_penalties(rollout, algorithm), zeros)
+    return is_token, rewards
+
+
 def find_counted(rollout: Rollout, config: TrainConfig) -> Bool[Tensor, " N"]:
     """Find the completions that are in the gradient and its denominators."""
-    algorithm, is_counted = config.algorithm, _has_reward(rollout)
+    algorithm, is_counted = config.algorithm, has_reward(rollout)
     if algorithm.drop_uniform_groups:
         rewards = _rewards(rollout).reshape(len(rollout.rows), -1)
         is_uniform = uniform_groups(rewards, is_valid=_is_valid(rollout))
@@ -83,12 +109,35 @@ def find_counted(rollout: Rollout, config: TrainConfig) -> Bool[Tensor, " N"]:
     return is_counted
 
 
+def _adjusted(rollout: Rollout, config: TrainConfig) -> Float[Tensor, " N"]:
+    """Rewards less what the whole completion pays for, its length and its KL."""
+    algorithm, log_probs = config.algorithm, rollout.completions.log_probs
+    adjusted = _rewards(rollout)
+    if algorithm.overlong_buffer > 0:
+        buffer = algorithm.overlong_buffer * config.max_new_tokens
+        lengths = rollout.completions.lengths.to(adjusted.dtype)
+        adjusted = adjusted + overlong_penalty(
+            lengths, config.max_new_tokens, buffer, algorithm.overlong_factor
+        )
+    if rollout.kl is not None and algorithm.kl_place == "reward" and algorithm.kl_credit == "whole":
+        adjusted = adjusted_rewards(adjusted, log_probs.new_tensor(rollout.kl), algorithm.beta)
+    return adjusted
+
+
+def _token_penalties(rollout: Rollout, algorithm: Objective) -> Float[Tensor, "N T"]:
+    """−β d of each token."""
+    if rollout.ref_log_probs is None:
+        raise ArgumentError("rollout: the KL is in the reward of tokens, and the policy has no reference")
+    return -algorithm.beta * (rollout.completions.token_log_probs - rollout.ref_log_probs)
+
+
 def _rewards(rollout: Rollout) -> Float[Tensor, " N"]:
     total = rollout.rewards.total
     return rollout.completions.log_probs.new_tensor([0.0 if reward is None else reward for reward in total])
 
 
-def _has_reward(rollout: Rollout) -> Bool[Tensor, " N"]:
+def has_reward(rollout: Rollout) -> Bool[Tensor, " N"]:
+    """Find the completions that have a reward."""
     device = rollout.completions.ids.device
     return torch.tensor([reward is not None for reward in rollout.rewards.total], device=device)
 
@@ -97,7 +146,7 @@ def _is_valid(rollout: Rollout) -> Bool[Tensor, "B G"] | None:
     """Which completions have a reward; None where all do."""
     if len(rollout.valid) == len(rollout.rewards.total):
         return None
-    return _has_reward(rollout).reshape(len(rollout.rows), -1)
+    return has_reward(rollout).reshape(len(rollout.rows), -1)
 
 
 def _baseline(rollout: Rollout, algorithm: Objective) -> Callable[[Tensor, Tensor | None], Tensor]:

@@ -37,7 +37,10 @@ BASELINES: dict[str, AxisValue] = {
         "the reward of the prompt's greedy completion as the baseline, so the gradient is unbiased",
         "A_i = r̃_i − r(greedy completion of the prompt)",
     ),
-    "value": AxisValue("generalised advantages of a value function", "A_it = Σ_l (γλ)^l δ_i,t+l"),
+    "value": AxisValue(
+        "what follows a token, beyond what a value function expects before it (generalised advantage estimation)",
+        "A_it = Σ_l (γλ)^l δ_i,t+l",
+    ),
 }
 """What is subtracted from a reward, under the names that an objective uses."""
 
@@ -133,12 +136,14 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
         objective: The objective.
         beta: β as it is to be shown.
     """
-    lines = [_advantage(objective)]
+    is_value = objective.baseline == "value"
+    lines = value_formulas(objective, beta) if is_value else [_advantage(objective)]
     has_token_kl = objective.beta > 0 and (objective.kl_place == "loss" or objective.kl_credit != "whole")
     if has_token_kl:
         lines.insert(0, "d_it = log π(y_it) − log π_ref(y_it)")
-    if objective.credits_tokens and objective.baseline != "value":
-        lines.append(KL_CREDITS[objective.kl_credit].formula.replace("β", beta))
+    if objective.kl_in_tokens and not (is_value and objective.kl_credit == "to_go"):
+        credit = KL_CREDITS[objective.kl_credit].formula.replace("β", beta)
+        lines.append(credit.replace("A_it = A_i ", "A_it ← A_it ") if is_value else credit)
     index = "A_it" if objective.credits_tokens else "A_i"
     if objective.whiten_tokens:
         lines.append(
@@ -161,6 +166,24 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
     total = " − ".join(terms)
     lines.append(f"c_it = a · ({total})" if len(terms) > 1 else f"c_it = a · {total}")
     return lines
+
+
+def value_formulas(objective: Objective, beta: str) -> list[str]:
+    """Write what a token earns, its advantage by values, and what values are fitted to."""
+    paid = f" − {beta} d_it" if objective.kl_in_tokens and objective.kl_credit == "to_go" else ""
+    clip, coefficient = objective.value_clip, f"{objective.value_coefficient:g}"
+    bounded = f", (clip(V, V_old ± {clip:g}) − R)²" if clip < math.inf else ""
+    squares = f"max((V − R)²{bounded})" if bounded else "(V − R)²"
+    return [
+        f"r_it = r̃_i [t is the last token]{paid}",
+        f"δ_it = r_it + {_times_number(objective.discount)}V_i,t+1 − V_it, V = 0 after the last token",
+        f"A_it = Σ_l ({objective.discount:g} · {objective.trace_decay:g})^l δ_i,t+l,  R_it = A_it + V_it",
+        f"V's loss = {coefficient} Σ_it a_it ½ {squares}",
+    ]
+
+
+def _times_number(factor: float) -> str:
+    return "" if factor == 1 else f"{factor:g} · "
 
 
 def _region(objective: Objective) -> str:

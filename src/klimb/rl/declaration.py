@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from klimb.config.train import TrainConfig
+from klimb.config.value import HEAD, SELF
 from klimb.core.baselines import SCALES
+from klimb.core.objective import Objective
 from klimb.rl.axes import BASELINES, KL_CREDITS, describe_objective, formulas_of
 from klimb.rl.decoding import describe_sampling, formulas_of_sampling
 from klimb.rl.schedule import LARGEST_ERROR
@@ -41,6 +43,7 @@ def declare(config: TrainConfig) -> Declaration:
         *_kl_words(config),
         *_objective_words(config),
         f"The advantage: {_advantage_words(config)}. Everything but the gradient of log π is held constant.",
+        *_value_words(config),
         *describe_objective(algorithm),
         f"Denominators are of the whole update, {batch // algorithm.num_minibatches} completions, less those whose "
         "reward failed.",
@@ -72,13 +75,19 @@ def _kl_words(config: TrainConfig) -> list[str]:
     if algorithm.beta > 0 and algorithm.kl_place == "reward":
         return [
             f"{estimated}, and is in the reward; it is not differentiated on its own. "
-            f"{KL_CREDITS[algorithm.kl_credit].words}."
+            f"{_credit_words(algorithm)}."
         ]
     if algorithm.beta > 0:
         return [f"{estimated}, for metrics and bounds."]
     if config.measures_kl:
         return [f"{estimated}, for the bound max_kl alone."]
     return ["The KL is not measured: no reference is kept. With max_kl it would be."]
+
+
+def _credit_words(algorithm: Objective) -> str:
+    if algorithm.baseline == "value" and algorithm.kl_credit == "to_go":
+        return "A token's log-ratio is part of what it earns, which the advantage credits to it and to those before it"
+    return KL_CREDITS[algorithm.kl_credit].words
 
 
 def _objective_words(config: TrainConfig) -> list[str]:
@@ -111,6 +120,38 @@ def _advantage_words(config: TrainConfig) -> str:
             f"{algorithm.overlong_factor:g} of its reward"
         )
     return "; ".join(parts)
+
+
+def _value_words(config: TrainConfig) -> list[str]:
+    algorithm = config.algorithm
+    if algorithm.baseline != "value":
+        return []
+    source = {
+        HEAD: "a linear layer on the policy's last hidden state, as it was when the completions were drawn; its "
+        "gradient does not reach the policy",
+        SELF: "a copy of the policy's model with a linear layer, of which the same parts move",
+    }
+    optimiser = {"adamw": "AdamW", "sgd": "plain gradient descent"}[config.optimiser]
+    warmup = ""
+    if config.value_warmup_steps:
+        warmup = f" In the first {config.value_warmup_steps} steps the value function moves alone."
+    exact = (
+        " With λ below 1 the advantages are biased unless the values are exact."
+        if algorithm.trace_decay < 1
+        else ""
+    )
+    return [
+        f"The value function is {source.get(config.value_source, config.value_source + ' with a linear layer')}. "
+        f"{optimiser} fits it to the returns R of all completions with a reward, in the same updates as the policy, "
+        f"with learning rate {config.present_value_lr:g}{_head_words(config)}. It begins at 0, and its first update at "
+        f"the first step's mean return.{warmup}{exact}",
+        "A completion that is cut off at the limit has its reward and ends there, as any other: no value after its "
+        "last token is added.",
+    ]
+
+
+def _head_words(config: TrainConfig) -> str:
+    return "" if config.value_source == HEAD else f", that of the layer {config.present_head_lr:g}"
 
 
 def _length_formula(config: TrainConfig) -> str:

@@ -48,6 +48,7 @@ def step_metrics(step: int, rollout: Rollout, update: UpdateStats, device: torch
         "duplicate_rate": duplicate_share(rollout.texts),
         **({} if update.num_updates == 1 else {"updates": update.num_updates, "drift": update.drift}),
         **({"weights": update.weights} if update.weights else {}),
+        **({"value": update.value} if update.value else {}),
         "grad_norm": update.grad_norm,
         "lr": update.lr,
         "sampler_gap_mean": update.sampler_gap_mean,

@@ -4,8 +4,9 @@ Axes: N completions of the whole batch, T tokens.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class UpdateStats:
         drift: The largest mean of the same difference among later updates of a step, where there was more than one.
         is_skipped: Whether nothing was moved, because no completion counted.
         weights: What the score weights show, by name.
+        value: What the value function shows, by name; empty where there is none.
     """
 
     grad_norm: float
@@ -55,6 +57,7 @@ class UpdateStats:
     drift: float | None = None
     is_skipped: bool = False
     weights: dict[str, float] = field(default_factory=dict[str, float])
+    value: dict[str, float | None] = field(default_factory=dict[str, float | None])
 
 
 def join_stats(updates: Sequence[UpdateStats]) -> UpdateStats:
@@ -74,16 +77,55 @@ def join_stats(updates: Sequence[UpdateStats]) -> UpdateStats:
     )
 
 
+class Trainable(Protocol):
+    """What an optimizer moves: a policy, or a value function."""
+
+    micro_batch_size: int | None
+    num_updates: int
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters that are moved, by name."""
+        ...
+
+    def widen_gradients(self) -> None:
+        """Make room for another pass's gradients."""
+        ...
+
+    def take_gradients(self) -> list[tuple[str, Tensor]]:
+        """Give away the names of the weights that move, each with its gradient."""
+        ...
+
+    def moved(self) -> None:
+        """Take note that the weights were moved."""
+        ...
+
+
 class PolicyOptimizer:
     """An optimiser with a schedule of its rate and clipping, that ascends.
 
     Attributes:
         rate_scale: What the scheduled learning rate is multiplied by.
         world: The ranks that gradients are added over.
+
+    Args:
+        policy: What is moved.
+        config: The options.
+        world: As above.
+        score: What a surrogate is a function of, one number a token; the policy's log-probs where None.
+        rates: By a weight's name, what multiplies its learning rate; 1 where it is not named.
     """
 
-    def __init__(self, policy: Policy, config: TrainConfig, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        policy: Policy | Trainable,
+        config: TrainConfig,
+        world: World = ALONE,
+        *,
+        score: Callable[[Completions], Tensor] | None = None,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         self._policy = policy
+        self._score = score or cast("Policy", policy).log_probs
         self._config = config
         self.rate_scale = 1.0
         self.world = world
@@ -96,7 +138,10 @@ class PolicyOptimizer:
         self._pieces = {
             name: weight.detach().view(-1).split(_PORTION) for name, weight in self._weights.items()
         }
-        moved = [piece for pieces in self._pieces.values() for piece in pieces]
+        by_rate: dict[float, list[Tensor]] = {}
+        for name, pieces in self._pieces.items():
+            by_rate.setdefault((rates or {}).get(name, 1.0), []).extend(pieces)
+        moved = [{"params": pieces, "rate": rate} for rate, pieces in by_rate.items()]
         if config.optimiser == "sgd":
             self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
                 moved, lr=config.lr, weight_decay=config.weight_decay, maximize=True
@@ -163,7 +208,7 @@ class PolicyOptimizer:
         scale = self._max_grad_norm / grad_norm if self._max_grad_norm is not None and is_long else 1.0
         lr = self.rate_scale * learning_rate(self._config, policy.num_updates // self._updates_per_step)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self._move(gradients, scale)
         policy.moved()
         return UpdateStats(
@@ -212,7 +257,7 @@ class PolicyOptimizer:
         micro_batches = part.completions.micro_batches(policy.micro_batch_size)
         for rows in micro_batches:
             completions = part.completions.rows(rows)
-            token_log_probs = policy.log_probs(completions)
+            token_log_probs = self._score(completions)
             surrogate(token_log_probs, part.rows[rows]).backward()
             if len(micro_batches) > 1:
                 policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds

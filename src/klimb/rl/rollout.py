@@ -54,6 +54,7 @@ class Rollout:
         seconds: Time spent on `sampling`, `reward` and `reference`.
         ref_log_probs: log π_ref of their tokens, (N, T), in nats; None where the policy has no reference.
         greedy_rewards: Rewards of the prompts' greedy completions, (B,), None where one failed; None if not drawn.
+        values: V of a value function before each of their tokens, (N, T), in reward units; None where there is none.
         openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
         slices: Those that this rank drew, where the batch is cut into slices; None where it is whole.
     """
@@ -68,6 +69,7 @@ class Rollout:
     ref_log_probs: Float[Tensor, "N T"] | None = None
     greedy_rewards: list[float | None] | None = None
     slices: list[Slice] | None = None
+    values: Float[Tensor, "N T"] | None = None
 
     @property
     def valid(self) -> list[int]:

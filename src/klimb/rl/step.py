@@ -21,6 +21,7 @@ from klimb.rl.rollout import Rollout, Stopwatch, rollout, trainer_state
 from klimb.rl.sampler import Sampler
 from klimb.rl.slices import cut_slices, draw_in_slices
 from klimb.rl.surrogates import SumOfTokens, WeightStats, cut_to_rows, make_surrogate
+from klimb.rl.value import ValueFit, ValueTrainer
 
 
 def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
@@ -33,6 +34,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     *,
     num_prompts: int | None = None,
     sampler: Sampler | None = None,
+    value: ValueTrainer | None = None,
 ) -> tuple[Rollout, UpdateStats]:
     """Draw completions and move the policy's weights, once or for each minibatch and epoch.
 
@@ -48,6 +50,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
         config: The options.
         num_prompts: How many prompts the run has; those of this step where None.
         sampler: What draws the completions; the policy itself where None.
+        value: What fits the value function, where the objective has one.
     """
 
     def draw(rows: list[PromptRow], key: SampleKey) -> Rollout:
@@ -66,14 +69,31 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
     drawn = draw_in_slices(draw, rows, key, config.num_slices or 1, optimizer.world)
     Tolerance(config.max_failed, len(drawn.completions)).take(drawn.rewards.failures)
     timer = Stopwatch(policy.model.device)
-    stats = _update(optimizer, drawn, key, config)
+    fit = None
+    if value is not None:
+        fit = value.start(drawn, config)
+        drawn = fit.rollout
+        timer.lap("values")
+    is_held = value is not None and value.is_warming_up
+    stats = _update(optimizer, drawn, key, config, fit, is_held=is_held)
     timer.lap("update")
     drawn.seconds.update(timer.seconds)
     return drawn, stats
 
 
-def _update(optimizer: PolicyOptimizer, rollout: Rollout, key: SampleKey, config: TrainConfig) -> UpdateStats:
-    """Move the weights by the completions that count; by none, not at all."""
+def _update(
+    optimizer: PolicyOptimizer,
+    rollout: Rollout,
+    key: SampleKey,
+    config: TrainConfig,
+    fit: ValueFit | None,
+    *,
+    is_held: bool,
+) -> UpdateStats:
+    """Move the weights by the completions that count, by none not at all; and the value function's where there is one.
+
+    Where `is_held`, the value function alone is moved.
+    """
     algorithm = config.algorithm
     if algorithm.is_sum_of_completions:
         advantages = find_advantages(rollout, config)
@@ -85,10 +105,16 @@ def _update(optimizer: PolicyOptimizer, rollout: Rollout, key: SampleKey, config
         for minibatch in minibatches(rollout, algorithm.num_minibatches, key, epoch):
             rows = minibatch[is_counted[minibatch]]
             is_first = all(update.is_skipped for update in updates)
-            updates.append(_one_update(optimizer, rollout, advantages, rows, weights, is_first, config))
+            if is_held:
+                updates.append(optimizer.skip())
+            else:
+                updates.append(_one_update(optimizer, rollout, advantages, rows, weights, is_first, config))
+            if fit is not None:
+                fit.update(minibatch)
     num_left_out = len(rollout.valid) - int(is_counted.sum())
     shown = {"left_out": num_left_out / len(is_counted)} if num_left_out else {}
-    return replace(join_stats(updates), weights=weights.metrics() | shown)
+    values = {} if fit is None else fit.metrics()
+    return replace(join_stats(updates), weights=weights.metrics() | shown, value=values)
 
 
 def _one_update(

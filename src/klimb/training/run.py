@@ -152,7 +152,8 @@ def _train(
         before = evaluator.evaluate_start()
     folder = resumption.folder if resumption else _create_folder(config, content, world)
     require_shared(folder, world)
-    run = _Run(Trainer.start(config, rows, policy, reward, world), evaluator, folder, observer)
+    trainer = Trainer.start(config, rows, policy, reward, world, value_function=inputs.value_function)
+    run = _Run(trainer, evaluator, folder, observer)
     with contextlib.nullcontext() if resumption else folder.claimed():
         if resumption is not None:
             run.restore(resumption)

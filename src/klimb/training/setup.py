@@ -4,14 +4,18 @@ import itertools
 
 from klimb.config.sections import EvaluationOptions
 from klimb.config.train import TrainConfig
+from klimb.config.value import HEAD, SELF
 from klimb.data.prompts import PromptFile, PromptRow, indices_of_step, read_prompts, require_held_out
+from klimb.errors import ConfigError
 from klimb.model.clock import current_moment, reads_clock
-from klimb.model.trainable import Lora
+from klimb.model.load import WRITER, load
+from klimb.model.trainable import Lora, train_parts, trainable_copy
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.stopping import StopRules
 from klimb.policy.lengths import check_lengths
 from klimb.policy.policy import Policy
+from klimb.policy.value_function import HeadOnPolicy, ValueFunction, ValueModel
 from klimb.reward.load import NO_FUNCTIONS, PEOPLE, Functions, load_rewards, named, require_proven
 from klimb.training.evaluate.estimates import short_name
 from klimb.training.observer import Observer
@@ -69,19 +73,18 @@ def prepare(
     longest = check_lengths(
         policy, itertools.chain(rows, eval_rows), config.max_new_tokens, reward.check_prompt
     )
-    return PreflightInputs(config, policy, reward, rows, len(eval_rows), longest, base), rows, eval_rows
+    value = load_value_function(config, policy, longest)
+    inputs = PreflightInputs(config, policy, reward, rows, len(eval_rows), longest, base, value)
+    return inputs, rows, eval_rows
 
 
 def load_policy(config: TrainConfig) -> Policy:
     """Load the policy that a configuration asks for."""
-    lora = None
-    if config.lora_rank is not None:
-        lora = Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
     policy = Policy.load(
         config.model,
         distribution=SamplingDistribution.of(config, config.temperature),
         num_trainable_layers=config.num_trainable_layers,
-        lora=lora,
+        lora=_lora(config),
         lora_seed=config.seed,
         micro_batch_size=config.micro_batch_size,
         precision=config.precision,
@@ -92,6 +95,54 @@ def load_policy(config: TrainConfig) -> Policy:
     policy.text_decoder = TextDecoder(policy.tokenizer, config.skip_special_tokens, policy.end_ids)
     policy.stop_rules = StopRules(config.min_new_tokens, config.stop)
     return policy
+
+
+def load_value_function(config: TrainConfig, policy: Policy, longest_prompt: int) -> ValueFunction | None:
+    """Make the value function that a configuration asks for; None where its objective has none.
+
+    Args:
+        config: The options.
+        policy: The policy, at the weights that the run begins with.
+        longest_prompt: Tokens of the longest prompt.
+
+    Raises:
+        ModelNotFoundError: Nothing loadable where `value_model` says.
+        ConfigError: That model has another vocabulary than the policy, or too short a context.
+    """
+    if config.algorithm.baseline != "value":
+        return None
+    if config.value_source == HEAD:
+        return HeadOnPolicy(policy)
+    if config.value_source == SELF:
+        model = trainable_copy(policy.model)
+    else:
+        loaded = load(
+            WRITER, config.value_source, device=config.device, trust_remote_code=config.trust_remote_code
+        )
+        if loaded.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+            raise ConfigError(
+                f"value_model: {config.value_source} has another vocabulary than the policy, whose tokens it is to "
+                "read; choose a model with the policy's tokenizer, or --value-model self"
+            )
+        context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and longest_prompt + config.max_new_tokens > context:
+            raise ConfigError(
+                f"value_model: {config.value_source} reads {context} tokens at most, and prompts of {longest_prompt} "
+                f"with completions of {config.max_new_tokens} are longer; lower --max-new-tokens, or choose another one"
+            )
+        model = train_parts(loaded.model, config.num_trainable_layers, _lora(config), config.seed)
+    return ValueModel(
+        model,
+        precision=config.precision,
+        micro_batch_size=config.micro_batch_size,
+        has_policys_trunk=config.value_source == SELF,
+    )
+
+
+def _lora(config: TrainConfig) -> Lora | None:
+    if config.lora_rank is None:
+        return None
+    return Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
 
 
 def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, str]:
@@ -107,6 +158,8 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
     }
     if policy.notes:
         facts["loading"] = "; ".join(policy.notes)
+    if config.algorithm.baseline == "value":
+        facts["value function"] = _value_words(config)
     if not config.measures_kl:
         facts["KL"] = "not measured, as beta is 0: no reference is kept, and no pass is made through one"
     slowness = describe_slowness(policy.model.device, config.precision)
@@ -131,6 +184,14 @@ def _rows_to_evaluate(config: TrainConfig, rows: PromptFile) -> list[PromptRow]:
     held_out = read_prompts(config.eval_prompts, config.prompt_column, config.system_prompt)
     require_held_out(held_out, rows)
     return held_out
+
+
+def _value_words(config: TrainConfig) -> str:
+    source = {HEAD: "a head on the policy's last hidden state", SELF: "a copy of the policy's model"}
+    words = source.get(config.value_source, config.value_source)
+    if config.value_warmup_steps:
+        words += f"; in the first {config.value_warmup_steps} steps it is trained alone"
+    return words
 
 
 def _evaluation_words(options: EvaluationOptions) -> str:

@@ -7,7 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from klimb.config.train import TrainConfig
 from klimb.data.prompts import PromptRow, indices_of_step
+from klimb.errors import ArgumentError
 from klimb.policy.policy import Policy, SampleKey
+from klimb.policy.value_function import ValueFunction
 from klimb.reward.reward import WeightedSum
 from klimb.rl.guards import Bounds, Finding, Guards
 from klimb.rl.metrics import step_metrics
@@ -16,6 +18,7 @@ from klimb.rl.rollout import Rollout
 from klimb.rl.sampler import Sampler
 from klimb.rl.schedule import KLCoefficient
 from klimb.rl.step import take_step
+from klimb.rl.value import ValueTrainer
 from klimb.world import ALONE, World
 
 
@@ -62,6 +65,7 @@ class Trainer:
         step: Steps taken so far.
         num_updates: Updates of the weights at the end of the last whole step.
         sampler: What draws the completions of steps; the policy itself where None.
+        value: What fits the value function; None where the objective has none.
     """
 
     config: TrainConfig
@@ -74,6 +78,7 @@ class Trainer:
     step: int = 0
     num_updates: int = 0
     sampler: Sampler | None = None
+    value: ValueTrainer | None = None
 
     @classmethod
     def start(
@@ -83,11 +88,20 @@ class Trainer:
         policy: Policy,
         reward: WeightedSum,
         world: World = ALONE,
+        *,
+        value_function: ValueFunction | None = None,
     ) -> "Trainer":
-        """Begin at the policy's present weights, with an optimiser that remembers nothing."""
+        """Begin at the policy's present weights, with an optimiser that remembers nothing.
+
+        Raises:
+            ArgumentError: The objective has a value function, and none is given.
+        """
+        if config.algorithm.baseline == "value" and value_function is None:
+            raise ArgumentError(f"value_function: the objective {config.objective} needs one, got none")
         optimizer = PolicyOptimizer(policy, config, world)
         guards = Guards(Bounds(config, config.completions_per_step, config.precision), optimizer)
-        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), guards)
+        value = None if value_function is None else ValueTrainer(value_function, config, world)
+        return cls(config, rows, policy, reward, optimizer, KLCoefficient(config), guards, value=value)
 
     @property
     def parts(self) -> Mapping[str, Stateful]:
@@ -113,6 +127,7 @@ class Trainer:
             config,
             num_prompts=len(self.rows),
             sampler=self.sampler,
+            value=self.value,
         )
         metrics = step_metrics(self.step, rollout, update, self.policy.model.device) | {
             "beta": config.algorithm.beta

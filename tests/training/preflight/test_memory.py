@@ -77,6 +77,29 @@ def test_what_was_chosen_changes_what_is_held(changes, size, name, expected):
     assert predict(size, **changes).held[name] == expected
 
 
+def test_a_value_function_counts_with_its_moments_and_its_update():
+    # A head: 8 weights and a bias, of 4 bytes, with two moments; 6 completions of 5 tokens' states of 8 numbers.
+    head = predict(objective="ppo")
+    assert head.held["value function"] == 4 * 3 * 9
+    assert head.phases["update"]["hidden states for values"] == 4 * 6 * 5 * 8
+    own = predict(objective="ppo", value_model="self", optimiser="sgd")
+    assert own.held["value function"] == 4 * 1000
+    assert own.phases["value update"]["gradients"] == 4000
+    assert own.phases["value update"]["vocabulary chunk"] == 0
+    shared = predict(replace(SIZE, num_moved=300), objective="ppo", value_model="self")
+    assert shared.held["value function"] == 4 * 3 * 300
+    half = predict(objective="ppo", value_model="self", precision="bfloat16")
+    assert half.held["value function"] == 4 * 3 * 1000 + 2 * 1000
+    other = predict_memory(
+        SIZE,
+        config(objective="ppo", value_model="other"),
+        longest_prompt=7,
+        value_size=replace(SIZE, num_weights=5000, num_moved=100),
+    )
+    assert other.held["value function"] == 4 * 5000 + 8 * 100
+    assert "value function" not in predict().held
+
+
 def test_gradients_are_as_wide_as_what_they_are_found_in_and_their_sum_is_float32():
     gradients = [
         predict(precision=precision, micro_batch_size=at_once).phases["update"]["gradients"]

@@ -84,6 +84,30 @@ def _draw_equal(
 
 def score(model: Any, completions: Completions, distribution: SamplingDistribution) -> Float[Tensor, "N T"]:
     """Find the log-prob of every token of given completions as `sampling.score` does."""
+    before = _before_tokens(completions, *_logits(model, completions))
+    mask, supports = completions.mask, completions.token_supports()
+    if supports is None:
+        log_probs = distribution.token_log_probs(before, completions.ids)
+        return log_probs.masked_fill(~mask, 0.0)
+    support = unpack_support(supports, before.shape[-1])
+    log_probs = distribution.token_log_probs(before[mask], completions.ids[mask], support)
+    return log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs)
+
+
+def hidden_states(model: Any, completions: Completions) -> Float[Tensor, "n D"]:
+    """Find the last hidden state before each token of given completions as `sampling.hidden_states` does."""
+    read: list[Tensor] = []
+    layer = model.get_output_embeddings()
+    handle = layer.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
+    try:
+        _, lengths = _logits(model, completions)
+    finally:
+        handle.remove()
+    return _before_tokens(completions, read[0], lengths)[completions.mask]
+
+
+def _logits(model: Any, completions: Completions) -> tuple[Float[Tensor, "N S V"], Int[Tensor, " N"]]:
+    """Logits after each token of prompts and completions, padded on the right, and the prompts' lengths."""
     prompts = [completions.prompts[index] for index in completions.prompt_of.tolist()]
     rows = [
         prompt + ids[:length]
@@ -96,16 +120,16 @@ def score(model: Any, completions: Completions, distribution: SamplingDistributi
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    before = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)[:, None]
-    places = (before + torch.arange(completions.ids.shape[1], device=device)).clamp(max=longest - 1)
-    after = logits[torch.arange(len(rows), device=device)[:, None], places]
-    mask, supports = completions.mask, completions.token_supports()
-    if supports is None:
-        log_probs = distribution.token_log_probs(after, completions.ids)
-        return log_probs.masked_fill(~mask, 0.0)
-    support = unpack_support(supports, after.shape[-1])
-    log_probs = distribution.token_log_probs(after[mask], completions.ids[mask], support)
-    return log_probs.new_zeros(mask.shape).masked_scatter(mask, log_probs)
+    return logits, torch.tensor([len(prompt) for prompt in prompts], device=device)
+
+
+def _before_tokens(
+    completions: Completions, rows: Float[Tensor, "N S W"], lengths: Int[Tensor, " N"]
+) -> Float[Tensor, "N T W"]:
+    """Take what a model found before each token of completions, of what it found after each token of whole texts."""
+    steps = torch.arange(completions.ids.shape[1], device=rows.device)
+    places = (lengths[:, None] - 1 + steps).clamp(max=rows.shape[1] - 1)
+    return rows[torch.arange(len(rows), device=rows.device)[:, None], places]
 
 
 class _HasEnded(StoppingCriteria):

@@ -85,21 +85,31 @@ def score(
     Returns:
         Log-probs, (N, T), in nats; 0 beyond a completion's length.
     """
+    ids, mask = completions.ids, completions.mask
+    log_probs = engine.vocabulary.token_log_probs(
+        hidden_states(engine, completions), ids[mask], distribution, completions.token_supports()
+    )
+    return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
+
+
+def hidden_states(engine: Engine, completions: Completions) -> Float[Tensor, "n D"]:
+    """Find the last hidden state before each token of given completions, each prompt read once.
+
+    Returns:
+        What the projection on the vocabulary reads, of the tokens that completions have, completion by completion.
+    """
     states = completions.states if engine.trunk else None
-    ids, mask, supports = completions.ids, completions.mask, completions.token_supports()
+    ids, mask = completions.ids, completions.mask
     if engine.packs and packed.mask_size(completions, engine.queries_per_key) <= packed.LARGEST_MASK:
         row = packed.PackedBatch(completions)
         known = None if states is None else row.laid_out(states.prompts, states.tokens)
-        hidden = engine.run(row.ids, row.positions, row, known)[0, row.before[mask]]
-        log_probs = engine.vocabulary.token_log_probs(hidden, ids[mask], distribution, supports)
-        return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
+        return engine.run(row.ids, row.positions, row, known)[0, row.before[mask]]
     prompt_states, token_states = (None, None) if states is None else (states.prompts, states.tokens)
     prefix = Prefix(engine, completions.prompts, completions.prompt_of, states=prompt_states)
     hidden = prefix.hidden[completions.prompt_of][:, None]
     if ids.shape[1] > 1:
         hidden = torch.cat([hidden, prefix.extend(ids[:, :-1], token_states)], dim=1)
-    log_probs = engine.vocabulary.token_log_probs(hidden[mask], ids[mask], distribution, supports)
-    return log_probs.new_zeros(ids.shape).masked_scatter(mask, log_probs)
+    return hidden[mask]
 
 
 @dataclass(frozen=True)

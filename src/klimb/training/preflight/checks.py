@@ -10,6 +10,7 @@ from klimb.data.prompts import PromptRow
 from klimb.model import chat
 from klimb.model.clock import template_at_clock
 from klimb.policy.policy import Policy
+from klimb.policy.value_function import ValueFunction
 from klimb.training.preflight.memory import MemoryPrediction, show_bytes
 
 Outcome = Literal["passed", "warned", "failed"]
@@ -186,11 +187,17 @@ def check_disk(parts: dict[str, int], free: int | None) -> CheckResult:
 
 
 def predict_disk(
-    policy: Policy, config: TrainConfig, *, longest_prompt: int, num_judged: int
+    policy: Policy,
+    config: TrainConfig,
+    *,
+    longest_prompt: int,
+    num_judged: int,
+    value_function: ValueFunction | None = None,
 ) -> dict[str, int]:
     """Predict the bytes that a run writes at most: checkpoints, the model, and its lines."""
     num_weights = sum(p.numel() for p in policy.model.parameters())
-    num_moved = sum(p.numel() for p in policy.trainable().values())
+    moved = [*policy.trainable().values(), *(value_function.trainable().values() if value_function else ())]
+    num_moved = sum(p.numel() for p in moved)
     a_checkpoint = 4 * num_moved * (3 if config.optimiser == "adamw" else 1)
     planned = -(-config.num_steps // config.checkpoint_every)
     most = planned if config.keep_checkpoints is None else config.keep_checkpoints + 1  # one is being written

@@ -6,7 +6,7 @@ completions that go through the model at once, D hidden size, V vocabulary.
 
 import contextlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from klimb.config.sections import EvaluationOptions, ModelOptions, SamplingOptions
 from klimb.config.train import TrainConfig
+from klimb.config.value import HEAD, SELF
 from klimb.model.capability import product_path
 from klimb.model.load import config_place
 from klimb.model.progress_bars import without_progress_bars
@@ -23,6 +24,7 @@ from klimb.model.trunk import find_trunk
 from klimb.policy.engine import flash, vocabulary
 from klimb.policy.engine.cpu_decoder import CPUDecoder
 from klimb.policy.policy import Policy
+from klimb.policy.value_function import ValueFunction, ValueModel
 from klimb.training.evaluate.evaluator import EVALUATED_AT_ONCE
 from klimb.training.preflight.resources import USUAL_BASE
 
@@ -111,7 +113,13 @@ class MemoryPrediction:
 
 
 def predict_memory(
-    size: ModelSize, config: TrainConfig, *, longest_prompt: int, num_judged: int = 32, base: int = USUAL_BASE
+    size: ModelSize,
+    config: TrainConfig,
+    *,
+    longest_prompt: int,
+    num_judged: int = 32,
+    base: int = USUAL_BASE,
+    value_size: ModelSize | None = None,
 ) -> MemoryPrediction:
     """Predict a run's peak memory; on a GPU, give 0 as the base.
 
@@ -123,6 +131,7 @@ def predict_memory(
         longest_prompt: L, in tokens.
         num_judged: Prompts that the model is judged by.
         base: Bytes of Python, its libraries and the reward models.
+        value_size: The shape of a value function's model; that of the policy's where None.
 
     Returns:
         The terms, in bytes.
@@ -150,10 +159,42 @@ def predict_memory(
         )
         phases["update"]["frozen layers' states"] = states
         phases["sampling"]["frozen layers' states"] = 2 * states
+    if config.algorithm.baseline == "value":
+        _add_value_function(held, phases, size, value_size, config, longest_prompt)
     if copy:  # made in full width first, when moments and reference are not there yet
         later = held["reference"] + held["optimiser's moments"] + copy
         phases["loading"] = {"working copy in float32": max(4 * size.num_weights - later, 0)}
     return MemoryPrediction(held, phases)
+
+
+def _add_value_function(
+    held: dict[str, int],
+    phases: dict[str, dict[str, int]],
+    size: ModelSize,
+    value_size: ModelSize | None,
+    config: TrainConfig,
+    longest_prompt: int,
+) -> None:
+    """Add what a value function holds, and its update: a head beside the states that it reads, or a model."""
+    number = 4 if config.precision == "float32" else 2
+    moments = 2 if config.optimiser == "adamw" else 0
+    num_samples = config.completions_per_step
+    if config.value_source == HEAD:
+        held["value function"] = 4 * (1 + moments) * (size.hidden + 1)
+        states = number * num_samples * config.max_new_tokens * size.hidden
+        phases["update"]["hidden states for values"] = states
+        return
+    own = size if value_size is None else value_size
+    num_copied = (
+        own.num_moved if config.value_source == SELF else own.num_weights
+    )  # what is frozen is the policy's
+    working = number * own.num_weights if config.precision != "float32" else 0
+    held["value function"] = 4 * num_copied + working + 4 * moments * own.num_moved
+    phases["value update"] = _update(own, config, number, longest_prompt) | {
+        "embedding's second gradient": 0,  # which is that of the projection on the vocabulary, as the next are
+        "vocabulary chunk": 0,
+        "products in float32": 0,
+    }
 
 
 def _update(size: ModelSize, options: SamplingOptions, number: int, longest_prompt: int) -> dict[str, int]:
@@ -263,6 +304,14 @@ def size_of(policy: Policy) -> ModelSize:
             "is_on_gpu": model.device.type != "cpu",
         }
     )
+
+
+def size_of_value_function(function: ValueFunction | None, policys: ModelSize) -> ModelSize | None:
+    """Find the shape of a value function's model; None where it has none of its own."""
+    if not isinstance(function, ValueModel):
+        return None
+    same = ("shares_prompts", "scores", "is_widened", "is_packed", "is_on_gpu")
+    return replace(_size(function.model), **{name: getattr(policys, name) for name in same})
 
 
 def _scores(policy: Policy) -> Literal["few", "a layer's", "every layer's"]:

@@ -4,15 +4,17 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from klimb.config.train import TrainConfig
+from klimb.config.value import HEAD, SELF
 from klimb.data.prompts import PromptRow
 from klimb.errors import DivergedError, PreflightError
 from klimb.policy.policy import Policy
+from klimb.policy.value_function import ValueFunction
 from klimb.reward.reward import WeightedSum
 from klimb.rl.optimizer import USUAL_GAPS
 from klimb.rl.rollout import trainer_state
@@ -27,7 +29,13 @@ from klimb.training.preflight.checks import (
     memory_remedy,
     predict_disk,
 )
-from klimb.training.preflight.memory import MemoryPrediction, outline, predict_memory, size_of
+from klimb.training.preflight.memory import (
+    MemoryPrediction,
+    outline,
+    predict_memory,
+    size_of,
+    size_of_value_function,
+)
 from klimb.training.preflight.probe import (
     check_reward_room,
     check_rewards,
@@ -58,6 +66,7 @@ class PreflightInputs:
         num_judged: How many prompts the policy is judged by.
         longest_prompt: Tokens of the longest of all of these.
         base: Bytes of the process without the model.
+        value_function: The value function, where the objective has one.
     """
 
     config: TrainConfig
@@ -67,6 +76,7 @@ class PreflightInputs:
     num_judged: int
     longest_prompt: int
     base: int
+    value_function: ValueFunction | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,18 @@ def run_preflight(inputs: PreflightInputs) -> Preflight:
     start = time.perf_counter()
     config, policy = inputs.config, inputs.policy
     longest, num_judged = inputs.longest_prompt, inputs.num_judged
+    size = size_of(policy)
     memory = predict_memory(
-        size_of(policy), config, longest_prompt=longest, num_judged=num_judged, base=inputs.base
+        size,
+        config,
+        longest_prompt=longest,
+        num_judged=num_judged,
+        base=inputs.base,
+        value_size=size_of_value_function(inputs.value_function, size),
     )
-    files = predict_disk(policy, config, longest_prompt=longest, num_judged=num_judged)
+    files = predict_disk(
+        policy, config, longest_prompt=longest, num_judged=num_judged, value_function=inputs.value_function
+    )
     device = policy.model.device
     results = [
         check_batch(config, config.num_steps, len(inputs.rows), longest),
@@ -148,7 +166,9 @@ def require_room(config: TrainConfig) -> int:
     with same_random_numbers():
         size = outline(config) if config.preflight else None
     if size is not None:
-        whole = predict_memory(size, config, longest_prompt=1, base=base)
+        has_other = config.algorithm.baseline == "value" and config.value_source not in (HEAD, SELF)
+        value_size = outline(replace(config, model=config.value_source)) if has_other else None
+        whole = predict_memory(size, config, longest_prompt=1, base=base, value_size=value_size)
         device = device_of(config.device)
         result = check_memory(
             MemoryPrediction(whole.held),

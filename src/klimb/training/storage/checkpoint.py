@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from klimb.errors import RunFolderError
 from klimb.io.atomic import sha256, whole_folder
 
 _STATE = "state.json"
+OTHERS = ("value", "value_optimiser")
+"""Files of tensors that some runs have: the value function's weights, and its optimiser's state."""
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -53,6 +55,7 @@ class Checkpoint:
         state: What else the run must remember, as JSON types.
         weights: The weights that move.
         moments: What the optimiser remembered.
+        others: Tensors of the run's other parts, by their file's name: `value` and `value_optimiser`, if there are any.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Checkpoint:
     state: dict[str, Any]
     weights: StoredTensors
     moments: StoredTensors
+    others: dict[str, StoredTensors] = field(default_factory=dict[str, StoredTensors])
 
 
 def write_checkpoint(
@@ -74,7 +78,7 @@ def write_checkpoint(
 
     Args:
         path: The folder; it must not exist.
-        parts: Tensors by name, for each file's name without its suffix: `weights`, `optimiser`.
+        parts: Tensors by name, for each file's name without its suffix: `weights`, `optimiser`, and of `OTHERS`.
         step: Steps taken.
         num_updates: Updates of the weights.
         remembered: What else the run must remember, as JSON types.
@@ -107,7 +111,10 @@ def open_checkpoint(path: Path, step: int) -> Checkpoint:
     """
     state = _checked_state(path, step)
     weights, moments = (_open_file(path, part, state) for part in ("weights", "optimiser"))
-    return Checkpoint(path, step, state["num_updates"], state["remembered"], weights, moments)
+    others = {
+        part: _open_file(path, part, state) for part in OTHERS if f"{part}.safetensors" in state["sha256"]
+    }
+    return Checkpoint(path, step, state["num_updates"], state["remembered"], weights, moments, others)
 
 
 def open_weights(path: Path, step: int) -> tuple[StoredTensors, int]:

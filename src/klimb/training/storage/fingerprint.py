@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from klimb.config.address import is_address
 from klimb.config.train import TrainConfig
+from klimb.config.value import HEAD, SELF
 from klimb.errors import ConfigError, KlimbError, RunFolderError
 from klimb.io.digest import cached_sha256
 from klimb.model.load import config_place, resolve
@@ -50,10 +51,12 @@ def take_fingerprints(config: TrainConfig, functions: Functions = NO_FUNCTIONS) 
         functions: Rewards and judges that were given as objects, by the names that `config` has for them.
 
     Returns:
-        A fingerprint for `model`, `prompts`, `eval_prompts`, and each reward, judge and objective of one's own by its
-        name; what there is none of is left out.
+        A fingerprint for `model`, `value_model`, `prompts`, `eval_prompts`, and each reward, judge and objective of
+        one's own by its name; what there is none of is left out.
     """
     named = {"model": _model(config.model), "prompts": _checksums(files_of_data(config.prompts))}
+    if config.algorithm.baseline == "value" and config.value_source not in (HEAD, SELF):
+        named["value_model"] = _model(config.value_source)
     if config.eval_prompts is not None:
         named["eval_prompts"] = _checksums(files_of_data(config.eval_prompts))
     for spec in (*config.reward, *config.judges):

@@ -24,6 +24,7 @@ _MAY_CHANGE = {
     "eval_every": "",
     "patience": "",
     "lr": "",
+    "value_lr": "",
     "beta": "the objective changes from here on",
     "max_grad_norm": "",
     "max_logprob_mismatch": "",

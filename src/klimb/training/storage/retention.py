@@ -41,6 +41,12 @@ class Checkpoints:
         state = {name: part.state() for name, part in trainer.parts.items()}
         weights = {name: p.detach().contiguous() for name, p in policy.trainable().items()}
         tensors = {"weights": weights, "optimiser": trainer.optimizer.moments()}
+        if trainer.value is not None:
+            tensors["value"] = {
+                name: weight.detach().contiguous()
+                for name, weight in trainer.value.function.trainable().items()
+            }
+            tensors["value_optimiser"] = trainer.value.optimizer.moments()
         path = self._folder.save_checkpoint(trainer.step, policy.num_updates, tensors, state)
         steps = self._folder.checkpoint_steps()
         for step in surplus(steps, self._options.keep_checkpoints, self.best) if removes else []:
@@ -70,6 +76,9 @@ class Checkpoints:
         try:
             trainer.policy.restore(checkpoint.weights, checkpoint.num_updates)
             trainer.optimizer.restore(checkpoint.moments)
+            if trainer.value is not None:
+                trainer.value.function.restore(checkpoint.others["value"], checkpoint.num_updates)
+                trainer.value.optimizer.restore(checkpoint.others["value_optimiser"])
             for name, part in trainer.parts.items():
                 part.restore(checkpoint.state[name])
             trainer.step, trainer.num_updates = checkpoint.step, checkpoint.num_updates
