@@ -28,6 +28,7 @@ NAMES = [
         "grpo",
         "trl_grpo",
         "verl_grpo",
+        "nemo_grpo",
         "dr_grpo",
         "dapo",
         "lite_ppo",
@@ -35,7 +36,18 @@ NAMES = [
         "luspo",
         "gmpo",
     ),
-    *("cispo", "scalerl", "sapo", "dppo", "prime_rl", "importance_sampling", "dro", "deepseek_v3_2"),
+    *(
+        "cispo",
+        "scalerl",
+        "sapo",
+        "vespo",
+        "dppo",
+        "prime_rl",
+        "max_rl",
+        "importance_sampling",
+        "dro",
+        "deepseek_v3_2",
+    ),
     *("decoupled_ppo", "ppo"),
 ]
 

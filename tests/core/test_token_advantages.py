@@ -85,6 +85,23 @@ def test_expected_gradients_by_enumeration(group, mean, std_1, std_0, ratio):
     )
 
 
+def test_the_scale_of_the_others_by_hand():
+    # For a reward 0 the others are 1, 0, 0: mean 1/3, std 0.57735. For 1 they are equal, and nothing is divided.
+    found = np.asarray(scaled(leave_one_out(ONE_GROUP), ONE_GROUP, "others_std", epsilon=1e-6))
+    np.testing.assert_allclose(found, [[1.0, -0.57734927, -0.57734927, -0.57734927]], rtol=0, atol=5e-9)
+    assert found.sum() == pytest.approx(-0.7320478, abs=5e-8)
+    near = np.array([[0.3, 0.1 + 0.2, 0.3, 1.0]])  # equal but for rounding is not equal: large, as documented
+    assert abs(float(np.asarray(scaled(leave_one_out(near), near, "others_std", epsilon=1e-6))[0, 3])) > 1e3
+
+
+@pytest.mark.parametrize(("group", "gradient"), [(2, 0.16), (4, 0.216221), (8, 0.323645)])
+def test_the_expected_gradient_with_the_scale_of_the_others(group, gradient):
+    def nemo(rewards):
+        return scaled(leave_one_out(rewards), rewards, "others_std", epsilon=1e-6)
+
+    assert expected_gradient(nemo, 0.2, group) == pytest.approx(gradient, abs=5e-6)
+
+
 def test_the_weight_of_a_hard_prompt_against_an_even_one():
     def weight(advantages, p):
         return expected_gradient(advantages, p, 8)
@@ -255,7 +272,8 @@ def test_bad_input_names_the_argument():
     with pytest.raises(ValueError, match=r"greedy_rewards: expected shape \(1,\), got \(2,\)"):
         greedy_baseline([[1.0, 2.0]], [1.0, 2.0])
     with pytest.raises(
-        ValueError, match="scale: expected one of none, group_std, batch_std, group_mean, got 'std'"
+        ValueError,
+        match="scale: expected one of none, group_std, others_std, batch_std, group_mean, got 'std'",
     ):
         scaled([[1.0]], [[1.0]], "std")
     with pytest.raises(

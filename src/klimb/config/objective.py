@@ -56,8 +56,9 @@ class ObjectiveOptions:
     sampler_beta: float | None = None
     """Coefficient of the KL from the policy that drew the completions, in the loss."""
 
-    scale: Literal["none", "group_std", "batch_std", "group_mean"] | None = None
-    """Divisor of the advantages: the prompt's or the batch's standard deviation, or the prompt's mean reward."""
+    scale: Literal["none", "group_std", "others_std", "batch_std", "group_mean"] | None = None
+    """Divisor of the advantages: the standard deviation of the prompt, of the prompt's other completions, or of the
+    batch, or the prompt's mean reward."""
 
     scale_epsilon: float | None = None
     """Added to that standard deviation, in reward units."""
@@ -201,7 +202,7 @@ class ObjectiveOptions:
         algorithm = self.algorithm
         for name, compares in (
             ("baseline", algorithm.baseline in COMPARING),
-            ("scale", algorithm.scale == "group_std"),
+            ("scale", algorithm.scale in ("group_std", "others_std")),
         ):
             if compares and completions_per_prompt < 2:
                 raise ConfigError(

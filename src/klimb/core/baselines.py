@@ -28,6 +28,11 @@ SCALES: dict[str, AxisValue] = {
         "divided by the prompt's standard deviation, so prompts count by the inverse of their spread: biased",
         "A / (std_b + {scale_epsilon:g})",
     ),
+    "others_std": AxisValue(
+        "divided by the standard deviation of the prompt's other completions, unless these are all equal: biased, and "
+        "very large where they are almost equal",
+        "A / (std of the prompt's others + {scale_epsilon:g})",
+    ),
     "batch_std": AxisValue(
         "divided by the standard deviation of the batch's rewards: one factor for all, which changes with the batch",
         "A / (std + {scale_epsilon:g})",
@@ -156,6 +161,7 @@ def scaled(
     """Divide advantages by a spread or a mean of the rewards.
 
     group_std: a / (std_b r + ε);   batch_std: a / (std r + ε);   group_mean: a / mean_b r;   none: a
+    others_std: a_g / (std of r_bg', g' ≠ g, + ε), or a_g where these are all equal
 
     Args:
         advantages: Advantages, (B, G).
@@ -173,7 +179,8 @@ def scaled(
             `group_mean`, or a value that counts and is not finite.
 
     Reference:
-        Shao et al. (2024), "DeepSeekMath", section 4.1.2 (group_std); "MaxRL", arXiv 2602.02710 (group_mean).
+        Shao et al. (2024), "DeepSeekMath", section 4.1.2 (group_std); "MaxRL", arXiv 2602.02710 (group_mean);
+        NeMo-RL 7ea279a, `calculate_baseline_and_std_per_prompt` (others_std).
 
     Example:
         >>> scaled([[-1.0, 1.0]], [[0.0, 2.0]], "group_std", epsilon=0.0)
@@ -189,11 +196,36 @@ def scaled(
         return advantages
     if how == "group_mean":
         return divided(xp, advantages, _mean_of_nonnegative(xp, rewards, valid) + xp.zeros_like(advantages))
+    if how == "others_std":
+        std = _std_of_others(xp, rewards, valid, ddof)
+        return divided(xp, advantages, xp.where(std > 0, std + epsilon, xp.ones_like(std)))
     axes = GROUP if how == "group_std" else BATCH
     centred = centred_rewards(xp, rewards, valid, axes)
     count = at_least_one(xp, num_valid_rewards(xp, rewards, valid, axes) - ddof)
     std = xp.sqrt(xp.sum(centred * centred, axis=axes, keepdims=True) / count)
     return divided(xp, advantages, std + epsilon + xp.zeros_like(advantages))
+
+
+def _std_of_others(xp: Any, rewards: Array, valid: Array | None, ddof: int) -> Array:
+    """Find the standard deviation of each prompt's other completions, (B, G); exactly 0 where they are equal."""
+    num_prompts, size = rewards.shape
+    eye = xp.eye(size, dtype=rewards.dtype, device=checks.device_of(rewards))
+    is_other = (eye == 0)[None, :, :] & xp.ones(
+        (num_prompts, 1, 1), dtype=xp.bool, device=checks.device_of(rewards)
+    )
+    if valid is not None:
+        is_other = is_other & valid[:, None, :]
+    others = xp.where(
+        is_other, rewards[:, None, :] + xp.zeros_like(eye)[None, :, :], xp.zeros_like(eye)[None, :, :]
+    )
+    count = xp.sum(xp.astype(is_other, rewards.dtype), axis=2, keepdims=True)
+    mean = xp.sum(others, axis=2, keepdims=True) / at_least_one(xp, count)
+    centred = xp.where(is_other, others - mean, xp.zeros_like(others))
+    largest = xp.max(xp.where(is_other, others, xp.full_like(others, -math.inf)), axis=2)
+    smallest = xp.min(xp.where(is_other, others, xp.full_like(others, math.inf)), axis=2)
+    squares = xp.sum(centred * centred, axis=2)
+    std = xp.sqrt(squares / at_least_one(xp, count[:, :, 0] - ddof))
+    return xp.where(largest <= smallest, xp.zeros_like(std), std)
 
 
 def _mean_of_nonnegative(xp: Any, rewards: Array, valid: Array | None) -> Array:

@@ -82,7 +82,7 @@ class Objective:
     beta: float = 0.0
     sampler_beta: float = 0.0
     baseline: BaselineName = "group_mean"
-    scale: Literal["none", "group_std", "batch_std", "group_mean"] = "none"
+    scale: Literal["none", "group_std", "others_std", "batch_std", "group_mean"] = "none"
     scale_epsilon: float = 1e-4
     scale_ddof: Literal[0, 1] = 1
     whiten_tokens: bool = False

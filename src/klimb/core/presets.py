@@ -53,6 +53,10 @@ _PPO = Objective(
     **_KL_TO_GO,
 )
 
+_PRIME_RL = Objective(
+    reproduces="prime-rl 559b447, its default loss", trust_region="probability_bounded", sampler_beta=2e-3
+)
+
 PRESETS: dict[str, Objective] = {
     "reinforce": _REINFORCE,
     "rloo": replace(_REINFORCE, reproduces="Ahmadian et al. (2024), Back to basics, section 3.2", beta=0.03),
@@ -89,6 +93,13 @@ PRESETS: dict[str, Objective] = {
         scale_epsilon=1e-6,
         clip_dual=3.0,
         aggregation="token_mean",
+    ),
+    "nemo_grpo": Objective(
+        reproduces="NeMo-RL 7ea279a, estimator grpo with ClippedPGLossFn, by default",
+        beta=0.01,
+        baseline="leave_one_out",
+        scale="others_std",
+        scale_epsilon=1e-6,
     ),
     "dr_grpo": Objective(
         reproduces="Liu et al. (2025), Understanding R1-Zero-like training, section 3.2",
@@ -151,14 +162,23 @@ PRESETS: dict[str, Objective] = {
         aggregation="sequence_mean",
         **_GROUP,
     ),
+    "vespo": Objective(
+        reproduces="VESPO, arXiv 2602.10693, as TRL 1.16 has it but for its clamps; its W is the ratio to the sampler",
+        ratio="sequence",
+        trust_region="gamma",
+        **_GROUP,
+    ),
     "dppo": Objective(
         reproduces="arXiv 2602.04879; verl, policy loss dppo_tv",
         trust_region="probability_bounded",
         ratio_cap=20.0,
         **_GROUP,
     ),
-    "prime_rl": Objective(
-        reproduces="prime-rl 559b447, its default loss", trust_region="probability_bounded", sampler_beta=2e-3
+    "prime_rl": _PRIME_RL,
+    "max_rl": replace(
+        _PRIME_RL,
+        reproduces="MaxRL, arXiv 2602.02710, as prime-rl 559b447 has it; for rewards of at least 0",
+        scale="group_mean",
     ),
     "importance_sampling": Objective(
         reproduces="tinker, loss importance_sampling", trust_region="unbounded", aggregation="sum"
