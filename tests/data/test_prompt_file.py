@@ -223,7 +223,7 @@ def test_a_run_tells_of_repeats(model_folder, tmp_path, write_jsonl, capsys):
     reward.write_text("def long(completions, **_):\n    return [float(len(c)) for c in completions]\n")
     config = TrainConfig(
         model=str(model_folder),
-        prompts=write_jsonl([{"prompt": text} for text in ("a", "b", "a")]),
+        prompts=write_jsonl([{"prompt": text, "system": "Be brief."} for text in ("a", "b", "a")]),
         reward=(f"{reward}:long",),
         out=tmp_path / "run",
         num_steps=1,
@@ -234,4 +234,20 @@ def test_a_run_tells_of_repeats(model_folder, tmp_path, write_jsonl, capsys):
     train(config)
     shown = capsys.readouterr().out
     assert "1 prompts stand in the file before" in shown
+    assert "'system' (3 rows)" in shown
     assert Path(config.out / "report.html").is_file()
+
+
+def test_columns_that_may_belong_to_the_prompt_and_prompts_to_be_continued_are_counted(write_jsonl):
+    user, assistant = {"role": "user", "content": "Be brief. Hi"}, {"role": "assistant", "content": "I"}
+    rows = PromptFile(
+        write_jsonl(
+            [
+                {"prompt": "Sum up:", "input": "a long text", "system": "Be brief.", "images": []},
+                {"prompt": [user], "system": "Be brief.", "history": [["a", "b"]]},
+                {"prompt": [user, assistant], "input": "", "images": [{"path": "a.png"}], "answer": "4"},
+            ]
+        )
+    )
+    assert rows.unread == {"input": 1, "system": 1, "history": 1, "images": 1}
+    assert rows.num_continued == 1

@@ -377,3 +377,26 @@ def test_a_model_in_the_hubs_cache_is_loaded_as_a_folder_is(model_folder, tmp_pa
     (cache / "snapshots/abc/model.safetensors").write_text(POINTER)
     with pytest.raises(ModelNotFoundError, match=r"owner/tiny: .*Git LFS pointer"):
         load(WRITER, "owner/tiny")
+
+
+def test_a_class_that_only_a_models_own_code_has_is_not_replaced_by_one_of_transformers(reward, copied):
+    own = {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"}
+    change_config(reward, auto_map=own, architectures=["LlamaForRewardModelWithGating"])
+    with pytest.raises(
+        ModelNotFoundError, match=r"a LlamaForRewardModelWithGating.*own.*--trust-remote-code"
+    ):
+        Scorer.load(reward)
+    change_config(copied, auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"})
+    assert load_model(copied)[0].num_parameters()  # a class that transformers has by now needs no code
+
+
+def test_a_process_reward_model_is_named_for_what_it_is(reward):
+    change_config(reward, architectures=["LlamaForTokenClassification"])
+    with pytest.raises(ModelNotFoundError, match="LlamaForTokenClassification, which labels tokens"):
+        Scorer.load(reward)
+
+
+def test_nothing_is_said_of_weights_that_a_pattern_for_older_ones_fits(make_model, tokenizer, tmp_path):
+    make_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load(WRITER, tmp_path).notes == []

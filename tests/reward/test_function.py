@@ -15,7 +15,7 @@ import torch
 
 from klimb.errors import RewardError, RewardHangsError
 from klimb.reward.failures import Tolerance
-from klimb.reward.function import FunctionReward
+from klimb.reward.function import FunctionReward, load_function
 from klimb.reward.loop import EventLoop
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.reward.state import TrainerState
@@ -399,3 +399,35 @@ def test_what_was_awaited_one_by_one_before_the_time_was_up_counts():
     rewards = ask(f, time_limit=1.0)
     assert rewards.total == [1.0, None, 1.0]
     assert rewards.reasons == {1: "reward f took longer than 1 s"}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_library_raises_costs_its_completion_and_not_the_run(is_async):
+    class PanicException(BaseException):  # as Rust's libraries and func_timeout have them
+        pass
+
+    def judge(completions, **kwargs):
+        if "bb" in completions:
+            raise PanicException("index out of bounds")
+        return [1.0] * len(completions)
+
+    async def judge_later(completions, **kwargs):
+        return judge(completions)
+
+    rewards = ask(judge_later if is_async else judge)
+    assert rewards.total == [1.0, None, 1.0]
+    assert rewards.reasons[1].startswith("reward f raised PanicException: index out of bounds (")
+
+
+def test_ctrl_c_in_a_reward_stops_the_run():
+    def judge(completions, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(judge)
+
+
+def test_a_file_that_ends_the_program_while_it_is_loaded_is_named(tmp_path):
+    (tmp_path / "rewards.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(RewardError, match=r"loading .*rewards\.py raised SystemExit: 0"):
+        load_function(f"{tmp_path}/rewards.py:judge")

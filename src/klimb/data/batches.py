@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
+from klimb.data.contents import refuse_other_contents
 from klimb.data.lines import Row
 from klimb.errors import DataError
 from klimb.io.show import cut, quote
@@ -25,6 +26,7 @@ def read_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
     Raises:
         DataError: It is not what its name says, cut short, damaged, or two columns have one name.
     """
+    refuse_other_contents(file)
     if file.suffix.lower() == ".parquet":
         yield from _checked(file, _parquet_batches(file))
     elif _begins_with(file, _ARROW_FILE):

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from klimb.io.show import Text, null_in, plain, problem_with
 _AT_ONCE = 1 << 20  # digests compared together
 _MOST_COMPARED = 1000  # repeated prompts that are read again to be sure
 _SHOWN = 3  # repeated prompts whose places are told
+_BESIDE = ("system", "system_prompt", "system_message", "input", "context", "history")
+_NO_TEXT = ("images", "image", "videos", "video", "audio", "audios")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class PromptFile(Sequence[PromptRow]):
     Attributes:
         file: The file.
         repeats: Prompts that stand in it more than once; None where there are none.
+        unread: Columns that often are a part of the prompt and are not in this one, and in how many rows they stand.
+        num_continued: Prompts that end with a message of the assistant's, which the policy continues.
 
     Args:
         file: As for `klimb.data.rows.read_rows`. Blank lines are passed over.
@@ -81,12 +86,18 @@ class PromptFile(Sequence[PromptRow]):
         self.file, self._column, self._system_prompt = file, column, system_prompt
         self._rows = stored_rows(file)
         self._names: dict[str, None] = {}
+        self.unread: Counter[str] = Counter()
+        self.num_continued = 0
         digests = array("q")
         for row in self._rows.scan():
             checked = _checked(row, column, system_prompt)
             if not checked.columns.keys() <= self._names.keys():
                 self._names |= dict.fromkeys(checked.columns)
             digests.append(_digest(checked))
+            self.unread.update(_beside(checked))
+            self.num_continued += (
+                not isinstance(checked.prompt, str) and checked.prompt[-1]["role"] == "assistant"
+            )
         if not digests:
             raise DataError(f"{file}: has no prompts")
         self._digests = np.frombuffer(digests, dtype=np.int64)
@@ -246,6 +257,20 @@ def _digest(row: PromptRow) -> int:
         )
     except RecursionError as error:
         raise DataError(f"{row.place}: a message is nested too deep to be read") from error
+
+
+def _beside(row: PromptRow) -> list[str]:
+    """Columns with text that often is a part of the prompt, and is not in this one."""
+    prompt = row.prompt
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    found = {name: row.columns.get(name) for name in _BESIDE}
+    not_text = [name for name in _NO_TEXT if row.columns.get(name)]
+    return not_text + [
+        name
+        for name, value in found.items()
+        if (isinstance(value, list) and value)
+        or (isinstance(value, str) and value.strip() and not any(value.strip() in text for text in texts))
+    ]
 
 
 def _prompt_of(value: Any, where: str) -> Text:

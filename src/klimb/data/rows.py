@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from klimb.data.contents import refuse_other_contents
 from klimb.data.lines import COMPRESSED, LINES, Row, form_of, open_lines, read_items, read_lines
 from klimb.errors import DataError
 
@@ -89,4 +90,5 @@ def kind_of(file: Path) -> Kind:
         )
     if not file.is_file():
         raise DataError(f"{file}: no such file")
+    refuse_other_contents(file)
     return "lines" if form in LINES else "items" if form == ".json" else "batches"

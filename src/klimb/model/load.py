@@ -25,7 +25,7 @@ from klimb.model.headers import stored_weights
 from klimb.model.merge import AdapterFiles, find_adapter, head_outputs, merge_adapter
 from klimb.model.place import fetch, find, has_tokenizer, require_sound, require_weights, without_adapter
 from klimb.model.progress_bars import without_progress_bars
-from klimb.model.safe_loading import explain, without_pickle
+from klimb.model.safe_loading import OWN_CODE, explain, without_pickle
 from klimb.model.saving import companions
 from klimb.model.tokens import readable
 
@@ -108,6 +108,10 @@ def load(
         base = _base_of(folder, adapter)
         config = require_sound(base)
         _require_kind(kind, config)
+        if not trust_remote_code:
+            _refuse_own_code(kind, config)
+        if kind is SCORER and not has_new_head:
+            _require_scorer(config)
         if Path(place).is_dir() or adapter is not None:
             require_weights(base)
         _read_config(base, trust_remote_code)
@@ -250,6 +254,32 @@ def _require_kind(kind: Kind, config: dict[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
         raise ModelNotFoundError(
             f"it is an encoder-decoder ({name}), which writes from an encoded text: klimb trains decoders alone"
+        )
+
+
+def _refuse_own_code(kind: Kind, config: dict[str, Any]) -> None:
+    """Raise where a model is of a class that only its own code has: one of transformers' would compute another score.
+
+    Raises:
+        ModelNotFoundError: It is, and its code was not allowed to run.
+    """
+    name = next(iter(config.get("architectures") or []), None)
+    has_code = kind.loader.__name__ in (config.get("auto_map") or {})
+    if has_code and name is not None and not hasattr(transformers, str(name)):
+        raise ModelNotFoundError(f"it is a {name}, which transformers does not have: {OWN_CODE}")
+
+
+def _require_scorer(config: dict[str, Any]) -> None:
+    """Raise where config.json says that a model gives each token a label, or marks an answer in a text.
+
+    Raises:
+        ModelNotFoundError: It does.
+    """
+    architectures = " ".join(map(str, config.get("architectures") or []))
+    if re.search(r"TokenClassification|QuestionAnswering|ProcessRewardModel", architectures):
+        raise ModelNotFoundError(
+            f"it is {architectures}, which labels tokens and not a text as a whole, as process reward models do: take "
+            "a model for sequence classification with one output, or call it from a reward function"
         )
 
 

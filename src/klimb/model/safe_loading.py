@@ -43,6 +43,10 @@ def alone(file: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
+OWN_CODE = (
+    "it comes with Python code of its own, which does not run unless you allow it: read that code, and add "
+    "--trust-remote-code if you trust its makers with this machine"
+)
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "couldn't connect", "Max retries exceeded", "offline mode")
 
 
@@ -55,10 +59,7 @@ def explain(place: str, error: Exception) -> str:
     """
     said = str(error)
     if "trust_remote_code" in said:
-        return (
-            "it comes with Python code of its own, which does not run unless you allow it: read that code, and add "
-            "--trust-remote-code if you trust its makers with this machine"
-        )
+        return OWN_CODE
     folder = Path(place)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         names = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)

@@ -94,7 +94,8 @@ class Scorer:
         model = loaded.model
         if model.config.num_labels != 1:
             raise RewardError(
-                f"reward {source}: expected a model with 1 output, a score, got {model.config.num_labels} labels"
+                f"reward {source}: expected a model with 1 output, a score, got {model.config.num_labels} labels: "
+                "write a function that takes the score of one of them, as docs/rewards.md shows"
             )
         scorer = cls(model.to(_device(device)), loaded.tokenizer, str(source))
         scorer.notes, scorer.folder = loaded.notes, loaded.folder

@@ -171,6 +171,16 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
         facts["clock"] = (
             f"the chat template writes the time: {current_moment()} in this run, also when resumed"
         )
+    if rows.unread:
+        names = ", ".join(f"{name!r} ({count:,} rows)" for name, count in sorted(rows.unread.items()))
+        facts["columns"] = (
+            f"the policy reads {config.prompt_column!r} alone; {names} go to the rewards and are not in the prompt"
+        )
+    if rows.num_continued:
+        facts["prefill"] = (
+            f"{rows.num_continued:,} of {len(rows):,} prompts end with a message of the assistant's, which the policy "
+            "continues"
+        )
     if rows.repeats is not None:
         facts["repeats"] = str(rows.repeats)
     if config.eval_every is not None:

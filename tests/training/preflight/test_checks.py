@@ -11,11 +11,13 @@ from klimb.training.preflight.checks import (
     check_batch,
     check_disk,
     check_end_tokens,
+    check_header,
     check_lengths,
     predict_disk,
 )
 from klimb.training.report.console import Display
 from klimb.training.run import train
+from templates import ALL
 
 CHAT = [PromptRow([{"role": "user", "content": "hi"}], {}, "chat:1")]
 
@@ -55,6 +57,25 @@ def test_plain_prompts_do_not_care_for_the_template(policy_whose_template_ends_w
 @pytest.mark.parametrize("ending", ["", " END", "{{ raise_exception('no assistant here') }}"])
 def test_a_template_whose_end_cannot_be_told_is_a_warning(ending, policy_whose_template_ends_with):
     assert check_end_tokens(policy_whose_template_ends_with(ending), CHAT).outcome == "warned"
+
+
+def test_a_header_that_the_template_does_not_write_is_a_warning(
+    policy_whose_template_ends_with, make_setting
+):
+    policy = policy_whose_template_ends_with("<|im_end|>")
+    (found,) = check_header(policy, CHAT)
+    assert found.outcome == "warned"
+    assert "begins the assistant's turn with '<|assistant|>'" in found.words
+    policy.tokenizer.chat_template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    assert check_header(policy, CHAT) == []
+    assert check_header(policy, make_setting().rows[:4]) == []  # plain text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_templates_of_well_known_models_write_the_header(name, policy_whose_template_ends_with):
+    policy = policy_whose_template_ends_with("")
+    policy.tokenizer.chat_template = ALL[name]
+    assert check_header(policy, CHAT) == []
 
 
 def test_text_and_line_ends_before_the_token_are_passed_over(policy_whose_template_ends_with):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import MambaConfig
 
 from klimb.config.train import TrainConfig
 from klimb.errors import ConfigError
@@ -190,6 +191,13 @@ def test_the_outline_of_a_model_counts_what_loading_finds(changes, family, make_
         is_packed=before.is_packed,
     )
     assert after.num_moved == sum(p.numel() for p in load_policy(options).trainable().values())
+
+
+def test_a_model_without_attention_has_an_outline(tmp_path):
+    MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4).save_pretrained(tmp_path)
+    found = outline(config(model=str(tmp_path)))
+    assert found is not None
+    assert (found.num_layers, found.num_heads, found.hidden) == (2, 1, 16)
 
 
 def test_the_outline_of_a_model_that_cannot_be_read_is_none(tmp_path):

@@ -1,5 +1,6 @@
 """Checks that need no more than a run's options and the facts about its model, and what a check returns."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ LOOKED_THROUGH = 64
 """Prompts at the beginning of the file by which checks go."""
 
 _CONTENT = "klimb"
+_ASSISTANT = re.compile(r"assistant|model|\bbot\b|\bai\b|chatbot", re.IGNORECASE)
 _TIGHT = 1.2  # times a prediction; over many steps the heap may grow beyond it
 _BYTES_A_TOKEN = 5  # of text
 _BYTES_A_ROW = 400  # of a line's numbers and names
@@ -121,6 +123,39 @@ def _check_template(tokenizer: Any, end_ids: list[int]) -> CheckResult:
     words = f"the chat template ends a turn with {name}, which ends no completion; {named} would"
     remedy = f"add {turn_end} to eos_token_id in the model's generation_config.json"
     return CheckResult("ends", "failed", words, remedy)
+
+
+def check_header(policy: Policy, rows: Sequence[PromptRow]) -> list[CheckResult]:
+    """Whether a prompt ends with the header of the assistant's turn, which the template may leave to others to write.
+
+    Nothing where it does, or where the template has none.
+    """
+    if all(isinstance(row.prompt, str) for row in rows[:LOOKED_THROUGH]):
+        return []
+    header = find_missing_header(policy.tokenizer)
+    if header is None:
+        return []
+    words = (
+        f"the chat template begins the assistant's turn with {header!r} and does not write it at the end of a prompt "
+        "(it ignores add_generation_prompt): the policy is to write it itself"
+    )
+    remedy = "end the template with {% if add_generation_prompt %}…{% endif %} and that header"
+    return [CheckResult("header", "warned", words, remedy)]
+
+
+def find_missing_header(tokenizer: Any) -> str | None:
+    """Find what a chat template writes between a prompt and the assistant's words, where that names the assistant."""
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": _CONTENT}
+    how = {"tokenize": False, "chat_template": template_at_clock(tokenizer)}
+    try:
+        prompt: str = tokenizer.apply_chat_template([question], add_generation_prompt=True, **how)
+        whole: str = tokenizer.apply_chat_template([question, answer], **how)
+    except (
+        Exception
+    ):  # a template is a program of the model's maker; a prompt that it refuses is reported with its line
+        return None
+    between = whole[len(prompt) :].partition(_CONTENT)[0] if whole.startswith(prompt) else ""
+    return between if _ASSISTANT.search(between) else None
 
 
 def find_turn_end(tokenizer: Any) -> int | None:
