@@ -43,7 +43,9 @@ def test_the_folder_has_all_that_the_design_promises(make_config):
         "model",
         "report.html",
     ]
-    assert TrainConfig.from_dict(json.loads((folder / "config.json").read_text())) == replace(config, num_slices=1)
+    assert TrainConfig.from_dict(json.loads((folder / "config.json").read_text())) == replace(
+        config, num_slices=1
+    )
     metrics = read_lines(folder / "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(5))
     assert metrics[0]["kl"] == 0.0

@@ -171,6 +171,14 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
         facts["clock"] = (
             f"the chat template writes the time: {current_moment()} in this run, also when resumed"
         )
+    facts |= _prompt_facts(config, rows)
+    if config.eval_every is not None:
+        facts["judging"] = _evaluation_words(config)
+    return facts
+
+
+def _prompt_facts(config: TrainConfig, rows: PromptFile) -> dict[str, str]:
+    facts: dict[str, str] = {}
     if rows.unread:
         names = ", ".join(f"{name!r} ({count:,} rows)" for name, count in sorted(rows.unread.items()))
         facts["columns"] = (
@@ -183,8 +191,6 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
         )
     if rows.repeats is not None:
         facts["repeats"] = str(rows.repeats)
-    if config.eval_every is not None:
-        facts["judging"] = _evaluation_words(config)
     return facts
 
 
