@@ -28,49 +28,57 @@ def features_of(differences):
     )
 
 
-def enumerated(outcomes, kernel, given):
-    """The share of all sign patterns whose statistic is as high."""
-    kernel, given = kernel / (np.sqrt(2) * np.linalg.norm(kernel)), given / (np.linalg.norm(given) or 1)
-    values = [
-        s @ kernel @ s + s @ given
-        for s in (np.array(s) * outcomes for s in itertools.product((1, -1), repeat=len(outcomes)))
-    ]
-    return np.mean(np.array(values) >= outcomes @ kernel @ outcomes + outcomes @ given - 1e-9)
+def level_of_all(outcomes, predicted, given):
+    """The level over all sign patterns, each once."""
+    patterns = (
+        np.array(list(itertools.product((1, -1), repeat=len(outcomes)))) * outcomes
+    )  # the first is `outcomes`
+    statistics = [np.sum(patterns * (patterns @ predicted.T), axis=1), patterns @ given]
+    ranks = [np.mean(np.round(t, 9)[:, None] >= np.round(t, 9), axis=1) * (np.ptp(t) > 0) for t in statistics]
+    return np.mean(np.max(ranks, axis=0) >= np.max(ranks, axis=0)[0])
 
 
 def test_three_pairs_by_hand():
-    # x = 1 for each pair, K_ij = 1 off the diagonal: o·K·o is 6 where all answers are alike, 2 of 8 patterns, else −2.
+    # Three prompts are three parts, and all x are alike: H_ij = c off the diagonal, and Σ_ij o_i H_ij o_j is 6 c where
+    # all answers are alike, in 2 of 8 patterns, else −2 c.
     features = features_of([[1.0]] * 3)
     assert chance_level(features, make_pairs([1, 1, 1])) == pytest.approx(2 / 8, abs=0.02)
     assert chance_level(features, make_pairs([1, 1, -1])) == 1.0
-    # Beside a prior of the same direction: 6 / √12 + 3 / √3 is reached where all are left alone, 1 of 8.
-    assert chance_level(features, make_pairs([1, 1, 1]), np.ones(1)) == pytest.approx(1 / 8, abs=0.02)
-    # The other way round the sums cancel, 6 / √12 − 3 / √3 = 0, as for the 3 patterns of one −1: −2 / √12 + 1 / √3.
-    assert chance_level(features, make_pairs([-1, -1, -1]), np.ones(1)) == pytest.approx(5 / 8, abs=0.02)
+    # Beside a prior of the same direction, whose sum is 3, 1, −1, −3 in 1, 3, 3, 1 patterns: ranks 8/8, 7/8, 4/8, 1/8;
+    # those of 6 c and −2 c are 8/8 and 6/8. So 2 patterns have the best rank, and 5 one of 7/8 or more.
+    assert chance_level(features, make_pairs([1, 1, 1]), np.ones(1)) == pytest.approx(2 / 8, abs=0.02)
+    assert chance_level(features, make_pairs([1, 1, -1]), np.ones(1)) == pytest.approx(5 / 8, abs=0.02)
+    assert chance_level(features, make_pairs([1, -1, -1]), np.ones(1)) == 1.0
 
 
 @pytest.mark.parametrize("has_prior", [False, True])
 def test_the_level_is_that_of_all_sign_patterns(has_prior):
     generator = np.random.default_rng(0)
-    differences = generator.normal(size=(8, 3))
-    differences /= features_of(differences).std(axis=0)
-    outcomes = generator.choice([-1.0, 1.0], size=8)
+    outcomes, prompts = generator.choice([-1.0, 1.0], size=8), ["a", "a", "b", "c", "d", "e", "e", "f"]
+    features = features_of(generator.normal(size=(8, 3)))
+    x = (features / features.std(axis=0))[::2] * 2  # differences of standardised features
+    ridge = np.mean(np.sum(x**2, axis=1)) / 0.8**2
+    predicted = np.zeros((8, 8))
+    for i in range(8):
+        others = [j for j in range(8) if prompts[j] != prompts[i]]  # six prompts are six parts
+        hessian = x[others].T @ x[others] / 4 + ridge * np.eye(3)
+        predicted[i, others] = x[i] @ np.linalg.solve(hessian, x[others].T)
     prior = generator.normal(size=3) if has_prior else None
-    prompts = ["a", "a", "b", "c", "d", "e", "e", "f"]
-    shares = np.equal.outer(prompts, prompts)
-    kernel = np.where(shares, 0, differences @ differences.T)
-    given = differences @ prior if has_prior else np.zeros(8)
-    found = chance_level(features_of(differences), make_pairs(outcomes, prompts), prior)
-    assert found == pytest.approx(enumerated(outcomes, kernel, given), abs=0.02)
+    given = np.zeros(8) if prior is None else 2 * features[::2] @ prior
+    found = chance_level(features, make_pairs(outcomes, prompts), prior)
+    assert found == pytest.approx(level_of_all(outcomes, predicted, given), abs=0.02)
 
 
 def test_scale_order_and_sides_change_nothing():
     generator = np.random.default_rng(1)
-    differences, outcomes = generator.normal(size=(12, 4)), generator.choice([-1.0, 1.0], size=12)
+    differences, outcomes = (
+        generator.normal(size=(9, 4)),
+        generator.choice([-1.0, 1.0], size=9),
+    )  # each a part
     prior = generator.normal(size=4)
     level = chance_level(features_of(differences), make_pairs(outcomes), prior)
     assert chance_level(features_of(7 * differences), make_pairs(outcomes), 3 * prior) == level
-    order = generator.permutation(12)
+    order = generator.permutation(9)
     turned = chance_level(features_of(-differences[order]), make_pairs(-outcomes[order]), prior)
     assert turned == pytest.approx(level, abs=0.02)
 

@@ -8,7 +8,7 @@ Axes: n texts, D features, M pairs, r ≤ min(M, D) directions in which the pair
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from klimb.core.preferences import preference_nll
 from klimb.feedback.pairs import Pairs
@@ -57,8 +57,7 @@ def fit_by_evidence(
     """
     if len(pairs) == 0:
         return EvidenceHead(np.zeros(features.shape[1]) if prior is None else prior, 0.0, 0.0)
-    deviation = features.std(axis=0)
-    scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0.0)
+    scale = _scales(features)
     differences = ((features[pairs.left] - features[pairs.right]) * scale).astype(np.float64)
     left, singular, right = np.linalg.svd(differences, full_matrices=False)
     kept = singular > _LEAST_SINGULAR * max(singular[0], 1e-300)
@@ -106,14 +105,32 @@ def cross_scores(
     Returns:
         The scores, and the pairs whose texts are in one part, which these may be compared with.
     """
-    units = pairs.units
-    num_units = int(units.max()) + 1
-    num_parts = min(_NUM_PARTS, num_units)
-    part_of = np.random.default_rng([seed, 3]).permutation(num_units)[units] % num_parts
+    part_of = part_of_texts(pairs.units, seed)
     scores = np.zeros(len(features))
-    for part in range(num_parts):
+    for part in range(int(part_of.max()) + 1):
         is_learned = (part_of[pairs.left] != part) & (part_of[pairs.right] != part)
         if (pairs.outcomes[is_learned] != 0).any():
             head = fit_by_evidence(features, pairs.take(is_learned), prior)
             scores[part_of == part] = head.scores(features[part_of == part])
     return scores, pairs.take(part_of[pairs.left] == part_of[pairs.right])
+
+
+def part_of_texts(units: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
+    """Deal prompts (texts, where they have none) out into ten parts, or as many as there are prompts.
+
+    Args:
+        units: The prompt of each text, numbered.
+        seed: Decides the parts.
+    """
+    num_units = int(units.max()) + 1
+    return np.random.default_rng([seed, 3]).permutation(num_units)[units] % min(_NUM_PARTS, num_units)
+
+
+def standardise(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+    """Scale features to unit deviation, those that do not vary to 0."""
+    return features * _scales(features)
+
+
+def _scales(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, " D"]:
+    deviation = features.std(axis=0)
+    return np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0.0)
