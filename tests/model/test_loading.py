@@ -12,6 +12,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    MambaConfig,
+    MambaForCausalLM,
     RobertaConfig,
     RobertaModel,
 )
@@ -400,3 +402,14 @@ def test_nothing_is_said_of_weights_that_a_pattern_for_older_ones_fits(make_mode
     make_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert load(WRITER, tmp_path).notes == []
+
+
+def test_a_kind_that_transformers_has_not_for_a_type_is_said_in_words(tokenizer, tmp_path):
+    MambaForCausalLM(
+        MambaConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, state_size=2)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelNotFoundError, match=r"transformers \S+ has none of the type 'mamba': choose another model$"
+    ):
+        Scorer.from_base(tmp_path)

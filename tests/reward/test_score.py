@@ -139,9 +139,30 @@ def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
         ({"prompt": 3, "completion": "x"}, "prompt: expected text or a list of messages, got 3"),
     ],
 )
-def test_a_row_without_an_answer_is_refused_with_its_line(row, message, score):
-    with pytest.raises(DataError, match=message):
-        score([SAME[0], row])
+def test_a_row_without_an_answer_costs_itself_and_is_named_with_its_line(row, message, score):
+    rows, words = score([SAME[0], row, SAME[1]])
+    assert [line["score"] for line in rows] == [10.0, None, 10.0]
+    assert rows[1].items() >= row.items()
+    assert message in rows[1]["failure"]
+    assert "prompts.jsonl:2: " in words
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1: "):
+        score([row])
+
+
+def test_a_line_that_cannot_be_read_keeps_its_place(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"text": \n{"text": "bad"}\n')
+    score_file(tmp_path / "in.jsonl", ("vader",), tmp_path / "out.jsonl")
+    first, broken, last = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert first["score"] > 0 > last["score"]
+    assert broken["score"] is None
+    assert broken["failure"].startswith("not JSON: ")
+
+
+def test_a_model_that_ends_at_once_has_a_score(score, make_reward):
+    rows, _ = score([{"prompt": "How was it?", "completion": ""}, SAME[0]])
+    assert [row["score"] for row in rows] == [0.0, 10.0]
+    rows, _ = score([{"prompt": [USER], "completion": ""}, SAME[0]], make_reward(MISTRAL))
+    assert all(isinstance(row["score"], float) for row in rows)
 
 
 def test_messages_of_other_tools_and_values_that_json_has_not_are_read_and_written(tmp_path):

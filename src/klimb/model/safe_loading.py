@@ -1,12 +1,14 @@
 """What a model's files may make this process do: no pickle is read, and none of their code runs unless allowed."""
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import transformers
 
 from klimb.errors import ModelNotFoundError
 
@@ -60,6 +62,8 @@ def explain(place: str, error: Exception) -> str:
     said = str(error)
     if "trust_remote_code" in said:
         return OWN_CODE
+    if said.startswith("Unrecognized configuration class"):
+        return f"transformers {transformers.__version__} has none of the type {_type_in(said)}: choose another model"
     folder = Path(place)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         names = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
@@ -76,6 +80,11 @@ def explain(place: str, error: Exception) -> str:
     return (
         said if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {said}"
     )
+
+
+def _type_in(said: str) -> str:
+    found = re.search(r"models\.(\w+)\.", said)
+    return repr(found[1]) if found else "in its config.json"
 
 
 def _refuse(file: Any = "", *_: Any, **__: Any) -> NoReturn:

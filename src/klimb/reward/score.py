@@ -41,11 +41,26 @@ class _Scored:
     place: str
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """A row without anything to score, and why.
+
+    Attributes:
+        values: Its columns, as far as they could be read.
+        place: File and line, for messages.
+        reason: Why it cannot be scored.
+    """
+
+    values: dict[str, Any]
+    place: str
+    reason: str
+
+
 def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ignore) -> str:
     """Score each row of a file and write it, with the column `score`, as JSONL.
 
     A completion is a text, or the list of messages that TRL has for it, and its score is the same in either form. A row
-    that a reward cannot score has no score, and the column `failure` says why.
+    that cannot be read, or that a reward cannot score, has no score, and the column `failure` says why.
 
     Args:
         file: Rows with `completion` (or `text`, or a whole chat as `messages`) and perhaps `prompt`; their other
@@ -58,14 +73,16 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ig
         What was done, in a line.
 
     Raises:
-        DataError: A row cannot be read or has no text.
+        DataError: There are no rows, or none of them has a text.
         RewardError: A reward cannot be loaded, or failed for every row.
     """
-    rows = [_scored(row) for row in read_rows(file)]
+    rows = [_read(row) for row in read_rows(file)]
     if not rows:
         raise DataError(f"{file}: has no rows")
+    if isinstance(first_row := rows[0], _Refused) and all(isinstance(row, _Refused) for row in rows):
+        raise DataError(f"{first_row.place}: {first_row.reason}")
     judge = load_rewards(rewards)
-    names = sorted({name for row in rows for name in row.values} - _KNOWN)
+    names = sorted({name for row in rows if isinstance(row, _Scored) for name in row.values} - _KNOWN)
     lines: list[str] = []
     scores: list[float] = []
     reasons: list[str] = []
@@ -74,15 +91,12 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ig
     for first in range(0, len(rows), _AT_ONCE):
         part = rows[first : first + _AT_ONCE]
         with clock_at(moment):
-            given = _judge(judge, part, names)
-        for index, row in enumerate(part):
-            score, reason = given.total[index], given.reasons.get(index)
+            added = _score(judge, part, names)
+        for row, found in zip(part, added, strict=True):
+            score, reason = found["score"], found.get("failure")
             scores += [] if score is None else [score]
             reasons += [] if reason is None else [f"{row.place}: {reason}"]
-            extra = {name: values[index] for name, values in given.extra.items()}
-            line = row.values | {"score": score} | ({"failure": reason} if reason else {})
-            line |= {"extra": extra} if extra else {}
-            lines.append(json.dumps(plain(line), ensure_ascii=False) + "\n")
+            lines.append(json.dumps(plain(row.values | found), ensure_ascii=False) + "\n")
         progress.advance(len(part))
     if not scores:
         raise RewardError(f"no row could be scored: {reasons[0]}")
@@ -92,6 +106,27 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ig
         f"{max(scores):.3f}"
     )
     return f"{done}; {len(reasons):,} rows have no score: {safe(reasons[0])}" if reasons else done
+
+
+def _score(
+    judge: WeightedSum, rows: Sequence[_Scored | _Refused], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What each row gets: `score`, `failure` where it has none, and `extra` where a reward logged something."""
+    readable = [row for row in rows if isinstance(row, _Scored)]
+    scored = iter(_found(_judge(judge, readable, names), len(readable)) if readable else [])
+    return [
+        {"score": None, "failure": row.reason} if isinstance(row, _Refused) else next(scored) for row in rows
+    ]
+
+
+def _found(given: Rewards, num_rows: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for index in range(num_rows):
+        reason = given.reasons.get(index)
+        extra = {name: values[index] for name, values in given.extra.items()}
+        line: dict[str, Any] = {"score": given.total[index]}
+        found.append(line | ({"failure": reason} if reason else {}) | ({"extra": extra} if extra else {}))
+    return found
 
 
 def _judge(judge: WeightedSum, rows: Sequence[_Scored], names: Sequence[str]) -> Rewards:
@@ -109,6 +144,13 @@ def _judge(judge: WeightedSum, rows: Sequence[_Scored], names: Sequence[str]) ->
     )
 
 
+def _read(row: Row) -> _Scored | _Refused:
+    try:
+        return _scored(row)
+    except DataError as error:
+        return _Refused(row.values, row.place, str(error).removeprefix(f"{row.place}: "))
+
+
 def _scored(row: Row) -> _Scored:
     if row.problem:
         raise DataError(f"{row.place}: {row.problem}")
@@ -119,7 +161,8 @@ def _scored(row: Row) -> _Scored:
         raise DataError(
             f"{row.place}: no text: expected a column completion, text or messages, got {columns}"
         )
-    said = _text_of(values[name], f"{row.place}: {name}")
+    is_nothing = values[name] == "" and bool(values.get("prompt"))  # the model ended at once
+    said = "" if is_nothing else _text_of(values[name], f"{row.place}: {name}")
     prompt: Text = _text_of(values["prompt"], f"{row.place}: prompt") if values.get("prompt") else ""
     values = (
         values | {"completion" if name == "text" else name: said} | ({"prompt": prompt} if prompt else {})
