@@ -25,7 +25,8 @@ try:
         found = world.gather("rows", [{"rank": rank, "tensor": parts[rank][1]}] * rank)
         assert [row["rank"] for row in found] == [1, 2, 2]
         assert torch.equal(found[2]["tensor"], parts[2][1])
-        mine = [part.clone() for part in parts[rank]] + [parts[rank][2][:1000].clone().reshape(10, 100).T, torch.ones(5).double()]
+        mine = [part.clone() for part in parts[rank]]
+        mine += [parts[rank][2][:1000].clone().reshape(10, 100).T, torch.ones(5).double()]
         world.sum("gradients", mine)
         for number in range(3):
             assert torch.equal(mine[number], summed([part[number] for part in parts]))
@@ -60,4 +61,7 @@ def test_ranks_gather_add_in_the_trees_order_and_end_alike(tmp_path):
     for rank in (0, 2):
         assert said[rank][0].startswith("error: lr: wrong here ['on rank 1 of 3']\n")
     for rank in (0, 1):
-        assert f"lost: rank {rank} of 3: rank 2 has ended, in call 2, the gather of losses; its own" in said[rank][0]
+        assert (
+            f"lost: rank {rank} of 3: rank 2 has ended, in call 2, the gather of losses; its own"
+            in said[rank][0]
+        )
