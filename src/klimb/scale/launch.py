@@ -22,6 +22,7 @@ from klimb.io.progress import warn
 from klimb.kernels.quota import processor_quota
 
 _FOLDER = "KLIMB_LAUNCH_FOLDER"
+_PROCESS = "KLIMB_RANK_PROCESS"
 _SHUTDOWN = 10  # seconds from SIGTERM to SIGKILL for ranks that remain after one was lost
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
@@ -123,6 +124,7 @@ def enter_rank() -> None:
     folder = _folder()
     if folder is None:
         return
+    os.environ[_PROCESS] = str(os.getpid())  # which what a reward starts has, too, and is none of the ranks
     _end_with_parent()
     (folder / f"rank-{os.environ['RANK']}").write_text(str(os.getpid()))
     if os.environ["RANK"] == "0":
@@ -149,7 +151,10 @@ def leave_rank(code: int, *, ranks_agree: bool) -> int:
 
 
 def _folder() -> Path | None:
-    return Path(os.environ[_FOLDER]) if is_rank() and _FOLDER in os.environ else None
+    """The launcher's folder; None where this process is none of its ranks."""
+    is_of_launcher = is_rank() and _FOLDER in os.environ
+    is_this = os.environ.get(_PROCESS, str(os.getpid())) == str(os.getpid())
+    return Path(os.environ[_FOLDER]) if is_of_launcher and is_this else None
 
 
 def _read(file: Path) -> int | None:

@@ -130,11 +130,8 @@ class TorchWorld:
         try:
             self._store.set(f"call/{self.rank}", str(self._num_calls))
             yield
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # of torch.distributed; ValueError: there is no group any more
-            if isinstance(error, KlimbError):
+        except (RuntimeError, ValueError) as error:  # as torch.distributed raises them
+            if isinstance(error, KlimbError) or _is_out_of_memory(error):
                 raise
             self._has_ended = self._is_lost = True
             self._raise_lost(call, error)
@@ -232,6 +229,10 @@ def _as_error(message: dict[str, Any]) -> KlimbError:
     for note in message["notes"]:
         error.add_note(note)
     return error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _first_line(error: Exception) -> str:
