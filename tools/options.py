@@ -1,4 +1,4 @@
-"""Write docs/options.md from the sections' dataclasses, so that the two cannot differ.
+"""Write docs/options.md from the dataclasses of the options, so that the two cannot differ.
 
 Run by `make format`; the tests compare.
 """
@@ -6,38 +6,78 @@ Run by `make format`; the tests compare.
 import ast
 import dataclasses
 import inspect
+import textwrap
 from pathlib import Path
+from typing import get_type_hints
 
+import tyro
+
+from klimb.cli import options as verbs
 from klimb.config.sections import SECTIONS
+from klimb.config.train import TrainConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+OTHERS = {
+    "klimb label": verbs.Label,
+    "klimb compare": verbs.Compare,
+    "klimb reward train": verbs.RewardTrain,
+    "klimb reward score": verbs.RewardScore,
+    "klimb feedback import": verbs.FeedbackImport,
+    "klimb feedback export": verbs.FeedbackExport,
+    "klimb feedback show": verbs.FeedbackShow,
+    "klimb feedback prioritise": verbs.FeedbackPrioritise,
+    "klimb update": verbs.Update,
+    "klimb demo": verbs.Demo,
+}
+"""The other verbs, and the options of each."""
 
 
 def render() -> str:
     """Make the page."""
     lines = [
-        "# Options of a run",
+        "# Options",
         "",
-        "Each option is a flag of `klimb train` (`--num-steps 20`), an argument of `klimb.train` (`num_steps=20`), a",
-        "key of a file given by `--config run.toml` (`num_steps = 20`, flat or in a table named after its section:",
-        "`[optimizer]`), and a field of `klimb.config.train.TrainConfig`. The command line overrides the file.",
+        "Each option of a run is a flag of `klimb train` and `klimb check` (`--num-steps 20`), an argument of",
+        "`klimb.train` (`num_steps=20`), a key of a file given by `--config run.toml` (`num_steps = 20`, flat or in a",
+        "table named after its section: `[optimizer]`), and a field of `klimb.config.train.TrainConfig`. The command",
+        "line overrides the file. The options of the [other commands](#other-commands) follow those of a run.",
     ]
     for name, section in SECTIONS.items():
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            str(section.__doc__),
-            "",
-            "| option | default | what it is |",
-            "|---|---|---|",
-        ]
-        texts = _docstrings(section)
-        for field in dataclasses.fields(section):
-            default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
-            text = texts[field.name].replace("|", "\\|").replace("<", "&lt;")
-            lines.append(f"| `{field.name}` | {default} | {text} |")
+        lines += ["", f"## {name}", *_table(section)]
+    lines += [
+        "",
+        "## only on the command line",
+        "",
+        "Options of `klimb train` that are not part of the run's configuration.",
+        *_rows(verbs.Train, without={field.name for field in dataclasses.fields(TrainConfig)}),
+        "",
+        "## other commands",
+        "",
+        "Names in capitals are given without a flag, in the order of the table.",
+    ]
+    for name, verb in OTHERS.items():
+        lines += ["", f"### {name}", *_table(verb)]
     return "\n".join(lines) + "\n"
+
+
+def _table(options: type) -> list[str]:
+    paragraphs = (inspect.getdoc(options) or "").split("\n\n")
+    words = [line for paragraph in paragraphs for line in ("", *textwrap.wrap(paragraph, 120))]
+    return [*words, *_rows(options)]
+
+
+def _rows(options: type, without: frozenset[str] | set[str] = frozenset()) -> list[str]:
+    lines = ["", "| option | default | what it is |", "|---|---|---|"]
+    texts, hints = _docstrings(options), get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        if field.name in without:
+            continue
+        is_positional = tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ())
+        name = field.name.upper() if is_positional else field.name
+        default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
+        text = texts[field.name].replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| `{name}` | {default} | {text} |")
+    return lines
 
 
 def _docstrings(section: type) -> dict[str, str]:

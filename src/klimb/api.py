@@ -221,7 +221,7 @@ class Run:
             reward: The functions among the rewards, where the run was begun in another process.
             judges: The functions among the judges.
             accept: Names of content that may differ from what the run began with, as the refusal names them.
-            from_step: Go back to the checkpoint after so many updates, and drop what came later.
+            from_step: Go back to the checkpoint after so many steps, and drop what came later.
             observer: Receives the events of the run.
             options: Options that may change in a resumed run, such as `num_steps`.
 

@@ -167,7 +167,15 @@ def test_a_configuration_survives_json():
         ({"adam_betas": (0.9, 1.0)}, "adam_betas: expected two numbers"),
         (
             {"completions_per_prompt": 1},
-            "completions_per_prompt: the baseline leave_one_out .* needs at least 2",
+            "completions_per_prompt: the baseline leave_one_out .* needs at least 2.*; use --baseline none or",
+        ),
+        (
+            {"completions_per_prompt": 1, "baseline": "none", "scale": "group_std"},
+            "completions_per_prompt: the scale group_std .* needs at least 2, got 1; use --scale none",
+        ),
+        (
+            {"objective": "gspo", "prompts_per_step": 2},
+            "num_minibatches: .* raise --prompts-per-step, or lower --num-minibatches",
         ),
         (
             {"lora_rank": 4, "num_trainable_layers": 2},

@@ -258,13 +258,13 @@ def test_each_guard_stops_a_run(changes, step, words, make_config):
     lines = lines_of(options)
     assert [row["step"] for row in lines] == list(range(step))
     assert lines[-1]["guards"]
-    # Found of the weights after step − 1 updates; those of one update less are the last good.
+    # Found of the weights after step − 1 steps; those of one step less are the last good.
     notes = " ".join(caught.value.__notes__)
     good = step - 2
     if good < 1:
         assert "the last good weights are those that the run began with" in notes
     else:
-        assert f"the last good weights are those after {good} updates; go back to them, " in notes
+        assert f"the last good weights are those after step {good}; go back to them, " in notes
         assert f"klimb train --resume {options.out} --from-step {good} --lr" in notes
         assert (options.out / "checkpoints" / f"step-{good:06d}" / "state.json").is_file()
 
@@ -339,5 +339,5 @@ def test_a_run_that_diverges_names_the_last_good_weights_and_not_damaged_ones(ma
     ]
     assert are_finite == [True, True, False]  # the third step was taken, and the fourth found out
     notes = " ".join(caught.value.__notes__)
-    assert "the last good weights are those after 2 updates; go back to them, " in notes
+    assert "the last good weights are those after step 2; go back to them, " in notes
     assert f"klimb train --resume {options.out} --from-step 2 --lr" in notes

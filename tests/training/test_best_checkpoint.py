@@ -212,7 +212,7 @@ def test_the_screen_has_a_line_an_evaluation_and_says_what_is_kept_and_why(turne
     assert "KL " in stars[-1]
     for sentence in choice.sentences(config.num_steps):
         assert sentence in screen
-    assert f"The run stopped after {choice.last.step} of 60 updates: 2 evaluations in a row" in screen
+    assert f"The run stopped after {choice.last.step} of 60 steps: 2 evaluations in a row" in screen
     heads = next(line for line in screen.splitlines() if "before" in line and "change" in line)
     assert f" after {choice.step} steps " in heads
 
@@ -335,8 +335,8 @@ def test_the_best_so_far_outlives_a_run_that_fails(make_config, scripted):
         run(config)
     folder = RunFolder.open(config.out)
     assert caught.value.__notes__ == [
-        f"3 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {config.out}",
+        f"3 steps were taken; what was written stays in {config.out}",
+        f"the last checkpoint is of step 3; resume from there with: klimb train --resume {config.out}",
     ]
     assert folder.read_best().step == 1
     assert not folder.model.exists()
@@ -360,8 +360,8 @@ def judge(completions, **_):
     ) as caught:
         run(make_config(judges=(judge,), keep_best=judge, eval_every=1, num_steps=3))
     assert caught.value.__notes__ == [
-        f"3 updates were made; what was written stays in {tmp_path / 'run'}",
-        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {tmp_path / 'run'}",
+        f"3 steps were taken; what was written stays in {tmp_path / 'run'}",
+        f"the last checkpoint is of step 3; resume from there with: klimb train --resume {tmp_path / 'run'}",
     ]
     assert (tmp_path / "run/checkpoints/step-000003/state.json").is_file()
     assert not (tmp_path / "run/model").exists()

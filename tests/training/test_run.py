@@ -228,8 +228,8 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
         run(config)
     checkpoint = config.out / "checkpoints" / "step-000003"
     assert caught.value.__notes__ == [
-        f"3 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 3 updates; resume from there with: klimb train --resume {config.out}",
+        f"3 steps were taken; what was written stays in {config.out}",
+        f"the last checkpoint is of step 3; resume from there with: klimb train --resume {config.out}",
     ]
     assert (checkpoint / "state.json").is_file()
     assert len(read_lines(config.out / "metrics.jsonl")) == 3
@@ -256,8 +256,8 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config
     with pytest.raises(DivergedError, match=r"not numbers|not finite") as caught:
         run(config)
     notes = caught.value.__notes__
-    assert notes[0].startswith("3 updates were made")
-    assert any("the last good weights are those after 2 updates" in note for note in notes)
+    assert notes[0].startswith("3 steps were taken")
+    assert any("the last good weights are those after step 2" in note for note in notes)
     sound = make_config(num_steps=2, out=tmp_path / "sound", **options)
     run(sound)
     good = load_file(config.out / "checkpoints/step-000002/weights.safetensors")

@@ -52,7 +52,7 @@ def test_a_signal_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(
     before = handlers()
     config = signalling(signum, num_steps=5, checkpoint_every=4)
     with pytest.raises(
-        RunInterrupted, match="stopped after 2 updates; resume with: klimb train --resume"
+        RunInterrupted, match="stopped after 2 steps; resume with: klimb train --resume"
     ) as caught:
         run(config)
     assert caught.value.exit_code == 128 + signum
@@ -79,7 +79,7 @@ def make_whole(config, tmp_path):
 def test_a_second_signal_leaves_at_once(signalling, run):
     config = signalling(signal.SIGINT, signal.SIGTERM)
     before = handlers()
-    with pytest.raises(RunInterrupted, match="left at once; what was written stays") as caught:
+    with pytest.raises(RunInterrupted, match="stopped at once; what was written stays") as caught:
         run(config)
     assert caught.value.exit_code == 143
     assert handlers() == before
@@ -94,7 +94,7 @@ def test_the_exit_code_of_the_command_tells_of_the_signal(signum, code, signalli
     sizes = ["--prompts-per-step", "2", "--max-new-tokens", "3", "--no-preflight", "--out", str(config.out)]
     assert main(["train", *arguments, *sizes]) == code
     error = capsys.readouterr().err
-    assert f"stopped after 2 updates; resume with: klimb train --resume {config.out}" in error
+    assert f"stopped after 2 steps; resume with: klimb train --resume {config.out}" in error
     assert "Traceback" not in error
 
 

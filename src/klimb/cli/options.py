@@ -25,16 +25,16 @@ class Train(TrainConfig):
     """Folder of a run to resume; the other options are then not required."""
 
     from_step: int | None = None
-    """With --resume: go back to the checkpoint after this many updates, and remove everything after it."""
+    """With --resume: go back to the checkpoint after this many steps, and remove everything after it."""
 
     accept: tuple[str, ...] = ()
-    """Names of inputs (prompts, model, or a reward) that may have changed since the run to resume began."""
+    """Names of inputs (prompts, model, or a reward) that may have changed since the run began."""
 
     ranks: int = 1
-    """Processes of this machine that share the run; each has a share of the processor's threads, or a GPU."""
+    """Processes on this machine that share the run; each has a share of the processor's threads, or a GPU."""
 
     max_restarts: int = 0
-    """With --ranks: how often all ranks are started again, from the newest checkpoint, after one was lost."""
+    """With --ranks: how often all ranks may be restarted from the newest checkpoint after one was lost."""
 
     def __post_init__(self) -> None:
         """Leave the checks to the TrainConfig that is made from this: tyro would reword what they say."""
@@ -70,7 +70,7 @@ class Update:
     """Learning rate."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """The .npy file to write the new weights to."""
+    """The .npy file to which the new weights are written."""
 
     log_prob_grads: Path | None = None
     """File with the gradients, .npy or .safetensors, which may be larger than memory."""
@@ -96,7 +96,7 @@ class Demo:
     """Folder of the reward and the run. Default: runs/demo, or the next free number."""
 
     seed: int = 0
-    """Determines every random number of the run."""
+    """Random seed."""
 
     label: bool = False
     """Judge sixty pairs of completions yourself, on a page in the browser, instead of using the ratings."""
@@ -161,7 +161,7 @@ class Compare(CompareConfig):
     """One model: a Hugging Face folder, a .gguf file, a name on the hub, or the folder of a run."""
 
     model_b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
-    """The model that it is compared with."""
+    """The other model, in the same forms."""
 
     def __post_init__(self) -> None:
         """Leave the checks to the CompareConfig that is made from this: tyro would reword what they say."""
@@ -181,17 +181,17 @@ class FeedbackImport:
     """Store to import into: a SQLite file, created if it does not exist, or a postgresql:// URL."""
 
     min_gap: float = 0.0
-    """Smallest difference of two mean ratings that counts as a preference, in the ratings' unit."""
+    """Smallest difference of two mean ratings that counts as a preference, in units of the ratings."""
 
-    pairs_per_text: int = 10
-    """Number of other texts that a rated text without a prompt is paired with."""
+    pairs_per_text: int = 20
+    """Number of other texts with which a rated text without a prompt is paired."""
 
     seed: int = 0
-    """Determines which texts are paired."""
+    """Random seed of the choice of texts to pair."""
 
     unjudged: bool = False
-    """The rows hold completions without a verdict, in columns such as left and right or in a list whose order means
-    nothing: every two of a row become a pair to ask about."""
+    """The rows have completions that nobody has judged, in columns such as left and right, or in a list without an
+    order of preference: klimb makes a pair to ask about of every two completions of a row."""
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,14 @@ class FeedbackExport:
     """A SQLite file, or a postgresql:// URL."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """File to write: .jsonl, .csv, .parquet, or no ending for a folder of datasets, if the form has rows."""
+    """File to write: .jsonl, .csv or .parquet; or, if the form has rows, a name without an ending, for a folder of
+    datasets."""
 
     form: Literal["preferences", "comparisons", "transcripts", "label-studio", "argilla", "store"] = (
         "preferences"
     )
-    """TRL's preferences; all valid judgements; Anthropic's transcripts; another tool's format; or the whole store, from
-    which `klimb feedback import` makes the same one."""
+    """TRL's preferences; all valid judgements; Anthropic's transcripts; another tool's format; or the whole store,
+    which `klimb feedback import` can read back."""
 
     overwrite: bool = False
     """Replace the file, or folder of datasets, if it exists."""

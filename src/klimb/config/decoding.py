@@ -12,25 +12,27 @@ class DecodingOptions:
     """Which tokens are drawn from, what ends a completion, and what the system says."""
 
     top_p: float = 1.0
-    """Draw from the fewest most likely tokens that together have this probability. 1: all. In training, the policy is
-    the distribution that is drawn from: log-probs, ratios and the KL are those on the tokens that were kept."""
+    """Sample from the smallest set of most likely tokens that together have this probability. 1: all tokens. In
+    training, the policy is this truncated distribution: log-probs, ratios and the KL are computed on the tokens that
+    were kept."""
 
     top_k: int | None = None
-    """Draw from this many most likely tokens, applied before top_p. Default: all."""
+    """Sample from this many most likely tokens; applied before top_p. Default: all tokens."""
 
     min_p: float = 0.0
-    """Draw from the tokens whose probability is at least this share of the likeliest one's, applied after top_p. 0:
-    all."""
+    """Sample from tokens whose probability is at least this share of the most likely token's; applied after top_p. 0:
+    all tokens."""
 
     min_new_tokens: int = 0
-    """Minimum number of tokens of a completion: no end token is drawn before, and no stop string counts."""
+    """Minimum number of tokens of a completion: before it, no end token is sampled and no stop string counts."""
 
     stop: tuple[str, ...] = ()
-    """Texts of which any ends a completion. The text that is rewarded or shown ends before it; its tokens count. In
-    bash a line break is $'\\n'."""
+    """Stop strings, each of which ends a completion. The text that is rewarded or shown ends before the stop string;
+    its tokens count. In bash a line break is $'\\n'."""
 
     system_prompt: str | None = None
-    """First message of prompts that are chat messages; those that begin with a system message keep their own."""
+    """System message put before prompts that are chat messages; prompts that begin with a system message keep their
+    own."""
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class ObjectiveOptions:
 
     objective: str = "reinforce"
     """Objective: the name of a preset, such as reinforce, rloo, grpo, dr_grpo, dapo, gspo or cispo (docs/objectives.md
-    has all), or file.py:name, an Objective record of your own."""
+    lists all), or file.py:name for an Objective record of your own."""
 
     baseline: (
         Literal[
@@ -39,38 +39,38 @@ class ObjectiveOptions:
     (OPO), greedy (ReMax; one more completion per prompt), or value."""
 
     beta: float | None = None
-    """KL coefficient, in reward units per nat: the price of moving one nat away from the reference. At 0, without
-    kl_target and max_kl, klimb keeps no reference and measures no KL, which saves memory and a pass over every batch.
-    0.05 for reinforce."""
+    """KL coefficient, in reward units per nat: the price of moving one nat away from the reference. With beta 0 and
+    neither kl_target nor max_kl, klimb keeps no reference and measures no KL, which saves memory and a pass over every
+    batch. 0.05 for reinforce."""
 
     kl_place: Literal["reward", "loss"] | None = None
-    """Where the KL enters: the reward, before the baseline, or the loss, differentiated."""
+    """Where the KL enters: reward, before the baseline; or loss, where it is differentiated."""
 
     kl_credit: Literal["whole", "to_go", "own"] | None = None
-    """With the KL in the reward, the part of it that a token pays for: whole, the completion's; to_go, its own and
-    every later token's; own, its own alone."""
+    """How a KL in the reward is charged to tokens: whole (the completion's total), to_go (this and later tokens), own
+    (this token)."""
 
     kl_estimator: Literal["k1", "k2", "k3", "unbiased"] | None = None
     """Estimator of the KL: k1 in the reward; in the loss k1, k2, k3, or unbiased, which is correct off-policy too."""
 
     sampler_beta: float | None = None
-    """Coefficient of the KL from the policy that drew the completions, in the loss."""
+    """Coefficient of a loss term: KL to the policy that sampled the completions."""
 
     scale: Literal["none", "group_std", "others_std", "batch_std", "group_mean"] | None = None
-    """Divisor of the advantages: the standard deviation of the prompt, of the prompt's other completions, or of the
-    batch, or the prompt's mean reward."""
+    """Divisor of the advantages: the standard deviation of the prompt's rewards (group_std), of those of the prompt's
+    other completions (others_std) or of the batch (batch_std), the prompt's mean reward (group_mean), or none."""
 
     scale_epsilon: float | None = None
-    """Added to that standard deviation, in reward units."""
+    """Epsilon added to the standard deviation of `scale`, in reward units."""
 
     scale_ddof: Literal[0, 1] | None = None
-    """Subtracted from the number of samples in that standard deviation."""
+    """ddof, 0 or 1, of the standard deviation of `scale`."""
 
     whiten_tokens: bool | None = None
     """Normalise the advantages of all tokens of a batch to mean 0 and variance 1."""
 
     whiten_ddof: Literal[0, 1] | None = None
-    """Subtracted from the number of tokens in that variance."""
+    """ddof, 0 or 1, of the variance of `whiten_tokens`."""
 
     discount: float | None = None
     """Discount of later tokens' rewards, from 0 to 1."""
@@ -79,8 +79,8 @@ class ObjectiveOptions:
     """Decay of generalised advantages (λ of GAE), from 0 to 1."""
 
     ratio: Literal["none", "token", "sequence", "sequence_mean"] | None = None
-    """Probability ratio to the policy that drew the completions: of each token, of the whole completion (sequence), its
-    geometric mean over the tokens (sequence_mean), or none."""
+    """Probability ratio to the policy that sampled the completions: per token (token), per completion (sequence), the
+    geometric mean over the completion's tokens (sequence_mean), or none."""
 
     trust_region: (
         Literal[
@@ -99,42 +99,44 @@ class ObjectiveOptions:
     """Upper bound of the trust region, like clip_low."""
 
     clip_dual: float | None = None
-    """Ratio above which clipped drops tokens with a negative advantage. inf: never."""
+    """With trust_region clipped, tokens with a negative advantage and a ratio above this are dropped. inf: never."""
 
     ratio_cap: float | None = None
-    """Largest ratio with which probability_bounded weights a token. inf: no limit."""
+    """With trust_region probability_bounded, the largest ratio that weights a token. inf: no limit."""
 
     soft_positive: float | None = None
-    """Temperature of soft for positive advantages."""
+    """Temperature of the `soft` trust region where the advantage is > 0."""
 
     soft_negative: float | None = None
-    """Temperature of soft for other advantages."""
+    """Temperature of the `soft` trust region where the advantage is ≤ 0."""
 
     aggregation: (
         Literal["sequence_sum", "sequence_mean", "token_mean", "group_token_mean", "constant", "sum"] | None
     ) = None
-    """How tokens are added: summed within a completion and divided by the number of completions (sequence_sum), or by
-    that times max_new_tokens (constant); averaged within each completion (sequence_mean), over the batch (token_mean),
-    or over each prompt's completions (group_token_mean); or summed without a divisor (sum)."""
+    """How token terms are averaged. sequence_sum: summed per completion, then divided by the number of completions.
+    constant: summed, then divided by the number of completions × max_new_tokens. sequence_mean: averaged per
+    completion, then over completions. token_mean: averaged over all tokens of the batch. group_token_mean: averaged
+    over the tokens of each prompt's completions, then over prompts. sum: summed, not divided."""
 
     sampler_correction: Literal["none", "truncate", "mask"] | None = None
-    """Correction for a sampler that is not the policy: tokens are weighted by the ratio of their probabilities,
-    truncated to bounds, or masked beyond them. klimb's own sampler is the policy, so this changes nothing with it."""
+    """Correction for a sampler that is not the policy: tokens are weighted by the ratio of the two probabilities, which
+    is truncated to bounds (truncate) or masked outside them (mask). klimb's own sampler is the policy, so with it the
+    correction changes nothing."""
 
     correction_level: Literal["token", "sequence", "sequence_mean"] | None = None
-    """Level of that ratio."""
+    """Whether the correction ratio is per token, per sequence, or per-sequence geometric mean (sequence_mean)."""
 
     correction_low: float | None = None
-    """Lower bound of that ratio."""
+    """Lower bound of the correction ratio."""
 
     correction_high: float | None = None
-    """Upper bound of that ratio. inf: none."""
+    """Upper bound of the correction ratio. inf: none."""
 
     filter_low: float | None = None
-    """Completions with a smaller geometric mean of that ratio are left out."""
+    """Drop completions whose geometric mean of the correction ratio is below this."""
 
     filter_high: float | None = None
-    """Completions with a larger geometric mean are left out. inf: none."""
+    """Drop completions whose geometric mean of the correction ratio is above this. inf: none."""
 
     mask_truncated: bool | None = None
     """Leave completions that were cut off at max_new_tokens out of gradient and denominators; their rewards stay in the
@@ -144,23 +146,24 @@ class ObjectiveOptions:
     """Leave prompts whose rewards are all equal out of the denominators."""
 
     max_drift: float | None = None
-    """Nats per token by which the policy may have moved away from a completion with a negative advantage before it is
-    left out. inf: no limit."""
+    """Drop completions with a negative advantage once the policy has moved away from them by more than this many nats
+    per token. inf: no limit."""
 
     overlong_buffer: float | None = None
-    """Share of max_new_tokens, at its end, in which a penalty on length grows. 0: none."""
+    """Last share of max_new_tokens over which the length penalty rises from 0 (DAPO). 0: no penalty."""
 
     overlong_factor: float | None = None
-    """That penalty at the limit, in reward units."""
+    """Length penalty at max_new_tokens, in reward units."""
 
     num_epochs: int | None = None
     """Passes over each batch of completions."""
 
     num_minibatches: int | None = None
-    """Updates of the weights in each pass over a batch; the completions of a prompt stay together."""
+    """Minibatches, each with one update of the weights, in each pass over a batch; the completions of a prompt stay
+    together."""
 
     value_coefficient: float | None = None
-    """Factor of a value function's loss."""
+    """Coefficient of the value function's loss."""
 
     value_clip: float | None = None
     """Largest change of a value from its value at sampling."""
@@ -200,20 +203,20 @@ class ObjectiveOptions:
     def check_objective(self, prompts_per_step: int, completions_per_prompt: int) -> None:
         """Raise unless the objective has a meaning for batches of this shape."""
         algorithm = self.algorithm
-        for name, compares in (
-            ("baseline", algorithm.baseline in COMPARING),
-            ("scale", algorithm.scale in ("group_std", "others_std")),
+        for name, compares, remedy in (
+            ("baseline", algorithm.baseline in COMPARING, "--baseline none or batch_mean"),
+            ("scale", algorithm.scale in ("group_std", "others_std"), "--scale none"),
         ):
             if compares and completions_per_prompt < 2:
                 raise ConfigError(
                     f"completions_per_prompt: the {name} {getattr(algorithm, name)} compares completions of one "
-                    f"prompt and needs at least 2, got {completions_per_prompt}; use --baseline none or batch_mean"
+                    f"prompt and needs at least 2, got {completions_per_prompt}; use {remedy}"
                 )
         if algorithm.num_minibatches > prompts_per_step:
             raise ConfigError(
                 f"num_minibatches: the completions of a prompt stay together, so expected at most the "
                 f"{prompts_per_step} prompts of a step, got {algorithm.num_minibatches}; raise --prompts-per-step, or "
-                "set --num-minibatches"
+                "lower --num-minibatches"
             )
 
 

@@ -26,14 +26,14 @@ class JudgeConfig(DecodingOptions):
     """Maximum number of tokens of a completion, its end token included."""
 
     skip_special_tokens: Literal["chat", "all"] = "chat"
-    """Special tokens that are left out of the texts of completions. chat: those that end, begin or pad a text and those
-    that the chat template writes around turns; others, such as <think>, stay. all: every one, as in TRL."""
+    """Special tokens that are removed from the texts of completions. chat: end, begin and padding tokens and chat-turn
+    markers are removed; others, such as <think>, stay. all: every special token is removed, as in TRL."""
 
     temperature: float = 1.0
-    """Temperature of the distribution that is sampled. 1 is the model's own."""
+    """Sampling temperature. 1: the model's own distribution."""
 
     seed: int = 0
-    """Determines every random number."""
+    """Random seed."""
 
     device: str | None = None
     """Where a model runs, such as cpu or cuda:1. Default: the first GPU if there is one, else the CPU."""
@@ -42,24 +42,24 @@ class JudgeConfig(DecodingOptions):
     """Run Python code that comes with a model. Only for models whose makers you trust."""
 
     host: str = "127.0.0.1"
-    """Address that serves the page. Only this computer can reach 127.0.0.1."""
+    """Address that serves the page. 127.0.0.1 can be reached only from this computer."""
 
     port: int = 8321
     """Port that serves the page."""
 
     rater: str | None = None
-    """Name of the one person who judges. Default: whoever opens the page gives a name."""
+    """Rater's name, if only one person judges, on this machine. Default: the page asks for a name."""
 
     per_pair: int = 1
-    """Number of people who are asked about each pair."""
+    """Number of different people who judge each pair."""
 
     guidelines: Path | None = None
-    """Markdown file that says what raters should look for; shown at the start, and again on the key g."""
+    """Markdown file that says what raters should look for; shown at the start, and again with the key g."""
 
     rater_token: str | None = None
-    """Token at the end of the raters' link, at least 16 letters and digits, so that links stay valid after a restart.
-    Default: a new one where one is needed. The environment variable KLIMB_RATER_TOKEN does the same, hidden from other
-    users of this machine."""
+    """Token at the end of the raters' link, at least 16 letters and digits; set it if links should stay valid after a
+    restart. Default: a new token, if one is needed. The environment variable KLIMB_RATER_TOKEN does the same, hidden
+    from other users of this machine."""
 
     browser: bool = True
     """Open the page in a browser."""
@@ -109,26 +109,26 @@ class LabelConfig(JudgeConfig):
     """Which pairs people are asked about."""
 
     model: tuple[str, ...] = ()
-    """One model, of which two completions of a prompt are compared, or two models, one completion of each: a Hugging
-    Face folder, a .gguf file, a name on the hub, or the folder of a run. Default: nothing is sampled, and people are
-    asked about the pairs in the store."""
+    """One model, whose completions of a prompt are compared with each other, or two models, whose completions are
+    compared across models: a Hugging Face folder, a .gguf file, a name on the hub, or the folder of a run. Default:
+    nothing is sampled, and raters see the pairs that are in the store."""
 
     prompts: Path | None = None
-    """Prompts to sample completions of: a .jsonl, .csv or .parquet file."""
+    """Prompts to sample completions of: a .jsonl, .csv or .parquet file, or a folder."""
 
     store: str | None = None
-    """Where pairs and judgements are kept: a SQLite file or a postgresql:// URL. Default: feedback.db, in the first
-    model's folder if that is a run, else in the current folder."""
+    """Store for pairs and judgements: a SQLite file or a postgresql:// URL. Default: feedback.db, in the first model's
+    folder if that is a run, else in the current folder."""
 
     num_pairs_per_prompt: int = 1
     """Pairs sampled for each prompt."""
 
     criterion: str | None = None
-    """What people look for, in words for and against it, as in `klimb reward train --criterion`: shown on the page, and
-    the starting point of the reward that is learned during labelling."""
+    """What raters look for, as words for good and bad answers, as in `klimb reward train --criterion`: shown on the
+    page, and the starting point of the reward that is learned during labelling."""
 
     learn_along: bool = True
-    """Learn a reward while people judge, and show its accuracy on the page. The first model reads the texts, so this
+    """Learn a reward during labelling, and show its accuracy on the page. The first model reads the texts, so this
     needs --model."""
 
     def __post_init__(self) -> None:
@@ -163,26 +163,26 @@ class CompareConfig(JudgeConfig):
     """One model: a Hugging Face folder, a .gguf file, a name on the hub, or the folder of a run."""
 
     model_b: str
-    """The model that it is compared with."""
+    """The other model, in the same forms."""
 
     prompts: Path
-    """Prompts that both answer: a .jsonl, .csv or .parquet file."""
+    """Prompts that both models answer: a .jsonl, .csv or .parquet file, or a folder."""
 
     by: tuple[str, ...] = (PEOPLE,)
-    """Who judges: people, on a page in the browser, or rewards, named as in `klimb train --reward`. Several judge
-    independently."""
+    """Who judges: people, on a page in the browser, or rewards, given in the same form as in `klimb train --reward`.
+    Several judge independently."""
 
     completions_per_prompt: int = 4
     """Completions of each model for each prompt. The first of A is compared with the first of B, and so on."""
 
     tie_margin: float = 0.0
-    """Difference of two rewards up to which they count as a tie, in the reward's unit."""
+    """Largest difference of two rewards that counts as a tie, in units of the reward."""
 
     store: str | None = None
-    """Where people's judgements are kept: a SQLite file or a postgresql:// URL. Default: a .db file beside --out."""
+    """Store for people's judgements: a SQLite file or a postgresql:// URL. Default: a .db file beside --out."""
 
     out: Path = Path("compare.html")
-    """Page to write; a .json file beside it has the numbers."""
+    """HTML page to write; a .json file with the numbers is written beside it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ class RewardConfig:
     """How a reward model is learned from feedback."""
 
     feedback: tuple[str, ...]
-    """Feedback: files in any of the formats of docs/feedback-formats.md, stores of klimb label, postgresql:// URLs."""
+    """Feedback: files in any format of docs/feedback-formats.md, stores of klimb label, or postgresql:// URLs."""
 
     base: str
     """Model that reads the texts: a Hugging Face folder, a GGUF file or a name on the hub."""
@@ -35,39 +35,41 @@ class RewardConfig:
     head; full, all weights. lora and full are trained by gradient on pairs."""
 
     num_layers: int | None = None
-    """Use only the first layers of the base, this many. Default: all."""
+    """Number of first layers of the base to use. Default: all."""
 
     criterion: str | None = None
-    """What people look for, in words for and against it: "cheerful, happy / gloomy, sad". Learning starts from what the
-    base makes of these words, which is worth many judgements. For method head with few judgements."""
+    """What raters look for, as words for good and bad answers: "cheerful, happy / gloomy, sad". Learning starts from
+    the base model's own scores for these words, which saves many judgements. Only with method head and few
+    judgements."""
 
     question: str | None = None
-    """Text appended to each text that is read; a decoder's head sees its last token. With a criterion, a question that
-    its words may answer. Default: klimb's own question about the text's mood, with few pairs or a criterion; "" for
-    none."""
+    """Prompt suffix appended to each text before scoring. With --criterion it should be a question that the criterion's
+    words can answer. Default: klimb's own question about the text's mood, with few pairs or a criterion. "": none."""
 
     standardise: bool = True
     """Scale scores to standard deviations between answers to one prompt (between texts, if they have no prompts), so
-    that beta and lr carry over from one reward to the next. Otherwise scores are in nats."""
+    that the same beta and lr suit the next reward. Otherwise scores are in nats."""
 
     max_length: int | None = None
-    """Maximum tokens of a prompt with its completion. Default: what the base can read. Longer texts are refused."""
+    """Maximum tokens of a prompt with its completion. Default: the longest that the base can read. Longer texts are
+    refused."""
 
     truncate: Literal["left", "right"] | None = None
-    """Cut longer texts on this side instead, in learning and wherever the reward is used. None: refuse them."""
+    """Truncate longer texts on this side, in learning and wherever the reward is used. None: refuse them."""
 
     min_gap: float = 0.0
-    """Smallest difference of two ratings that counts as a preference, in the ratings' unit."""
+    """Smallest difference of two ratings that counts as a preference, in units of the ratings."""
 
     pairs_per_text: int = 20
-    """Number of other texts that a rated text without a prompt is paired with."""
+    """Number of other texts with which a rated text without a prompt is paired."""
 
     held_out: float | None = None
-    """Share of the prompts (of the texts, if they have none) that is held out for testing. Default: 0.2. With method
-    head and at most 500 pairs, klimb learns from all pairs and tests each tenth on what the others teach."""
+    """Share of the prompts (of the texts, if they have none) that is held out for testing. Default: 0.2; with method
+    head and at most 500 pairs, klimb learns from all pairs and uses 10-fold cross-validation over prompts for the
+    test."""
 
     num_members: int = 1
-    """Members of an ensemble, each learned from resampled prompts. 1: no ensemble. For method head."""
+    """Members of the ensemble, each learned from resampled prompts. 1: no ensemble. Only with method head."""
 
     num_epochs: int = 1
     """Passes over the pairs, with lora and full; the weights of the best epoch are kept."""
@@ -82,18 +84,19 @@ class RewardConfig:
     """Share of the steps over which the learning rate rises to lr, with lora and full; then it falls to 0."""
 
     max_grad_norm: float | None = 1.0
-    """Maximum norm of the gradient over all trained weights, with lora and full; a longer one is scaled down. None: no
-    clipping."""
+    """Maximum norm of the gradient over all trained weights, with lora and full; a longer gradient is scaled down to
+    it. None: no clipping."""
 
     lora_rank: int = 16
-    """Rank of the adapter, with lora."""
+    """LoRA rank, with lora."""
 
     micro_batch_size: int | None = None
-    """Texts that go through the model at once, with lora and full. Default: all of a step. Fewer take less memory and
-    up to a third more time; results change only by rounding."""
+    """Texts per forward pass, with lora and full. Default: all of a step. Lower values use less memory and take up to a
+    third more time; results change only by rounding."""
 
     seed: int = 0
-    """Determines the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's initial values."""
+    """Random seed of the split, the pairs, the folds, the ensemble, the order of pairs and the adapter's initial
+    values."""
 
     def __post_init__(self) -> None:
         if self.criterion is not None:

@@ -25,10 +25,10 @@ class ServeOptions:
     """Port to listen on."""
 
     rater: str | None = None
-    """Name of the one person who labels on this machine; by default the page asks for a name."""
+    """Rater's name, if only one person judges, on this machine; by default the page asks for a name."""
 
     per_pair: int = 1
-    """Judgements wanted of each pair, by as many raters."""
+    """Number of different people who judge each pair."""
 
     rater_token: str | None = None
     """What the raters' link ends in, at least 16 letters and digits; made up where one is needed."""

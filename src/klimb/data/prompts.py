@@ -229,8 +229,9 @@ def require_held_out(held_out: Sequence[PromptRow], trained_on: PromptFile) -> N
 def indices_of_step(step: int, num_prompts: int, prompts_per_step: int, seed: int) -> list[int]:
     """Choose the prompts of a step: each epoch is a shuffle, cut into steps.
 
-    What does not fill a step at an epoch's end is left for the next shuffle, so that no step
-    has a prompt twice. The choice depends on the arguments alone; there is no state to save.
+    Prompts that do not fill a step at an epoch's end are skipped in that epoch, and the next one shuffles all
+    prompts again, so that no step has a prompt twice. The choice depends on the arguments alone; there is no state to
+    save.
     """
     if prompts_per_step > num_prompts:
         raise ConfigError(

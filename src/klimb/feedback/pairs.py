@@ -90,7 +90,7 @@ def split_by_prompt(feedback: Feedback, share: float, seed: int) -> Split:
     return Split(*parts, num_dropped)
 
 
-def make_pairs(feedback: Feedback, *, min_gap: float = 0.0, pairs_per_text: int = 10, seed: int = 0) -> Pairs:
+def make_pairs(feedback: Feedback, *, min_gap: float = 0.0, pairs_per_text: int = 20, seed: int = 0) -> Pairs:
     """Gather comparisons, and pair up what was rated.
 
     Ratings of a text are averaged over raters. Texts of one prompt are all compared with each other; texts

@@ -121,7 +121,7 @@ def import_files(
     files: Iterable[Path],
     *,
     min_gap: float = 0.0,
-    pairs_per_text: int = 10,
+    pairs_per_text: int = 20,
     seed: int = 0,
     unjudged: bool = False,
 ) -> ImportReport:

@@ -14,8 +14,8 @@ class TrainerState:
 
     Attributes:
         epoch: Passes through the prompts so far.
-        global_step: Updates of the weights so far.
-        max_steps: Updates of the whole run; 0 where there is no run.
+        global_step: Steps so far.
+        max_steps: Steps of the whole run; 0 where there is no run.
         logging_steps: Steps from one line of metrics to the next.
         eval_steps: Steps from one evaluation to the next; None where there are none along the run.
         save_steps: Steps from one checkpoint to the next.

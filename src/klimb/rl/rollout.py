@@ -180,7 +180,7 @@ def trainer_state(config: TrainConfig, num_prompts: int, step: int) -> TrainerSt
     Args:
         config: The run's options.
         num_prompts: Prompts that are trained on.
-        step: Updates of the weights so far.
+        step: Steps so far.
     """
     share = config.prompts_per_step / num_prompts
     return TrainerState(

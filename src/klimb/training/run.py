@@ -66,7 +66,7 @@ def train(
         functions: Rewards and judges that were given as objects, by the names that `config` has for them.
         resume: Resume the run in `config.out`, to the same bits as if it had not been interrupted.
         accept: Names of content that may differ from what the resumed run began with, as the refusal names them.
-        from_step: Updates of the checkpoint that the resumed run goes back to, and what came after is removed; the
+        from_step: Step of the checkpoint that the resumed run goes back to, and what came after is removed; the
             newest good one where None.
         world: The ranks that take the run's steps together; each calls this, and rank 0 shows and writes.
 
@@ -75,7 +75,7 @@ def train(
 
     Raises:
         KlimbError: Something is wrong with an option, a file, a reward or the model; the
-            message says what, where, and what to do. After the first update a checkpoint of
+            message says what, where, and what to do. After the first step a checkpoint of
             the last one is left in the run's folder, unless the weights have diverged.
         RunInterrupted: Ctrl-C or SIGTERM came; the step was finished and a checkpoint was written.
     """

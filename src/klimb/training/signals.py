@@ -57,21 +57,24 @@ class Interruption:
             RunInterrupted: It is the second.
         """
         if self.signum is not None:
-            raise RunInterrupted(signum, f"left at once; what was written stays; {self._advice}")
+            raise RunInterrupted(signum, f"stopped at once; what was written stays; {self._advice}")
         self.signum = signum
         if self._is_quiet:
             return
         with contextlib.suppress(OSError):
             os.write(_STANDARD_ERROR, _NOTICE)  # print may be at work at this very moment
 
-    def leave(self, num_updates: int) -> NoReturn:
-        """Leave, everything being written.
+    def leave(self, num_steps: int) -> NoReturn:
+        """Leave once everything is written.
+
+        Args:
+            num_steps: Steps that were taken.
 
         Raises:
             RunInterrupted: Always.
         """
         signum = self._agreed or self.signum or signal.SIGINT
-        raise RunInterrupted(signum, f"stopped after {num_updates} updates; {self._advice}")
+        raise RunInterrupted(signum, f"stopped after {num_steps} steps; {self._advice}")
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ LAST = Evaluated(20, Estimate(1.5, 0.25), Estimate(-0.5, 0.125))
 def test_the_highest_is_named_with_what_came_after_it():
     best = BestSoFar("judges/careful.py:f", 10, (START, HIGHEST, LAST), was_stopped=True)
     assert best.sentences(100) == [
-        "The weights after 10 of 20 updates are kept: there the judge careful.py:f was highest, 2.000 ± 0.250.",
+        "The weights after 10 of 20 steps are kept: there the judge careful.py:f was highest, 2.000 ± 0.250.",
         "The last weights differ from those by -0.500 ± 0.125, each prompt with itself.",
-        "The run stopped after 20 of 100 updates: 1 evaluation in a row brought nothing better.",
+        "The run stopped after 20 of 100 steps: 1 evaluation in a row brought nothing better.",
     ]
 
 

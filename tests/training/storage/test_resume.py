@@ -36,7 +36,7 @@ def test_a_resumed_run_ends_in_the_same_bits(plain, cut, run, essence):
     assert RunFolder.open(cut.out).checkpoint_steps() == [2, 4]
     assert len(RunFolder.open(cut.out).read("metrics")) == 5
     screen = run(cut, resume=True)
-    assert f"Resuming {cut.out} after 4 of 6 updates" in screen
+    assert f"Resuming {cut.out} after 4 of 6 steps" in screen
     assert essence(cut.out) == essence(plain.out)
     assert [row["step"] for row in RunFolder.open(cut.out).read("metrics")] == [0, 1, 2, 3, 4, 5]
 
@@ -44,7 +44,7 @@ def test_a_resumed_run_ends_in_the_same_bits(plain, cut, run, essence):
 @pytest.mark.slow
 def test_a_run_that_goes_back_to_an_older_checkpoint_ends_in_the_same_bits(plain, cut, run, essence):
     screen = run(cut, resume=True, from_step=2)
-    assert f"Resuming {cut.out} after 2 of 6 updates" in screen
+    assert f"Resuming {cut.out} after 2 of 6 steps" in screen
     assert essence(cut.out) == essence(plain.out)
     run(cut, resume=True, from_step=4)  # a finished run goes back, too
     assert essence(cut.out) == essence(plain.out)
@@ -206,11 +206,11 @@ def test_a_run_that_ran_out_of_patience_takes_no_more_steps(make_by_steps, run, 
         with pytest.raises(RunFolderError, match="no room"):
             run(config)
     screen = run(config, resume=True)
-    assert "after 3 of 5 updates: 2 evaluations in a row brought nothing better" in screen
+    assert "after 3 of 5 steps: 2 evaluations in a row brought nothing better" in screen
     folder = RunFolder.open(config.out)
     assert len(folder.read("metrics")) == 3
     assert (folder.read_best().step, folder.read_best().was_stopped) == (1, True)
-    assert "the run is finished, after 3 updates; nothing is changed" in run(config, resume=True)
+    assert "the run is finished, after 3 steps; nothing is changed" in run(config, resume=True)
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_a_damaged_best_checkpoint_is_passed_over_and_made_again(make_by_steps, 
     file.write_bytes(file.read_bytes()[:-100])
     screen = run(config, resume=True)
     assert screen.count("passed over: ") == 3
-    assert f"Resuming {config.out} after 1 of 6 updates" in screen
+    assert f"Resuming {config.out} after 1 of 6 steps" in screen
     assert essence(config.out) == expected
 
 
@@ -332,7 +332,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(finished, tree, capsys):
     before = tree(finished.out)
     assert main(["train", "--resume", str(finished.out)]) == 0
     shown = capsys.readouterr().out.replace("\n", " ")
-    assert f"{finished.out}: the run is finished, after 6 updates; nothing is changed" in shown
+    assert f"{finished.out}: the run is finished, after 6 steps; nothing is changed" in shown
     assert tree(finished.out) == before
 
 
@@ -396,7 +396,7 @@ def test_a_run_that_fails_is_resumed_once_its_reward_is_mended(make_options, run
         run(cut)
     file.write_text(healthy)
     screen = run(cut, resume=True, accept=[f"{file}:f"])
-    assert f"Resuming {cut.out} after 3 of 4 updates" in screen
+    assert f"Resuming {cut.out} after 3 of 4 steps" in screen
     assert essence(cut.out) == essence(whole.out)
 
 

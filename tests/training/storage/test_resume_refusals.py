@@ -54,7 +54,7 @@ def test_options_that_change_are_shown_and_recorded_and_hold_from_there_on(plain
         ({"kl_target": 3.0}, r"kl_target: 0\.5 when it began, 3\.0 now"),
         ({"lr_schedule": "linear"}, "lr_schedule: cosine when it began, linear now"),
         ({"precision": "bfloat16"}, "precision: float32 when it began, bfloat16 now"),
-        ({"num_steps": 3}, "num_steps: 4 updates have been made; expected at least so many, got 3"),
+        ({"num_steps": 3}, "num_steps: 4 steps have been taken; expected at least as many, got 3"),
     ],
 )
 def test_options_that_cannot_change_are_refused_by_name(changes, message, cut, run, tree):
@@ -66,7 +66,7 @@ def test_options_that_cannot_change_are_refused_by_name(changes, message, cut, r
 
 def test_going_back_to_a_checkpoint_that_is_not_there_names_those_that_are(cut, run, tree):
     before = tree(cut.out)
-    with pytest.raises(RunFolderError, match=r"no checkpoint of 3 updates, to go back to; expected 2, 4"):
+    with pytest.raises(RunFolderError, match=r"no checkpoint of step 3 to go back to; expected 2, 4"):
         run(cut, resume=True, from_step=3)
     (RunFolder.open(cut.out).checkpoint(2) / "state.json").write_text("{}")
     damaged = tree(cut.out)
@@ -186,7 +186,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_in_the_same_bits(plain, cut, run, 
     flip_a_bit(cut.out / "checkpoints" / "step-000004")
     screen = run(cut, resume=True)
     assert "optimiser.safetensors: cut short or altered since it was written" in screen
-    assert f"Resuming {cut.out} after 2 of 6 updates" in screen
+    assert f"Resuming {cut.out} after 2 of 6 steps" in screen
     assert essence(cut.out) == essence(plain.out)
 
 
@@ -229,8 +229,8 @@ def test_a_folder_that_is_in_use_is_refused(cut, run):
         (["--resume", "nowhere"], "nowhere: not the folder of a run"),
         (["--resume", "{run}", "--out", "other"], "out: a resumed run stays in its folder"),
         (["--resume={run}", "--seed", "3"], "seed: 0 when it began, 3 now"),
-        (["--resume={run}", "--from-step", "3"], "has no checkpoint of 3 updates"),
-        (["--resume", "{run}", "--num-steps", "3"], "num_steps: 4 updates have been made"),
+        (["--resume={run}", "--from-step", "3"], "has no checkpoint of step 3"),
+        (["--resume", "{run}", "--num-steps", "3"], "num_steps: 4 steps have been taken"),
     ],
 )
 def test_what_cannot_be_resumed_is_one_message_and_exit_code_2(arguments, message, cut, capsys):

@@ -78,8 +78,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
     with pytest.raises(RunFolderError, match=r"cannot be written to: .*No space left on device") as caught:
         run(config)
     assert caught.value.__notes__ == [
-        f"6 updates were made; what was written stays in {config.out}",
-        f"the last checkpoint is of 4 updates; resume from there with: klimb train --resume {config.out}",
+        f"6 steps were taken; what was written stays in {config.out}",
+        f"the last checkpoint is of step 4; resume from there with: klimb train --resume {config.out}",
     ]
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [
         "step-000002",
@@ -98,7 +98,7 @@ def test_a_full_disk_while_a_line_is_written_stops_the_run(make_options, run, mo
     monkeypatch.setattr(folder, "append_text", failing_from(folder.append_text, 6))
     with pytest.raises(RunFolderError, match="No space left on device") as caught:
         run(config)
-    assert "2 updates were made" in caught.value.__notes__[0]
+    assert "2 steps were taken" in caught.value.__notes__[0]
     assert steps_of(config) == [2]
 
 
@@ -107,7 +107,7 @@ def test_a_full_disk_while_the_model_is_written_leaves_the_checkpoints(make_opti
     monkeypatch.setattr("klimb.policy.policy.Policy.save", full_disk)
     with pytest.raises(RunFolderError, match="No space left on device") as caught:
         run(config)
-    assert "the last checkpoint is of 4 updates" in caught.value.__notes__[1]
+    assert "the last checkpoint is of step 4" in caught.value.__notes__[1]
     assert not config.out.joinpath("model").exists()
     assert not [path for path in config.out.iterdir() if path.name.startswith(".")]
 
@@ -123,8 +123,8 @@ def test_a_reward_that_fails_on_a_full_disk_is_told_of_as_the_reward(
     monkeypatch.setattr(checkpoint, "save_file", failing_from(checkpoint.save_file, 2))
     with pytest.raises(Exception, match="no more") as caught:
         run(config)
-    assert "the last updates could not be saved" in caught.value.__notes__[0]
-    assert "the last checkpoint is of 2 updates" in caught.value.__notes__[2]
+    assert "the last steps could not be saved" in caught.value.__notes__[0]
+    assert "the last checkpoint is of step 2" in caught.value.__notes__[2]
 
 
 def test_a_folder_that_vanishes_stops_the_run_and_that_is_said(make_options, run, tmp_path):

@@ -13,7 +13,7 @@ class Evaluated:
     """Weights that were judged.
 
     Attributes:
-        step: Updates of the weights until then.
+        step: Steps until then.
         mean: The judge's mean on the prompts that are judged by.
         difference: Mean difference from the best until then, each prompt with itself; None for the start.
     """
@@ -43,7 +43,7 @@ class BestSoFar:
 
     Attributes:
         judge: The judge that chooses, or `REWARD`.
-        step: Updates of the weights that are kept; 0 is the start.
+        step: Steps after which the kept weights were; 0 is the start.
         candidates: All that were judged, the start first.
         was_stopped: Whether patience ended the run before its last step.
     """
@@ -72,7 +72,7 @@ class BestSoFar:
         """Say for a reader which weights are kept, and why.
 
         Args:
-            num_steps: Updates that the run was to make.
+            num_steps: Steps that the run was to take.
         """
         name = "the reward" if self.judge == REWARD else f"the judge {short_name(self.judge)}"
         if self.step == 0:
@@ -82,7 +82,7 @@ class BestSoFar:
             ]
         else:
             said = [
-                f"The weights after {self.step} of {self.last.step} updates are kept: "
+                f"The weights after {self.step} of {self.last.step} steps are kept: "
                 f"there {name} was highest, {self.best.mean}."
             ]
         if self.num_since and self.last.difference is not None:
@@ -91,7 +91,7 @@ class BestSoFar:
             )
         if self.was_stopped:
             said.append(
-                f"The run stopped after {self.last.step} of {num_steps} updates: "
+                f"The run stopped after {self.last.step} of {num_steps} steps: "
                 f"{self.num_since} evaluation{'s' if self.num_since > 1 else ''} in a row brought nothing better."
             )
         return said

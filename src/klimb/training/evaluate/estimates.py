@@ -45,7 +45,7 @@ class Point:
     """The policy as one evaluation found it.
 
     Attributes:
-        step: Updates of the weights until then.
+        step: Steps until then.
         kl: Mean log π − log π_ref of the completions, in nats a completion; None where it was not measured.
         means: The mean of the reward, and of each judge, by name.
         num_failed: Completions that got no reward, and count for no mean of it.

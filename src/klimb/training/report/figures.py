@@ -92,7 +92,7 @@ def _curve(metrics: Sequence[dict[str, Any]], key: str, label: str) -> Callable[
         places, values = [row["step"] for row in rows], [row[key] for row in rows]
         axes.plot(places, values, ".", color=LINE, alpha=0.45, markersize=5)
         axes.plot(places, running_mean(values), color=LINE, linewidth=2)
-        axes.set_xlabel("updates")
+        axes.set_xlabel("steps")
         axes.set_ylabel(label)
         axes.ticklabel_format(axis="y", scilimits=_PLAIN)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -119,16 +119,12 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
 
-def _diamonds(
-    num_updates: int, summary: Summary | None, points: Sequence[Point]
-) -> list[tuple[int, Estimate]]:
-    """Where the reward stands on the prompts that are judged by, and after how many updates."""
+def _diamonds(num_steps: int, summary: Summary | None, points: Sequence[Point]) -> list[tuple[int, Estimate]]:
+    """Where the reward stands on the prompts that are judged by, and after how many steps."""
     if points:
         return [(point.step, point.means[REWARD]) for point in points]
     return (
-        []
-        if summary is None or not summary.has_reward
-        else [(0, summary.before), (num_updates, summary.after)]
+        [] if summary is None or not summary.has_reward else [(0, summary.before), (num_steps, summary.after)]
     )
 
 
@@ -186,7 +182,7 @@ def _judges_along(points: Sequence[Point], judges: Sequence[str], best: BestSoFa
 
 def _draw_along(axes: Any, points: Sequence[Point], judge: str | None, best: BestSoFar | None) -> None:
     _draw_points(axes, points, REWARD, {"color": LINE, "fmt": "o-"})
-    axes.set_xlabel(_KL_LABEL if _are_measured(points) else "updates")
+    axes.set_xlabel(_KL_LABEL if _are_measured(points) else "steps")
     if judge is not None:
         right = axes.twinx()
         right.grid(visible=False)
@@ -224,7 +220,7 @@ def _are_measured(points: Sequence[Point]) -> bool:
 
 
 def _places(points: Sequence[Point]) -> list[float]:
-    """Where evaluations stand: by their KL, or where it was not measured by the updates until then."""
+    """Where evaluations stand: by their KL, or where it was not measured by the steps until then."""
     kls = [point.kl.mean for point in points if point.kl is not None]
     return kls if len(kls) == len(points) else [float(point.step) for point in points]
 

@@ -61,7 +61,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def _earlier_options(folder: RunFolder) -> dict[int, dict[str, Any]]:
-    """Options that were others at first: by the updates that were made with them, each with what it was."""
+    """Options that were others at first: by the steps that were taken with them, each with what it was."""
     earlier: dict[int, dict[str, Any]] = {}
     for entry in standing(folder.read_resumed()):
         for name, (old, _) in entry["changes"].items():

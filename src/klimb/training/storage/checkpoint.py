@@ -1,4 +1,4 @@
-"""A checkpoint: the weights that move and the optimiser's state after so many updates, with their checksums."""
+"""A checkpoint: the weights that move and the optimiser's state after so many steps, with their checksums."""
 
 import hashlib
 import json

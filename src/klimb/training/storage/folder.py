@@ -48,7 +48,7 @@ class RunFolder:
     `config.json` what was asked for, and how the run was resumed · `fingerprints.json` checksums of what it
     began with · `metrics.jsonl` one line a step · `completions.jsonl` one
     line a completion · `evaluations.jsonl` one line a completion judged before, along the way and after ·
-    `checkpoints/step-000040/` after 40 updates · `best.json` which of them is the best, where that is kept ·
+    `checkpoints/step-000040/` after 40 steps · `best.json` which of them is the best, where that is kept ·
     `model/` the result · `report.html` · `inputs/` prompts and a model that were given as Python objects ·
     `trackers.json` the run's ids at trackers · where people are the reward, `people.db` what they said, and
     `people.jsonl` what each step learned from it.
@@ -208,11 +208,11 @@ class RunFolder:
                 raise OSError(f"{self.model}: cannot be written: {error}") from error
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint after so many updates is, if there is one."""
+        """Where the checkpoint after so many steps is, if there is one."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def checkpoint_steps(self) -> list[int]:
-        """After how many updates there are checkpoints, in order, damaged ones included."""
+        """After how many steps there are checkpoints, in order, damaged ones included."""
         folder = self.path / "checkpoints"
         found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name[1]) for name in found if name)
@@ -243,7 +243,7 @@ class RunFolder:
         return path
 
     def open_checkpoint(self, step: int) -> Checkpoint:
-        """Open the checkpoint after so many updates, once all of it is certain to be what was written.
+        """Open the checkpoint after so many steps, once all of it is certain to be what was written.
 
         Raises:
             RunFolderError: It or a file of it is missing, cut short or altered.

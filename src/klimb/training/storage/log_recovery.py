@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def step(self) -> int:
-        """Updates of the weights until then."""
+        """Steps until then."""
         return self.rows[0]["step"]
 
 

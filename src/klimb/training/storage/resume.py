@@ -61,7 +61,7 @@ class Resumption:
     Attributes:
         folder: The run's folder.
         config: The options from here on.
-        step: Updates after which it resumes; 0 where it starts anew.
+        step: Steps after which it resumes; 0 where it starts anew.
         checkpoint: The state that it takes up; None where it starts anew.
         evaluations: What was found until then, the start first.
         changes: Options that changed, each with its value then and now, as JSON types.
@@ -82,8 +82,8 @@ class Resumption:
         """Return sentences that say where the run resumes, and what to know."""
         path, num_steps = self.folder.path, self.config.num_steps
         if self.is_finished:
-            return [f"{path}: the run is finished, after {self.step} updates; nothing is changed"]
-        start = f"after {self.step} of {num_steps} updates" if self.step else "from its beginning"
+            return [f"{path}: the run is finished, after {self.step} steps; nothing is changed"]
+        start = f"after {self.step} of {num_steps} steps" if self.step else "from its beginning"
         return [f"Resuming {path} {start}", *self.remarks]
 
     def compare(self, now: dict[str, Fingerprint], accept: Sequence[str] = ()) -> list[str]:
@@ -199,7 +199,7 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
             continue
         if step > config.num_steps:
             raise ConfigError(
-                f"num_steps: {step} updates have been made; expected at least so many, got {config.num_steps}"
+                f"num_steps: {step} steps have been taken; expected at least as many, got {config.num_steps}"
             )
         rows = [evaluation.rows for evaluation in evaluations.until(step)]
         return Resumption(folder, config, step, checkpoint, rows, changes, [*passed_over, *remarks])
@@ -219,13 +219,13 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
 
 
 def _steps_to_try(folder: RunFolder, from_step: int | None) -> list[int]:
-    """Updates of the checkpoints that a run may resume from, the newest first."""
+    """Steps of the checkpoints that a run may resume from, the newest first."""
     steps = [step for step in reversed(folder.checkpoint_steps()) if step > 0]
     if from_step is None:
         return steps
     if from_step not in steps:
         raise RunFolderError(
-            f"{folder.path}: has no checkpoint of {from_step} updates, to go back to; "
+            f"{folder.path}: has no checkpoint of step {from_step} to go back to; "
             f"expected {', '.join(map(str, reversed(steps))) or 'one, but there is none'}"
         )
     return [from_step]
@@ -318,7 +318,7 @@ def _check_best(
         folder.open_weights(best.step)
     elif has_changes:
         raise RunFolderError(
-            f"{folder.checkpoint(step)}: the best weights until then, of {best.step} updates, are gone, and with "
+            f"{folder.checkpoint(step)}: the best weights until then, of step {best.step}, are missing, and with "
             "changed options the resumed run may not reach better ones"
         )
 

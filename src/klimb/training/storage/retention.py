@@ -115,8 +115,8 @@ class Checkpoints:
             try:
                 self.save(removes=not isinstance(error, GuardError))  # the last good weights may be older
             except OSError as failure:
-                error.add_note(f"the last updates could not be saved: {failure}")
-        error.add_note(f"{num_steps} updates were made; what was written stays in {self._folder.path}")
+                error.add_note(f"the last steps could not be saved: {failure}")
+        error.add_note(f"{num_steps} steps were taken; what was written stays in {self._folder.path}")
         error.add_note(self._advice())
 
     def translate(self, error: OSError, num_steps: int) -> RunFolderError:
@@ -127,7 +127,7 @@ class Checkpoints:
             num_steps: Steps whose lines are written.
         """
         told = RunFolderError(f"{self._folder.path}: cannot be written to: {error}")
-        told.add_note(f"{num_steps} updates were made; what was written stays in {self._folder.path}")
+        told.add_note(f"{num_steps} steps were taken; what was written stays in {self._folder.path}")
         told.add_note(self._advice())
         return told
 
@@ -136,7 +136,7 @@ class Checkpoints:
         if not (path / "config.json").is_file():
             return "the run's folder is gone, and its checkpoints with it"
         steps = self._folder.checkpoint_steps()
-        last = f"the last checkpoint is of {steps[-1]} updates" if steps else "there is no checkpoint yet"
+        last = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         return f"{last}; resume from there with: klimb train --resume {path}"
 
 
@@ -144,39 +144,39 @@ def surplus(steps: Sequence[int], keep: int | None, best: int | None) -> list[in
     """Choose which checkpoints to remove.
 
     Args:
-        steps: Updates of the weights in each, in order.
+        steps: Steps of each, in order.
         keep: How many of the newest stay, ≥ 1; all where None.
         best: The one that stays whatever its age, where there is one.
     """
     return [] if keep is None else [step for step in steps[:-keep] if step != best]
 
 
-def note_last_good(error: KlimbError, folder: RunFolder, num_updates: int) -> None:
+def note_last_good(error: KlimbError, folder: RunFolder, num_steps: int) -> None:
     """Add to an error that is about the weights which checkpoint is the newest that it does not concern.
 
     Args:
         error: What stopped the run.
         folder: The run's.
-        num_updates: How often the weights had been moved.
+        num_steps: Steps that had been taken.
     """
     if not isinstance(error, (DivergedError, GuardError)):
         return
-    # A guard has seen completions of the weights before the last update, and does not trust these either.
-    most = num_updates if isinstance(error, DivergedError) else num_updates - 2
+    # A guard has seen completions of the weights before the last step, and does not trust these either.
+    most = num_steps if isinstance(error, DivergedError) else num_steps - 2
     step = last_good_checkpoint(folder, most)
     if not step:
         error.add_note(
-            "no checkpoint of an update is from before that: the last good weights are those that the run began with"
+            "no checkpoint of a step is from before that: the last good weights are those that the run began with"
         )
     else:
         error.add_note(
-            f"the last good weights are those after {step} updates; go back to them, with a smaller learning rate, by: "
+            f"the last good weights are those after step {step}; go back to them, with a smaller learning rate, by: "
             f"klimb train --resume {folder.path} --from-step {step} --lr …"
         )
 
 
 def last_good_checkpoint(folder: RunFolder, most: int) -> int | None:
-    """Find the newest checkpoint of at most so many updates that is whole and whose weights are all finite."""
+    """Find the newest checkpoint of at most so many steps that is whole and whose weights are all finite."""
     for step in reversed([step for step in folder.checkpoint_steps() if step <= most]):
         try:
             weights, _ = folder.open_weights(step)

@@ -45,7 +45,7 @@ class Tracking(Observer):
     """Reports a run to a tracker.
 
     Curves are named `train/…`, one point a step, and `eval/…`, one point an evaluation; a point's step is the number
-    of updates of the weights that it describes. A tracker that fails is left out from then on, after one warning.
+    of steps that it describes. A tracker that fails is left out from then on, after one warning.
 
     Args:
         name: The tracker's name.
