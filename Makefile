@@ -51,6 +51,7 @@ format: $(VENV)/.dev  ## rewrite the code in house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/python tools/options.py
+	$(BIN)/python tools/keywords.py
 	$(BIN)/python tools/objectives.py
 
 docs: $(VENV)/.dev  ## build the documentation site into site/; warnings are errors

@@ -139,6 +139,11 @@ def test_the_page_of_options_is_made_from_the_configuration():
     assert options.PAGE.read_text() == options.render(), "run make format"
 
 
+def test_the_keyword_arguments_are_made_from_the_configuration():
+    keywords = load(ROOT / "tools" / "keywords.py")
+    assert keywords.FILE.read_text() == keywords.render(), "run make format"
+
+
 def test_the_table_of_objectives_is_made_from_the_presets():
     objectives = load(ROOT / "tools" / "objectives.py")
     assert objectives.PAGE.read_text() == objectives.render(), "run make format"

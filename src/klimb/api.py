@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from klimb.config.keywords import CompareKeywords, ResumeKeywords, TrainKeywords
 from klimb.config.names import FORMER
 from klimb.config.pairwise import PEOPLE, CompareConfig
 from klimb.config.train import TrainConfig, present_name, read_run_options
@@ -42,7 +43,7 @@ def train(
     out: str | Path | None = None,
     tokenizer: Any = None,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[TrainKeywords],
 ) -> "Run":
     """Fine-tune a language model by a KL-penalised policy gradient.
 
@@ -84,7 +85,7 @@ def check(
     out: str | Path | None = None,
     tokenizer: Any = None,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[TrainKeywords],
 ) -> Preflight:
     """Make the checks that `train` makes before its first step, and leave no folder behind.
 
@@ -210,7 +211,7 @@ class Run:
         accept: Sequence[str] = (),
         from_step: int | None = None,
         observer: Observer | None = None,
-        **options: Any,
+        **options: Unpack[ResumeKeywords],
     ) -> "Run":
         """Resume the run, to the same bits as if it had not been interrupted.
 
@@ -235,7 +236,7 @@ class Run:
             functions |= found
             if len(found) < len(names):  # names beside functions: all of them are meant
                 began[name] = names
-        config = TrainConfig(**typed_options(TrainConfig, began | _with_present_names(options)))
+        config = TrainConfig(**typed_options(TrainConfig, began | _with_present_names({**options})))
         _require_functions(config, functions)
         return _run(config, functions, observer, resume=True, accept=accept, from_step=from_step)
 
@@ -254,7 +255,7 @@ def compare(
     *,
     out: str | Path | None = None,
     say: Say = tell,
-    **options: Any,
+    **options: Unpack[CompareKeywords],
 ) -> ComparisonResult:
     """Let two models answer the same prompts, and rewards or people say whose answers are better.
 

@@ -6,12 +6,13 @@ Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from klimb.config.keywords import OptimizerKeywords
 from klimb.config.sections import OptimizerOptions
 from klimb.config.train import TrainConfig
 from klimb.config.values import typed_options
@@ -115,7 +116,7 @@ class Optimizer:
         ConfigError: An option is out of range.
     """
 
-    def __init__(self, policy: Policy, lr: float, **options: Any) -> None:
+    def __init__(self, policy: Policy, lr: float, **options: Unpack[OptimizerKeywords]) -> None:
         usual = {"lr_schedule": "constant", "warmup_steps": 0}
         chosen = typed_options(OptimizerOptions, {**usual, **options, "lr": lr})
         config = TrainConfig(model="-", prompts=Path("-"), reward=("-",), out=Path("-"), **chosen)

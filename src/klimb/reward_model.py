@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from klimb.config.keywords import RewardKeywords
 from klimb.config.reward import RewardConfig
 from klimb.config.values import typed_options
 from klimb.data.objects import is_place, rows_of, write_rows
@@ -51,7 +52,7 @@ class RewardModel:
         base: str | Path,
         out: str | Path | None = None,
         say: Say = tell,
-        **options: Any,
+        **options: Unpack[RewardKeywords],
     ) -> "RewardModel":
         """Learn a reward from what people said.
 
