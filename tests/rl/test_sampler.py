@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from klimb.config.train import TrainConfig
+from klimb.core.aggregation import count_denominators
+from klimb.core.score_weights import TokenBatch, find_score_weights
 from klimb.data.prompts import PromptRow
-from klimb.errors import SamplerGapError
+from klimb.errors import ArgumentError, SamplerGapError
+from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
 from klimb.reward.reward import WeightedSum
+from klimb.rl.advantages import find_counted, find_token_advantages
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import rollout
 from klimb.rl.step import take_step
@@ -70,6 +74,87 @@ def test_a_step_on_replayed_completions_moves_the_weights_as_one_that_drew_them(
     for name, weight in own.trainable().items():
         assert torch.equal(weight, replaying.trainable()[name])
     assert any(not torch.equal(weight, other.trainable()[name]) for name, weight in own.trainable().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_epochs", "micro_batch_size"),
+    [
+        ({"objective": "trl_grpo", "correction_high": 1.05}, 1, None),
+        (
+            {"objective": "decoupled_ppo", "baseline": "group_mean", "beta": 0.0, "correction_high": 1.01},
+            2,
+            None,
+        ),
+        ({"objective": "dapo", "filter_low": 0.95, "filter_high": 1.05}, 1, 2),
+        (
+            {
+                "objective": "prime_rl",
+                "sampler_correction": "truncate",
+                "correction_level": "sequence_mean",
+            },
+            2,
+            2,
+        ),
+    ],
+)
+def test_a_correction_weighs_by_the_trainers_log_probs_over_the_samplers(
+    changes, num_epochs, micro_batch_size, make_policy, replay
+):
+    """The sampler recorded other log-probs than the trainer finds; the update is by the score weights of both."""
+    options = config(**{"num_epochs": num_epochs, "optimiser": "sgd", "max_grad_norm": None, **changes})
+    options = replace(options, max_logprob_mismatch=1.0)
+    drawn = replay.completions
+    noise = 0.1 * torch.randn(
+        drawn.ids.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    replay.completions = replace(drawn, token_log_probs=drawn.token_log_probs + noise * drawn.mask)
+    policy, expected = make_policy(), make_policy()
+    policy.micro_batch_size = micro_batch_size
+    found, stats = take_step(
+        policy, REWARD, PolicyOptimizer(policy, options), ROWS, KEY, options, sampler=replay
+    )
+    old = expected.log_probs(drawn).detach()
+    batch = TokenBatch(
+        drawn.mask,
+        find_token_advantages(found, options),
+        old,
+        sampler_log_probs=found.completions.token_log_probs,
+    )
+    is_counted = find_counted(found, options)
+    rows = is_counted.nonzero()[:, 0]
+    counts = count_denominators(drawn.lengths[rows], drawn.prompt_of[rows], max_length=7)
+    for _ in range(num_epochs):
+        log_probs = expected.log_probs(drawn)[rows]
+        weights = find_score_weights(log_probs.detach(), batch.rows(rows), options.algorithm, counts)
+        assert float((weights.correction - 1).abs().max()) > 1e-3
+        (weights.weights * log_probs).sum().backward()
+        with torch.no_grad():
+            for weight in expected.trainable().values():
+                weight.add_(options.lr * weight.grad)
+                weight.grad = None
+    for name, weight in policy.trainable().items():
+        torch.testing.assert_close(weight, expected.trainable()[name], rtol=0, atol=1e-10)
+    assert 0 < stats.weights["correction_mean"] != 1
+    assert "masked_correction" in stats.weights
+
+
+def test_without_a_correction_the_trainer_makes_no_pass_of_its_own(make_policy):
+    sizes = {"completions_per_prompt": 2, "max_new_tokens": 7}
+    assert rollout(make_policy(), REWARD, ROWS, key=KEY, **sizes).old_log_probs is None
+    corrected = config(objective="trl_grpo", num_epochs=2)
+    policy = make_policy()
+    found, _ = take_step(policy, REWARD, PolicyOptimizer(policy, corrected), ROWS, KEY, corrected)
+    torch.testing.assert_close(found.old_log_probs, found.completions.token_log_probs, rtol=0, atol=1e-10)
+
+
+def test_a_truncated_sampler_without_supports_is_refused(make_policy, replay):
+    policy = make_policy()
+    policy.distribution = SamplingDistribution(top_p=0.9)
+    sizes = {"completions_per_prompt": 2, "max_new_tokens": 7}
+    with pytest.raises(
+        ArgumentError, match=r"sampler: top_p, top_k or min_p .* the completions have no supports"
+    ):
+        rollout(policy, REWARD, ROWS, key=KEY, sampler=replay, **sizes)
 
 
 def test_a_trainer_and_an_evaluator_draw_from_their_sampler(make_policy, replay):

@@ -164,6 +164,11 @@ class Objective:
         return self.kl_place == "reward" and self.kl_credit != "whole" and self.beta > 0
 
     @property
+    def corrects_sampler(self) -> bool:
+        """Whether the ratio of the policy that drew to the sampler counts: as a weight, or as a filter."""
+        return self.sampler_correction != "none" or (self.filter_low, self.filter_high) != (0.0, math.inf)
+
+    @property
     def is_sum_of_completions(self) -> bool:
         """Whether c is one number along each completion, made of the advantage alone, as in the definition."""
         return (
@@ -173,8 +178,7 @@ class Objective:
             and not (self.beta > 0 and self.kl_place == "loss")
             and not self.credits_tokens
             and not self.whiten_tokens
-            and self.sampler_correction == "none"
-            and (self.filter_low, self.filter_high) == (0.0, math.inf)
+            and not self.corrects_sampler
             and not (self.mask_truncated or self.drop_uniform_groups)
         )
 

@@ -131,7 +131,7 @@ def find_score_weights(
     policy = trust * advantages
     correction = xp.ones_like(new)
     masked: dict[str, Array] = {}
-    if "sampler_log_probs" in arrays and objective.sampler_correction != "none":
+    if "sampler_log_probs" in arrays and objective.corrects_sampler:
         correction, masked = _correction(arrays, is_token, objective)
         policy = correction * policy
     if objective.max_drift < math.inf:

@@ -75,18 +75,42 @@ def describe_objective(objective: Objective) -> list[str]:
             f"{objective.sampler_beta:g}."
         )
     if objective.ratio != "none":
-        numbers = objective.numbers
+        log_probs = (
+            "log-probs of the trainer" if objective.corrects_sampler else "log-probs recorded in sampling"
+        )
+        bound = objective.region.words.format(**objective.numbers)
         words.append(
-            f"{RATIO_LEVELS[objective.ratio].words}, to the policy that drew the completions, by the log-probs "
-            f"recorded in sampling. {objective.region.words.format(**numbers)}{_dual(objective)}."
+            f"{RATIO_LEVELS[objective.ratio].words}, to the policy that drew the completions, by the {log_probs}. "
+            f"{bound}{_dual(objective)}."
         )
     if objective.sampler_correction != "none":
         by = CORRECTIONS[objective.sampler_correction].words.format(**vars(objective))
-        words.append(f"{by}. klimb's sampler is the policy that is trained, so q = 1.")
+        words.append(f"{by}. {_old_words(objective)}")
+    if _has_filter(objective):
+        words.append(
+            "Completions whose geometric mean of π_old/π_sampler is outside "
+            f"{objective.filter_low:g} to {objective.filter_high:g} are left out; denominators stay."
+        )
     words.append(f"{AGGREGATIONS[objective.aggregation].words}.")
     words += _mask_words(objective)
     words.append(_update_words(objective))
     return words
+
+
+def _has_filter(objective: Objective) -> bool:
+    return (objective.filter_low, objective.filter_high) != (0.0, math.inf)
+
+
+def _old_words(objective: Objective) -> str:
+    found = (
+        "this update's own pass"
+        if objective.num_updates == 1
+        else "a pass of its own before the first update"
+    )
+    return (
+        f"π_sampler is what was recorded in sampling, and π_old is found by {found}. klimb's own sampler is the policy "
+        "that is trained, and with it q is 1 but for rounding."
+    )
 
 
 def _dual(objective: Objective) -> str:
@@ -157,12 +181,17 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
     weight = index if objective.ratio == "none" else f"w {index}"
     if objective.sampler_correction != "none":
         weight = f"q {weight}"
+    if _has_filter(objective):
+        low, high = objective.filter_low, objective.filter_high
+        lines.append(f"f_i = 1[{low:g} ≤ (Π_t π_old/π_sampler)^(1/len_i) ≤ {high:g}]")
+        weight = f"f {weight}"
     terms = [weight]
     if objective.beta > 0 and objective.kl_place == "loss":
         lines.append(KL_SCORES[objective.kl_estimator].formula)
         terms.append(f"{beta} κ")
     if objective.sampler_beta > 0:
-        terms.append(f"{objective.sampler_beta:g} log(π/π_old)")
+        anchor = "π_sampler" if objective.corrects_sampler else "π_old"
+        terms.append(f"{objective.sampler_beta:g} log(π/{anchor})")
     total = " − ".join(terms)
     lines.append(f"c_it = a · ({total})" if len(terms) > 1 else f"c_it = a · {total}")
     return lines

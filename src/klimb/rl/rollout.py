@@ -53,6 +53,8 @@ class Rollout:
         kl: log π − log π_ref of each, (N,), in nats; None where the policy has no reference.
         seconds: Time spent on `sampling`, `reward` and `reference`.
         ref_log_probs: log π_ref of their tokens, (N, T), in nats; None where the policy has no reference.
+        old_log_probs: log π of their tokens by a pass of the trainer at the weights that drew, (N, T), in nats; None
+            where what the sampler recorded stands for it.
         greedy_rewards: Rewards of the prompts' greedy completions, (B,), None where one failed; None if not drawn.
         values: V of a value function before each of their tokens, (N, T), in reward units; None where there is none.
         openings: What each completion's prompt opens of the assistant's turn, such as `<think>`, (N,).
@@ -70,6 +72,7 @@ class Rollout:
     greedy_rewards: list[float | None] | None = None
     slices: list[Slice] | None = None
     values: Float[Tensor, "N T"] | None = None
+    old_log_probs: Float[Tensor, "N T"] | None = None
 
     @property
     def valid(self) -> list[int]:
@@ -105,6 +108,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     state: TrainerState | None = None,
     sampler: Sampler | None = None,
     with_greedy: bool = False,
+    with_old: bool = False,
 ) -> Rollout:
     """Draw completions, score them, and measure how far they are from the reference, if there is one.
 
@@ -118,6 +122,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
         state: How far the run is, as reward functions get it.
         sampler: What draws the completions; the policy itself where None.
         with_greedy: Whether the policy draws each prompt's greedy completion, too, and it is scored.
+        with_old: Whether the trainer scores the completions, too, to correct for a sampler that differs.
     """
     timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
@@ -145,9 +150,32 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
         ref_log_probs = policy.ref_log_probs(completions)
         kl = k1(completions.log_probs, ref_log_probs.sum(dim=1)).tolist()
         timer.lap("reference")
+    old_log_probs = None
+    if with_old:
+        old_log_probs = _score(policy, completions)
+        timer.lap("old")
     return Rollout(
-        rows, completions, texts, rewards, kl, timer.seconds, batch.openings, ref_log_probs, greedy
+        rows,
+        completions,
+        texts,
+        rewards,
+        kl,
+        timer.seconds,
+        batch.openings,
+        ref_log_probs,
+        greedy,
+        old_log_probs=old_log_probs,
     )
+
+
+@torch.no_grad()
+def _score(policy: Policy, completions: Completions) -> Float[Tensor, "N T"]:
+    """Find log π of each token by the pass that the update makes."""
+    found = torch.zeros_like(completions.token_log_probs)
+    for rows in completions.micro_batches(policy.micro_batch_size):
+        scores = policy.log_probs(completions.rows(rows))
+        found[rows, : scores.shape[1]] = scores.to(found.dtype)
+    return found
 
 
 def reward_inputs(

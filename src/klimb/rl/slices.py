@@ -104,6 +104,7 @@ def _as_part(drawn: Rollout) -> dict[str, Any]:
         "kl": drawn.kl,
         "openings": drawn.openings,
         "ref_log_probs": drawn.ref_log_probs,
+        "old_log_probs": drawn.old_log_probs,
         "greedy_rewards": drawn.greedy_rewards,
     }
 
@@ -112,11 +113,6 @@ def _join(rows: list[PromptRow], parts: Sequence[dict[str, Any]], device: torch.
     """Put the slices of a batch together, in order."""
     sizes = [len(part["texts"]) for part in parts]
     texts = _joined(parts, "texts")
-    ref_log_probs = None
-    if parts[0]["ref_log_probs"] is not None:
-        tensors = [part["ref_log_probs"].to(device) for part in parts]
-        longest = max(tensor.shape[1] for tensor in tensors)
-        ref_log_probs = torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
     has_openings = any(part["openings"] for part in parts)
     openings = [part["openings"] or [""] * size for part, size in zip(parts, sizes, strict=True)]
     return Rollout(
@@ -127,9 +123,19 @@ def _join(rows: list[PromptRow], parts: Sequence[dict[str, Any]], device: torch.
         None if parts[0]["kl"] is None else _joined(parts, "kl"),
         {},
         [opening for part in openings for opening in part] if has_openings else None,
-        ref_log_probs,
+        _join_tokens(parts, "ref_log_probs", device),
         None if parts[0]["greedy_rewards"] is None else _joined(parts, "greedy_rewards"),
+        old_log_probs=_join_tokens(parts, "old_log_probs", device),
     )
+
+
+def _join_tokens(parts: Sequence[dict[str, Any]], name: str, device: torch.device) -> Tensor | None:
+    """Put numbers of tokens, (n, t) of each slice, together; None where slices have none."""
+    if parts[0][name] is None:
+        return None
+    tensors = [part[name].to(device) for part in parts]
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
 
 
 def _join_completions(parts: Sequence[dict[str, Any]], group: int, device: torch.device) -> Completions:

@@ -64,6 +64,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
             state=trainer_state(config, num_prompts or len(rows), key.step),
             sampler=sampler,
             with_greedy=config.algorithm.baseline == "greedy",
+            with_old=config.algorithm.corrects_sampler and config.algorithm.num_updates > 1,
         )
 
     drawn = draw_in_slices(draw, rows, key, config.num_slices or 1, optimizer.world)
@@ -127,14 +128,15 @@ def _one_update(
     config: TrainConfig,
 ) -> UpdateStats:
     """Move the weights by some completions of a rollout."""
-    completions, reference = rollout.completions, rollout.ref_log_probs
+    completions, reference, old = rollout.completions, rollout.ref_log_probs, rollout.old_log_probs
     if not len(rows):
         return optimizer.skip()
     if len(rows) < len(completions) or config.algorithm.num_minibatches > 1:
         completions = completions.rows(rows)
         advantages = cut_to_rows(completions, advantages, rows)
         reference = None if reference is None else cut_to_rows(completions, reference, rows)
-    surrogate = make_surrogate(config, completions, advantages, reference)
+        old = None if old is None else cut_to_rows(completions, old, rows)
+    surrogate = make_surrogate(config, completions, advantages, reference, old)
     slices = rollout.slices and cut_slices(rollout.slices, rows, len(rollout.completions))
     stats = optimizer.step(surrogate, completions, slices=slices, is_on_policy=is_first)
     if isinstance(surrogate, SumOfTokens):

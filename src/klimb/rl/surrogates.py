@@ -4,7 +4,7 @@ Axes: N completions of an update, n of a micro-batch, T tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,6 +46,8 @@ class WeightStats:
             "weight_squared": size * size,
             **{f"masked_{name}": mask for name, mask in found.masked.items()},
         }
+        if "correction" in found.masked:
+            counts["correction"] = found.correction.where(is_token, ratios.new_zeros(()))
         sums = {name: float(values.sum(dtype=torch.float64)) for name, values in counts.items()}
         self.parts.append(sums | {"ratio_max": float(counts["ratio"].max())})
 
@@ -68,6 +70,7 @@ class WeightStats:
             "ratio_mean": sums["ratio"] / num_tokens,
             "ratio_max": max(0.0, *(part["ratio_max"] for part in self.parts)),
             **shares,
+            **({"correction_mean": sums["correction"] / num_tokens} if "correction" in sums else {}),
             "effective_share": sums["weight"] ** 2 / squares if squares else 0.0,
         }
 
@@ -96,6 +99,9 @@ class SumOfTokens:
         advantages: Of their tokens, (N, T).
         ref_log_probs: log π_ref of their tokens, (N, T); None where no term needs it.
         max_length: Most tokens of a completion.
+        old_log_probs: log π_old of their tokens, (N, T), where the objective corrects for the sampler; where that is
+            None the present weights are those that drew, and this update's own pass finds it. Without a correction,
+            what the sampler recorded stands for it.
     """
 
     def __init__(
@@ -105,10 +111,19 @@ class SumOfTokens:
         advantages: Float[Tensor, "N T"],
         ref_log_probs: Float[Tensor, "N T"] | None,
         max_length: int,
+        old_log_probs: Float[Tensor, "N T"] | None = None,
     ) -> None:
         self.stats = WeightStats()
         self._objective = objective
-        self._batch = TokenBatch(completions.mask, advantages, completions.token_log_probs, ref_log_probs)
+        recorded = completions.token_log_probs
+        self._is_old = objective.corrects_sampler and old_log_probs is None
+        self._batch = TokenBatch(
+            completions.mask,
+            advantages,
+            recorded if old_log_probs is None else old_log_probs,
+            ref_log_probs,
+            recorded if objective.corrects_sampler else None,
+        )
         self._denominators = count_denominators(
             completions.lengths, completions.prompt_of, max_length=max_length
         )
@@ -116,8 +131,10 @@ class SumOfTokens:
     def __call__(self, log_probs: Float[Tensor, "n T"], rows: Int[Tensor, " n"]) -> Float[Tensor, ""]:
         """Weigh the tokens of a micro-batch by numbers that are found from their present log-probs."""
         columns = log_probs.shape[1]
-        batch = self._batch.rows((rows, slice(columns)))
-        found = find_score_weights(log_probs.detach(), batch, self._objective, self._denominators.rows(rows))
+        batch, present = self._batch.rows((rows, slice(columns))), log_probs.detach()
+        if self._is_old:
+            batch = replace(batch, old_log_probs=present)
+        found = find_score_weights(present, batch, self._objective, self._denominators.rows(rows))
         self.stats.add(found)
         return (found.weights * log_probs).sum()
 
@@ -127,11 +144,14 @@ def make_surrogate(
     completions: Completions,
     advantages: Float[Tensor, "N T"] | Float[Tensor, " N"],
     ref_log_probs: Float[Tensor, "N T"] | None,
+    old_log_probs: Float[Tensor, "N T"] | None = None,
 ) -> SumOfCompletions | SumOfTokens:
     """Make what an update of some completions ascends; advantages of one axis are of whole completions."""
     if advantages.ndim == 1:
         return SumOfCompletions(advantages)
-    return SumOfTokens(config.algorithm, completions, advantages, ref_log_probs, config.max_new_tokens)
+    return SumOfTokens(
+        config.algorithm, completions, advantages, ref_log_probs, config.max_new_tokens, old_log_probs
+    )
 
 
 def cut_to_rows(

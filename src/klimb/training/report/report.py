@@ -13,6 +13,7 @@ from klimb.training.evaluate.estimates import points_along
 from klimb.training.evaluate.summary import Summary, is_complete, summarise
 from klimb.training.people import assess_raters
 from klimb.training.report.figures import draw_figures
+from klimb.training.report.weights import draw_weight_figures
 from klimb.training.storage.folder import RunFolder, standing
 
 
@@ -42,9 +43,16 @@ def write_report(folder: RunFolder) -> Path:
         options=options,
         declaration=declare(config),
         earlier=_earlier_options(folder),
-        figures=draw_figures(
-            metrics, summary, config.judges, points_along(evaluations, config.judges), has_reward=has_reward
-        ),
+        figures=[
+            *draw_figures(
+                metrics,
+                summary,
+                config.judges,
+                points_along(evaluations, config.judges),
+                has_reward=has_reward,
+            ),
+            *draw_weight_figures(metrics),
+        ],
         has_reward=has_reward,
         summary=summary,
         metrics=metrics,
