@@ -17,7 +17,8 @@ def with_slices(config: TrainConfig, world: World, *, resume: bool) -> TrainConf
     Raises:
         ConfigError: The ranks cannot share them, or a step's prompts cannot be cut into so many.
     """
-    num_slices = config.num_slices or (1 if resume else world.size)
+    began_with = RunFolder.find(config.out).read_config().get("num_slices") or 1 if resume else world.size
+    num_slices = config.num_slices or began_with
     require_admissible(world.size, num_slices, config.prompts_per_step)
     return replace(config, num_slices=num_slices)
 

@@ -172,6 +172,7 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
     """
     folder = RunFolder.find(config.out)
     then = _options_until_now(folder)
+    config = replace(config, num_slices=config.num_slices or then.num_slices)
     changes, remarks = _compare(then, config)
     if (moved := changes.keys() & _PLACES) and not folder.fingerprints.is_file():
         raise ConfigError(
