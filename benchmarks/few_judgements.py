@@ -10,7 +10,10 @@ probabilities). Ways to learn:
 
   last       the last token's features, ridge by cross-validation: what klimb did before it had evidence
   question   the features after klimb's question, averaged by evidence
-  criterion  the same with the criterion's own score as prior mean: cheerful words, or for the length rule long ones
+  four       question, from questions of another kind: which of four completions is best; so many such questions
+  criterion  question, with the criterion's own score as prior mean: cheerful words, or for the length rule long ones
+
+"pass" is the share of seeds whose answers pass klimb's test against answers at random.
 """
 
 import argparse
@@ -36,7 +39,9 @@ from klimb.feedback.pairs import Pairs
 from klimb.io.show import Text
 from klimb.pairwise.candidates import draw_completions, find_models
 from klimb.policy.policy import SampleKey
+from klimb.reward.learn.chance import chance_level
 from klimb.reward.learn.criterion import criterion_direction
+from klimb.reward.learn.evaluation import MOST_CHANCE
 from klimb.reward.learn.evidence import fit_by_evidence
 from klimb.reward.learn.head import fit_head
 from klimb.reward.learn.training import train_reward
@@ -49,6 +54,7 @@ CRITERIA = {
     "length": "long, detailed, complete / short, brief, unfinished",
 }
 NOISE = 0.05
+TESTED = ("question", "criterion")
 
 
 def draw(model: Path, num_completions: int) -> tuple[list[Text], list[str], np.ndarray, np.ndarray]:
@@ -116,6 +122,41 @@ def judge(name: str, pairs: np.ndarray, scores: np.ndarray, generator: np.random
     return np.sign(margins) * np.where(generator.random(len(pairs)) < NOISE, -1.0, 1.0)
 
 
+def judge_four(
+    prompts: list[Text], rows: np.ndarray, scores: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Which of four completions of a prompt is best, so many times: the pairs that it says, the best one left.
+
+    With the share of noise it is one of the other three.
+    """
+    groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: prompts[row])]
+    said: list[tuple[int, int]] = []
+    while len(said) < 3 * count:
+        four = generator.permutation(groups[generator.integers(len(groups))])[:4]
+        best, second, *others = four[np.argsort(-scores[four], kind="stable")]
+        if scores[best] == scores[second]:
+            continue
+        if generator.random() < NOISE:
+            best = generator.choice([second, *others])
+        said += [(int(best), int(row)) for row in four if row != best]
+    return np.array(said)
+
+
+def worth(learned: np.ndarray, tested: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Accuracy and nats a pair of learned scores."""
+    margins = learned[tested[:, 0]] - learned[tested[:, 1]]
+    return float(np.mean((np.sign(margins) * truth + 1) / 2)), float(np.mean(preference_nll(margins, truth)))
+
+
+def cell(found: np.ndarray, count: int, way: str) -> str:
+    """Accuracy, its deviation, nats a pair, and the share of seeds that pass the test against answers at random."""
+    accuracy, nll, passed = found.mean(axis=0)
+    text = f"{accuracy:.3f} ± {found[:, 0].std():.3f}"
+    if count:
+        text += f", {nll:.3f}"
+    return f"{text}, {passed:.2f} pass" if count and way in TESTED else text
+
+
 def main() -> None:
     """Print a table for each rater."""
     parser = argparse.ArgumentParser(
@@ -135,14 +176,14 @@ def main() -> None:
     )
     for name in arguments.raters:
         scores = rater_scores(name, model, prompts, completions)
-        direction = Criterion.parse(CRITERIA[name])
         scorer = Scorer.from_base(model, question=QUESTION)
-        prior = criterion_direction(direction, model, scorer.model, scorer.tokenizer)
+        prior = criterion_direction(Criterion.parse(CRITERIA[name]), model, scorer.model, scorer.tokenizer)
         candidates, tested = pairs_within(prompts, train, scores), pairs_within(prompts, test, scores)
         truth = np.sign(scores[tested[:, 0]] - scores[tested[:, 1]])
         ways: dict[str, Callable[[Pairs], np.ndarray]] = {
             "last": lambda pairs: fit_head(last, pairs).scores(last),
             "question": lambda pairs: fit_by_evidence(asked, pairs).scores(asked),
+            "four": lambda pairs: fit_by_evidence(asked, pairs).scores(asked),
             "criterion": lambda pairs, prior=prior: fit_by_evidence(asked, pairs, prior).scores(asked),
         }
         print(f"rater {name}: {len(tested)} held-out pairs; accuracy (± deviation over seeds), nats per pair")
@@ -158,20 +199,16 @@ def main() -> None:
                     generator = np.random.default_rng(seed)
                     rows = candidates[generator.permutation(len(candidates))[:count]]
                     said = judge(name, rows, scores, generator)
-                    learned = (
-                        asked @ prior
-                        if count == 0
-                        else learn(Pairs(prompts, completions, rows[:, 0], rows[:, 1], said))
-                    )
-                    margins = learned[tested[:, 0]] - learned[tested[:, 1]]
-                    found.append(
-                        (np.mean((np.sign(margins) * truth + 1) / 2), np.mean(preference_nll(margins, truth)))
-                    )
-                accuracy, nll = np.mean(found, axis=0)
-                cells.append(
-                    f"{accuracy:.3f} ± {np.std([f[0] for f in found]):.3f}, "
-                    + (f"{nll:.3f}" if count else "–")
-                )
+                    if way == "four" and count:
+                        rows = judge_four(prompts, train, scores, count, generator)
+                        said = np.ones(len(rows))
+                    used = Pairs(prompts, completions, rows[:, 0], rows[:, 1], said)
+                    learned = learn(used) if count else asked @ prior
+                    level = 1.0
+                    if count and way in TESTED:
+                        level = chance_level(asked, used, prior if way == "criterion" else None)
+                    found.append((*worth(learned, tested, truth), level <= MOST_CHANCE))
+                cells.append(cell(np.array(found), count, way))
             print(f"| {count} | {' | '.join(cells)} |", flush=True)
         print()
 

@@ -10,6 +10,8 @@ import pytest
 
 from klimb import KlimbError
 from klimb.config.train import TrainConfig
+from klimb.feedback.records import Answer, Candidate
+from klimb.feedback.store.store import Store
 from klimb.training.evaluate.summary import summarise
 from klimb.training.report.figures import running_mean
 from klimb.training.report.report import write_report
@@ -174,3 +176,23 @@ def test_lines_are_never_written_with_nan(folder):
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.append("metrics", [{"reward": float("nan")}])
     assert all(json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_the_report_of_a_live_run_names_who_answers_by_place(tmp_path):
+    options = {
+        "model": "m",
+        "prompts": "p",
+        "reward": ["people"],
+        "out": str(tmp_path / "run"),
+        "eval_prompts": None,
+    }
+    folder = RunFolder.create(tmp_path / "run", TrainConfig.from_dict(options).to_dict())
+    row = {"step": 0, "reward": 0.5, "kl": 0.0, "entropy": 2.0, "length": 5.0, "completions_per_second": 3.0}
+    folder.append("metrics", [row | {"seconds": {"sampling": 1.0}, "peak_memory_bytes": 10**9}])
+    folder.append("evaluations", [])
+    assert "answer 1" not in write_report(folder).read_text()  # people have not said anything yet
+    with Store.open(tmp_path / "run" / "people.db") as store:
+        store.add_pairs((f"p{n}", Candidate(f"a{n}", {}), Candidate(f"b{n}", {})) for n in range(30))
+        for number in range(30):
+            store.judge(Answer(number + 1, "e<v>e", "first", f"key-{number:06}", shown_left="first"))
+    assert "e&lt;v&gt;e prefers answer 1 in 30 of 30 pairs" in write_report(folder).read_text()
