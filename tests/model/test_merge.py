@@ -18,6 +18,7 @@ from klimb.reward.scorer import Scorer
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # by peft's use of it
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
 ]
 IDS = torch.tensor([[5, 6, 7, 8]])
 TARGETS = ["q_proj", "v_proj"]
@@ -134,6 +135,45 @@ def test_embeddings_that_grew_with_the_adapter_grow_with_it_again(model_folder, 
     model = load(WRITER, tmp_path / "adapter").model
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
     assert model.config.vocab_size == 270
+
+
+TIED = {
+    "the head": lora(target_modules=["q_proj", "lm_head"]),
+    "the embeddings": lora(target_modules=["q_proj", "embed_tokens"]),
+    "both": lora(target_modules=["embed_tokens", "lm_head"]),
+    "neither": lora(),
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_an_adapter_of_one_of_two_layers_that_share_their_weights_leaves_the_other(
+    case, model_folder, tmp_path
+):
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    base.lm_head.weight, base.config.tie_word_embeddings = base.model.embed_tokens.weight, True
+    base.save_pretrained(tmp_path / "tied")
+    shutil.copy(model_folder / "tokenizer.json", tmp_path / "tied")
+    shutil.copy(model_folder / "tokenizer_config.json", tmp_path / "tied")
+    expected = make_adapter(tmp_path / "adapter", tmp_path / "tied", TIED[case])
+    model = load(WRITER, tmp_path / "adapter").model
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(saved), expected, rtol=1e-4, atol=1e-5)
+    assert saved.config.tie_word_embeddings == (case == "neither")
+
+
+def test_embeddings_that_peft_wrote_twice_because_they_grew_are_read(model_folder, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    base.resize_token_embeddings(270, mean_resizing=False)
+    model = get_peft_model(base, lora(modules_to_save=["embed_tokens", "lm_head"]))
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data *= 2
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    change_config(tmp_path / "adapter", base_model_name_or_path=str(model_folder))
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert "base_model.model.lm_head.modules_to_save.weight" in stored
+    found = load(WRITER, tmp_path / "adapter").model
+    torch.testing.assert_close(logits(found), logits(model.eval()), rtol=1e-4, atol=1e-5)
 
 
 REFUSED = {

@@ -33,6 +33,7 @@ from klimb.config.reward import RewardConfig
 from klimb.reward.learn.training import train_reward
 from klimb.reward.load import load_rewards
 from klimb.reward.reward import Batch
+from klimb.reward.score import score_file
 from klimb.reward.scorer import Scorer
 
 # What they put around a turn, in short; Gemma and Llama 3 write BOS as well, and their tokenizers add it.
@@ -375,3 +376,23 @@ def test_a_row_that_cannot_be_read_costs_itself_in_scoring(write_jsonl, model_fo
     scored = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert [row["score"] is None for row in scored] == [False, True, False]
     assert "70 tokens" in scored[1]["failure"]
+
+
+def test_a_model_that_may_have_been_trained_on_pairs_says_how_it_reads_them(save, tokenizer, tmp_path):
+    folder = save(LlamaForSequenceClassification, LlamaConfig(**shape(pad_token_id=END)))
+    assert Scorer.load(folder, device="cpu").notes == []
+    tokenizer.save_pretrained(tmp_path / "own")
+    bert = AutoTokenizer.from_pretrained(tmp_path / "own", sep_token="<|stop|>", cls_token="<|user|>")
+    ids = [(token, bert.convert_tokens_to_ids(token)) for token in ("<|stop|>", "<|user|>")]
+    bert.backend_tokenizer.post_processor = BertProcessing(*ids)
+    bert.chat_template = None
+    folder = save(LlamaForSequenceClassification, LlamaConfig(**shape(pad_token_id=END)), bert)
+    (folder / "chat_template.jinja").unlink()  # of the first tokenizer
+    (note,) = load_rewards([str(folder)], device="cpu").notes
+    assert note.startswith(f"{folder}: prompt and completion are read as one text")
+    said = []
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    score_file(tmp_path / "texts.jsonl", (str(folder),), tmp_path / "out.jsonl", said.append)
+    assert note in said
+    (folder / "reward.json").write_text("{}")  # one that klimb learned, on one text
+    assert Scorer.load(folder, device="cpu").notes == []

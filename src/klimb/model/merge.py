@@ -1,5 +1,6 @@
 """An adapter that lies beside a model or refers to one: found, checked, and merged into the model's weights."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ def merge_adapter(model: Any, files: AdapterFiles, task: str) -> Any:
         )
     stored = read_header(files.folder / _WEIGHTS)
     _make_room(model, stored)
+    _untie(model, stored)
     # peft draws first values from torch's global generator before it reads the stored ones.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of them is checked here
@@ -135,6 +137,7 @@ def merge_adapter(model: Any, files: AdapterFiles, task: str) -> Any:
             said = " ".join(str(error).split())[:300]
             raise ModelNotFoundError(f"its adapter does not fit: {said}: {_is_it_that(files)}") from error
         unread = [name for name in found.unexpected_keys if task == "CAUSAL_LM" or ".lm_head." not in name]
+        unread = [name for name in unread if not _is_copy(name, stored)]
         lacking = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - stored.keys()
         _require_fit(files, sorted(found.missing_keys) or sorted(lacking), sorted(unread))
         adapted.eval()
@@ -211,6 +214,25 @@ def _make_room(model: Any, stored: Mapping[str, StoredWeight]) -> None:
         if is_table and weight.shape[1:] == table.shape[1:] and weight.shape[0] != table.shape[0]:
             model.resize_token_embeddings(weight.shape[0], mean_resizing=False)
             return
+
+
+def _untie(model: Any, stored: Mapping[str, StoredWeight]) -> None:
+    """Give a last layer that shares the embeddings' weights its own, where an adapter adds to one of the two."""
+    last, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if last is None or last.weight is not table.weight:
+        return
+    names = [name for name, module in model.named_modules() if module is last or module is table]
+    if any(f".{name}.lora_" in key for name in names for key in stored):
+        last.weight = torch.nn.Parameter(
+            last.weight.detach().clone(), requires_grad=last.weight.requires_grad
+        )
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+
+
+def _is_copy(name: str, stored: Mapping[str, StoredWeight]) -> bool:
+    """Whether a weight stands in the file once more, as peft writes embeddings that grew and are trained whole."""
+    plain = re.sub(r"\.(modules_to_save|original_module)\.", ".", name)
+    return plain != name and plain in stored and stored[plain].shape == stored[name].shape
 
 
 def _require_fit(files: AdapterFiles, missing: list[str], unread: list[str]) -> None:

@@ -44,3 +44,13 @@ def require_known(ids: Sequence[int], model: Any, tokenizer: Any, what: str) -> 
             "embeddings: it was added only to the tokenizer: take the tokenizer that the model came with, or call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model"
         )
+
+
+def separates_pairs(tokenizer: Any) -> bool:
+    """Whether a tokenizer without a chat template puts a mark of its own between two texts, as BERT's does."""
+    mark = getattr(tokenizer, "sep_token_id", None)
+    if mark is None or getattr(tokenizer, "chat_template", None) is not None:
+        return False
+    with contextlib.suppress(DataError), readable("two texts"):
+        return tokenizer("a", "a").input_ids.count(mark) > tokenizer("a").input_ids.count(mark)
+    return False

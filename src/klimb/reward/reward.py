@@ -229,6 +229,12 @@ class WeightedSum:
         parts = {name: _numbers(said) for name, said in asked.items()}
         return Rewards(_numbers(sums), parts, failures, batch.log.metrics, batch.log.columns)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how rewards and judges were loaded, each with its reward's name."""
+        all_of_them = [*self.rewards, *self.judges]
+        return [f"{reward.name}: {note}" for reward in all_of_them for note in getattr(reward, "notes", ())]
+
     def unattended(self) -> "WeightedSum":
         """The rewards that evaluations go by: without people, who are asked about the steps' completions alone.
 

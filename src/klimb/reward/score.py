@@ -82,6 +82,8 @@ def score_file(file: Path, rewards: tuple[str, ...], output: Path, say: Say = ig
     if isinstance(first_row := rows[0], _Refused) and all(isinstance(row, _Refused) for row in rows):
         raise DataError(f"{first_row.place}: {first_row.reason}")
     judge = load_rewards(rewards)
+    for note in judge.notes:
+        say(note)
     names = sorted({name for row in rows if isinstance(row, _Scored) for name in row.values} - _KNOWN)
     lines: list[str] = []
     scores: list[float] = []

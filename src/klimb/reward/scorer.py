@@ -23,6 +23,7 @@ from klimb.model.layers import use_fast_layers
 from klimb.model.load import SCORER, Loaded, load
 from klimb.model.progress_bars import without_progress_bars
 from klimb.model.saving import companions, save_whole
+from klimb.model.tokens import separates_pairs
 from klimb.model.trunk import decoder_layers
 from klimb.reward.padding import (
     batch_key,
@@ -39,6 +40,13 @@ from klimb.reward.question import append_question
 ENSEMBLE = "ensemble.safetensors"
 """Beside a model: the heads of an ensemble's members, `heads` (K, D)."""
 
+RECORD = "reward.json"
+"""Beside a model that klimb learned: how it was learned."""
+
+_PAIRS = (
+    "prompt and completion are read as one text; where the model was trained on the two as a pair, with a mark between "
+    "them, call it from a function (docs/rewards.md)"
+)
 _BATCH_TOKENS = 2048  # that go through the model at once, with padding
 # What transformers calls a classification model's last layer, or what that stands in.
 _DECODERS_HEAD = "score"
@@ -99,6 +107,8 @@ class Scorer:
             )
         scorer = cls(model.to(_device(device)), loaded.tokenizer, str(source))
         scorer.notes, scorer.folder = loaded.notes, loaded.folder
+        if separates_pairs(loaded.tokenizer) and not (loaded.folder / RECORD).is_file():
+            scorer.notes = [*loaded.notes, _PAIRS]
         if (beside := loaded.folder / ENSEMBLE).is_file():
             scorer.members = load_file(beside)["heads"]
         return scorer

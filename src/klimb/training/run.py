@@ -137,7 +137,7 @@ def _train(
     if resumption is not None:
         observer.run_resumed(resumption.compare(content, accept))
     observer.run_started(
-        config, declare(config), describe(config, policy, rows) | describe_ranks(config, world)
+        config, declare(config), describe(config, policy, rows, reward) | describe_ranks(config, world)
     )
     if config.preflight:
         _preflight(inputs, observer)

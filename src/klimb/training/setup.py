@@ -17,6 +17,7 @@ from klimb.policy.lengths import check_lengths
 from klimb.policy.policy import Policy
 from klimb.policy.value_function import HeadOnPolicy, ValueFunction, ValueModel
 from klimb.reward.load import NO_FUNCTIONS, PEOPLE, Functions, load_rewards, named, require_proven
+from klimb.reward.reward import WeightedSum
 from klimb.training.evaluate.estimates import short_name
 from klimb.training.observer import Observer
 from klimb.training.people import ask_people, join_people, store_of
@@ -146,7 +147,7 @@ def _lora(config: TrainConfig) -> Lora | None:
     return Lora(config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank)
 
 
-def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str, str]:
+def describe(config: TrainConfig, policy: Policy, rows: PromptFile, reward: WeightedSum) -> dict[str, str]:
     """Say in a line each what model, batch and device are, and what a person should know of them."""
     num_moved = sum(p.numel() for p in policy.trainable().values())
     num_parameters = sum(p.numel() for p in policy.model.parameters())
@@ -161,6 +162,8 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
         facts["loading"] = "; ".join(policy.notes)
     if config.algorithm.baseline == "value":
         facts["value function"] = _value_words(config)
+    if reward.notes:
+        facts["rewards"] = "; ".join(reward.notes)
     if not config.measures_kl:
         facts["KL"] = "not measured, as beta is 0: no reference is kept, and no pass is made through one"
     slowness = describe_slowness(policy.model.device, config.precision)
@@ -179,6 +182,7 @@ def describe(config: TrainConfig, policy: Policy, rows: PromptFile) -> dict[str,
 
 
 def _prompt_facts(config: TrainConfig, rows: PromptFile) -> dict[str, str]:
+    """Say what the file of prompts has beside them, and how they stand in it."""
     facts: dict[str, str] = {}
     if rows.unread:
         names = ", ".join(f"{name!r} ({count:,} rows)" for name, count in sorted(rows.unread.items()))

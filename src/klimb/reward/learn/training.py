@@ -61,6 +61,9 @@ def train_reward(config: RewardConfig, say: Callable[[str], None] = lambda _: No
     question = config.used_question(is_few=sides[0] is sides[1])
     scorer = Scorer.from_base(config.base, num_layers=config.num_layers, question=question)
     encoded, sides, facts = _encode(scorer, feedback, config, (sides, facts), say)
+    if scorer.notes:
+        facts["loading"] = "; ".join(scorer.notes)
+        say(facts["loading"])
     if scorer.moment is not None:
         facts["clock"] = (
             f"the base's chat template writes the time: {scorer.moment} in this reward, now and later"
