@@ -69,6 +69,21 @@ def test_micro_batches_change_a_truncated_run_only_by_rounding(options_in, tmp_p
     assert found[0][1][0]["grad_norm"] == pytest.approx(found[1][1][0]["grad_norm"], rel=1e-4)
 
 
+def test_a_truncated_run_in_slices_scores_what_each_slice_kept(options_in, tmp_path, run):
+    changes = {
+        "num_steps": 1,
+        "num_slices": 2,
+        "objective": "decoupled_ppo",
+        "baseline": "group_mean",
+        **SAMPLED,
+    }
+    config = options_in(tmp_path, max_new_tokens=8, **changes)
+    run(config)
+    (row,) = lines_of(config.out)
+    assert row["sampler_gap_max"] < 1e-4
+    assert row["weights"]["correction_mean"] == pytest.approx(1, abs=1e-4)
+
+
 def test_options_of_sampling_do_not_change_at_a_resume(make_options, run):
     config = make_options(top_p=0.9, num_steps=2, checkpoint_every=1)
     run(config, cut_at=1)

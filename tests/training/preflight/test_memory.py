@@ -101,6 +101,15 @@ def test_a_value_function_counts_with_its_moments_and_its_update():
     assert "value function" not in predict().held
 
 
+def test_the_supports_of_a_truncated_distribution_count():
+    # 6 completions, 7 bytes for 50 tokens; of 5 tokens each, or of the first 2 alone.
+    name = "tokens kept in sampling"
+    assert predict(top_p=0.9).phases["update"][name] == 6 * 5 * 7
+    assert predict(top_k=3).phases["sampling"][name] == 2 * 6 * 5 * 7
+    assert predict(min_new_tokens=2).phases["update"][name] == 6 * 2 * 7
+    assert name not in predict().phases["update"]
+
+
 def test_gradients_are_as_wide_as_what_they_are_found_in_and_their_sum_is_float32():
     gradients = [
         predict(precision=precision, micro_batch_size=at_once).phases["update"]["gradients"]

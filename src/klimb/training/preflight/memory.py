@@ -21,6 +21,7 @@ from klimb.model.load import config_place
 from klimb.model.progress_bars import without_progress_bars
 from klimb.model.trainable import train_last_layers
 from klimb.model.trunk import find_trunk
+from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import flash, vocabulary
 from klimb.policy.engine.cpu_decoder import CPUDecoder
 from klimb.policy.policy import Policy
@@ -159,12 +160,22 @@ def predict_memory(
         )
         phases["update"]["frozen layers' states"] = states
         phases["sampling"]["frozen layers' states"] = 2 * states
+    if supports := _supports(size, config):
+        phases["update"]["tokens kept in sampling"] = supports
+        phases["sampling"]["tokens kept in sampling"] = 2 * supports
     if config.algorithm.baseline == "value":
         _add_value_function(held, phases, size, value_size, config, longest_prompt)
     if copy:  # made in full width first, when moments and reference are not there yet
         later = held["reference"] + held["optimiser's moments"] + copy
         phases["loading"] = {"working copy in float32": max(4 * size.num_weights - later, 0)}
     return MemoryPrediction(held, phases)
+
+
+def _supports(size: ModelSize, config: TrainConfig) -> int:
+    """Count the bytes that say which tokens each one was drawn from: a bit for each token of the vocabulary."""
+    is_truncated = SamplingDistribution.of(config, config.temperature).is_truncated
+    num_tokens = config.max_new_tokens if is_truncated else config.min_new_tokens
+    return config.completions_per_step * num_tokens * -(-size.vocabulary // 8)
 
 
 def _add_value_function(
