@@ -61,7 +61,7 @@ def main() -> None:
     spread = statistics.stdev(gains) if len(gains) > 1 else float("nan")
     print(f"gain over seeds: {statistics.fmean(gains):.3f}, standard deviation {spread:.3f}")
     print(f"whole demo: {statistics.fmean(walls):.0f} s, at most {max(walls):.0f} s")
-    print("seconds a step, median (10th to 90th percentile):")
+    print("seconds per step, median (10th to 90th percentile):")
     for phase in [*steps[0]["seconds"], "all"]:
         values = [sum(row["seconds"].values()) if phase == "all" else row["seconds"][phase] for row in steps]
         tenths = statistics.quantiles(values, n=10)

@@ -145,7 +145,7 @@ def main() -> None:
             "question": lambda pairs: fit_by_evidence(asked, pairs).scores(asked),
             "criterion": lambda pairs, prior=prior: fit_by_evidence(asked, pairs, prior).scores(asked),
         }
-        print(f"rater {name}: {len(tested)} held-out pairs; accuracy (± deviation over seeds), nats a pair")
+        print(f"rater {name}: {len(tested)} held-out pairs; accuracy (± deviation over seeds), nats per pair")
         print(f"| judgements | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}")
         for count in arguments.judgements:
             cells = []

@@ -170,7 +170,7 @@ def call(
 
 
 def measure_card(is_dry: bool) -> dict[str, Any]:
-    """The card's name and its two ceilings: bytes a second of a copy, FLOPs a second of a product in bfloat16."""
+    """The card's name and its two ceilings: bytes per second of a copy, FLOPs a second of a product in bfloat16."""
     import torch
     import transformers
 

@@ -249,7 +249,7 @@ def test_an_interrupted_run_resumes_in_python_to_the_same_bits(train, tmp_path):
     with pytest.raises(klimb.RunInterrupted, match="stopped after 1"):
         train(out=tmp_path / "cut", observer=Silent(stop_after=1))
     run = klimb.Run(tmp_path / "cut")
-    with pytest.raises(ConfigError, match="begun in Python with the function letters; give it again"):
+    with pytest.raises(ConfigError, match="started in Python with the function letters; give it again"):
         run.resume()
     with pytest.raises(ConfigError, match="got asynchronous"):
         run.resume(reward=[letters, asynchronous])

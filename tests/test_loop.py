@@ -72,7 +72,7 @@ def test_score_weights_of_another_shape_or_not_finite_are_refused_and_nothing_mo
     policy = Policy.load(model_folder)
     batch = klimb.rollout(policy, letters, PROMPTS, group_size=2, max_new_tokens=4)
     optimizer, before = klimb.Optimizer(policy, 0.1), weights_of(policy).clone()
-    with pytest.raises(ValueError, match=r"score_weights: expected shape \(6,\), one a completion"):
+    with pytest.raises(ValueError, match=r"score_weights: expected shape \(6,\), one per completion"):
         optimizer.step(batch.completions, batch.rewards)
     with pytest.raises(ValueError, match="expected finite numbers"):
         optimizer.step(batch.completions, torch.full((6,), torch.nan))

@@ -311,13 +311,13 @@ def _require_functions(config: TrainConfig, functions: Functions) -> None:
     for name in named:
         if name.startswith(OBJECT) and name not in functions:
             raise ConfigError(
-                f"reward: the run was begun in Python with the function {name.removeprefix(OBJECT)}; give it again: "
+                f"reward: the run was started in Python with the function {name.removeprefix(OBJECT)}; give it again: "
                 f"klimb.Run({str(config.out)!r}).resume(reward={name.removeprefix(OBJECT)})"
             )
     for name in functions:
         if name not in named:
             raise ConfigError(
-                f"reward: the run was begun with {', '.join(named)}, got {name.removeprefix(OBJECT)}"
+                f"reward: the run was started with {', '.join(named)}, got {name.removeprefix(OBJECT)}"
             )
 
 
@@ -325,7 +325,7 @@ def _with_present_names(options: dict[str, Any]) -> dict[str, Any]:
     named = {present_name(name): value for name, value in options.items()}
     if len(named) < len(options):
         twice = next(FORMER[name] for name in options if FORMER.get(name) in options)
-        raise ConfigError(f"{twice}: is given twice, once by its former name")
+        raise ConfigError(f"{twice}: given twice, once by its former name; remove one")
     return named
 
 

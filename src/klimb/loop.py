@@ -1,6 +1,6 @@
 """The training loop in parts, for those who write their own: draw and score completions, move the weights.
 
-Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
+Axes: B prompts, G completions per prompt, N = B·G completions, T tokens.
 """
 
 from collections.abc import Callable
@@ -133,7 +133,7 @@ class Optimizer:
 
         Args:
             completions: The N completions.
-            score_weights: c, constants: an array with one number a completion, (N,), or a token, (N, T). Or a function
+            score_weights: c, constants: an array, one number per completion, (N,), or per token, (N, T). Or a function
                 of the present log-probs of a micro-batch, (n, T), without gradient, and its rows, (n,), that returns
                 c of these, as objectives with a ratio need.
             is_on_policy: Whether the weights are those that drew the completions; sampling and this pass must agree
@@ -167,8 +167,8 @@ def _as_function(score_weights: Any, completions: Completions) -> Callable[[Tens
     num_samples, num_tokens = completions.ids.shape
     if tuple(weights.shape) not in ((num_samples,), (num_samples, num_tokens)):
         raise ArgumentError(
-            f"score_weights: expected shape ({num_samples},), one a completion, or ({num_samples}, {num_tokens}), one "
-            f"a token, got {tuple(weights.shape)}"
+            f"score_weights: expected shape ({num_samples},), one per completion, or ({num_samples}, {num_tokens}), "
+            f"one per token, got {tuple(weights.shape)}"
         )
     if not bool(torch.isfinite(weights).all()):
         raise ArgumentError("score_weights: expected finite numbers")

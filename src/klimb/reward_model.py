@@ -138,7 +138,7 @@ class RewardModel:
         if target.exists():
             raise ConfigError(f"folder: {target} exists already; choose another")
         if not Path(self.folder).is_dir():
-            raise ConfigError(f"folder: {self.folder} is no folder here that could be copied")
+            raise ConfigError(f"folder: {self.folder} is not a local folder that can be copied")
         with whole_folder(target) as unfinished:
             shutil.copytree(self.folder, unfinished, dirs_exist_ok=True)
         return RewardModel(target, device=self._device)

@@ -174,7 +174,7 @@ def test_a_failing_reward_says_where_the_weights_are(model_folder, prompts_file,
     arguments[arguments.index("vader")] = "judge.py:f"
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert "klimb: reward judge.py:f: expected 8 numbers, one a completion, got 1" in error
+    assert "klimb: reward judge.py:f: expected 8 numbers, one per completion, got 1" in error
     assert "1 steps were taken; what was written stays in runs/x" in error
     assert (tmp_path / "runs/x/checkpoints/step-000001/state.json").is_file()
 
@@ -225,7 +225,7 @@ def test_compare_writes_a_page_and_says_who_is_better(
             ["compare", "a", "b", "--prompts", "p.jsonl", "--out", "x.txt"],
             "expected a name that ends in .html",
         ),
-        (["compare", "./a", "--prompts", "p.jsonl"], "the model that it is compared with"),
+        (["compare", "./a", "--prompts", "p.jsonl"], "the other model, in the same forms"),
     ],
 )
 def test_bad_input_of_label_and_compare_is_one_clear_message(arguments, message, tmp_path, capsys):

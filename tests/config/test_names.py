@@ -83,9 +83,7 @@ def test_a_former_method_of_learning_a_reward_is_understood_with_a_warning(flags
     assert warning == (
         "klimb: warning: method whole is now called method full; the former name will go with the next version"
     )
-    assert error.startswith(
-        "klimb: num_members: an ensemble is one of heads on frozen features; with method full"
-    )
+    assert error.startswith("klimb: num_members: an ensemble needs method head; with method full")
 
 
 def test_a_method_of_learning_a_reward_is_checked_and_renamed_in_python_too():

@@ -15,10 +15,10 @@ TOKEN = "t" * 20
         ({"port": 0}, r"port: expected a number from 1 to 65535, got 0"),
         ({"per_pair": 0}, r"per_pair: expected at least 1, got 0"),
         ({"rater": "\n"}, r"rater: expected 1 to 80 printable"),
-        ({"rater": "anna", "host": EVERYWHERE}, r"rater: expected no name where others are let in"),
+        ({"rater": "anna", "host": EVERYWHERE}, r"rater: expected no name if others may open the page"),
         ({"rater_token": "short"}, r"rater_token: expected 16 to 200"),
         ({"owner_token": "with a space in it"}, r"owner_token: expected 16 to 200"),
-        ({"rater_token": TOKEN, "owner_token": TOKEN}, r"owner_token: expected another"),
+        ({"rater_token": TOKEN, "owner_token": TOKEN}, r"owner_token: must differ"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(options, message):

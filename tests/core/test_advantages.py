@@ -127,7 +127,7 @@ def test_bad_input_names_the_argument(name):
 
 @pytest.mark.parametrize("name", ["leave_one_out", "group_normalised"])
 def test_a_group_of_one_is_refused(name):
-    with pytest.raises(ValueError, match="at least 2 completions a prompt"):
+    with pytest.raises(ValueError, match="at least 2 completions per prompt"):
         BASELINES[name]([[1.0], [2.0]])
 
 

@@ -146,7 +146,7 @@ def test_a_file_that_is_no_matrix_is_named(name, content, message, tmp_path):
 def test_npy_files_that_cannot_be_streamed_are_named(tmp_path):
     cases = {
         "cut off": (np.ones((50, 3)), lambda data: data[:-8]),
-        "columns stand together": (np.asfortranarray(np.ones((4, 3))), lambda data: data),
+        "Fortran": (np.asfortranarray(np.ones((4, 3))), lambda data: data),
         r"expected a matrix \(N, P\), got shape \(4,\)": (np.ones(4), lambda data: data),
         "never unpickled": (np.array([[None]]), lambda data: data),
     }

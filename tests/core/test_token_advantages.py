@@ -265,7 +265,7 @@ def test_the_overlong_penalty_by_hand():
 
 
 def test_bad_input_names_the_argument():
-    with pytest.raises(ValueError, match="group-mean baseline needs at least 2 completions a prompt"):
+    with pytest.raises(ValueError, match="group-mean baseline needs at least 2 completions per prompt"):
         group_mean([[1.0], [2.0]])
     with pytest.raises(ValueError, match=r"lengths: expected shape \(1, 2\), got \(1, 3\)"):
         length_weighted([[1.0, 2.0]], [[1, 2, 3]])

@@ -81,7 +81,7 @@ def test_a_json_file_with_a_list_lines_or_one_list_in_an_object(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps({"train": ROWS, "test": ROWS}), "got several lists; put one of them into a file of its own"),
+        (json.dumps({"train": ROWS, "test": ROWS}), "got several lists; save one of them as a file of its own"),
         (json.dumps({"prompt": ["a"], "topic": ["b"]}), "got an object with 'prompt', 'topic'"),
         ('[{"a": 1},]', "not JSON"),
         ('"text"', "expected a list of objects, got 'text'"),
@@ -213,5 +213,5 @@ def test_names_of_classes_stand_for_their_numbers_where_they_are_asked_for(tmp_p
 
 
 def test_a_name_that_is_too_long_is_refused_in_words(tmp_path):
-    with pytest.raises(KlimbError, match=r"…: cannot be looked for: File name too long"):
+    with pytest.raises(KlimbError, match=r"…: cannot be accessed: File name too long"):
         list(read_rows(tmp_path / ("x" * 5000)))

@@ -50,7 +50,7 @@ def test_one_form_for_all(message, expected):
         ),
         (
             [{"role": "user", "content": [{"type": "image"}]}],
-            "a part of type 'image'; klimb reads text alone",
+            "a part of type 'image'; klimb reads only text",
         ),
         ([{"role": "user", "content": [{"type": "text", "text": "x", "image": "y"}]}], "a part with 'image'"),
         ([{"role": "user", "content": "\ud800"}], "half of a surrogate pair"),

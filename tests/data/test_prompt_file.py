@@ -122,7 +122,7 @@ def test_a_file_that_changed_since_it_was_read_is_named(file):
     os.utime(changed, ns=(1, 1))
     if file.is_dir():
         os.utime(file, ns=(1, 1))
-    with pytest.raises(KlimbError, match="was changed after it had been read: put it back"):
+    with pytest.raises(KlimbError, match="changed after it was read: restore it"):
         found[0]
 
 
@@ -145,7 +145,7 @@ def test_repeats_are_counted_and_the_first_are_shown(tmp_path):
         (f"{file}:{line}", f"{file}:{earlier}") for line, earlier in ((3, 1), (5, 2), (6, 1))
     ]
     assert str(repeats) == (
-        f"4 prompts stand in the file before, and are drawn as often: {file}:3 as {file}:1, {file}:5 as {file}:2, "
+        f"4 prompts are duplicates of earlier ones, and all are sampled: {file}:3 as {file}:1, {file}:5 as {file}:2, "
         f"{file}:6 as {file}:1, …"
     )
 
@@ -233,7 +233,7 @@ def test_a_run_tells_of_repeats(model_folder, tmp_path, write_jsonl, capsys):
     )
     train(config)
     shown = capsys.readouterr().out
-    assert "1 prompts stand in the file before" in shown
+    assert "1 prompts are duplicates of earlier ones" in shown
     assert "'system' (3 rows)" in shown
     assert Path(config.out / "report.html").is_file()
 

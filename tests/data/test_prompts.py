@@ -207,7 +207,7 @@ def test_a_run_on_such_conversations_writes_whole_files(model_folder, tmp_path):
     ("message", "why"),
     [
         ({"role": "critic", "content": "x"}, "prompt: message 1: the role 'critic' is not known"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "klimb reads text alone"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "klimb reads only text"),
         ({"role": "user", "content": None}, "it has no content"),
     ],
 )

@@ -66,8 +66,8 @@ def test_a_key_that_stands_twice_is_named_not_half_lost(tmp_path):
         '{"prompt": "a", "prompt": "b"}\n{"m": [{"role": 1, "role": 2}]}\n{"m": 1}\n'
     )
     assert problems(tmp_path / "a.jsonl") == {
-        "1": "the key 'prompt' stands twice in one object",
-        "2": "the key 'role' stands twice in one object",
+        "1": "the key 'prompt' occurs twice in one object",
+        "2": "the key 'role' occurs twice in one object",
     }
 
 

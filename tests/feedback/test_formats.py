@@ -111,7 +111,7 @@ def test_exports_of_label_studio_and_argilla(write):
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt: expected text or a list of messages"),
         ({"left": "a", "right": "b", "preferred": "up"}, "preferred: expected left, right or tie"),
         ({"completions": ["a"]}, "expected a list of at least 2"),
-        ({"completions": ["a", "a"]}, "stands in it twice"),
+        ({"completions": ["a", "a"]}, "occurs twice"),
         ({"text": "a", "score": "high"}, "score: expected a number"),
         ({"text": "a", "score": float("nan")}, "score: expected a finite number"),
         ({"data": {"x": 1}, "annotations": []}, "data: expected answer1 and answer2"),

@@ -284,7 +284,7 @@ def test_too_fast_and_too_undecided_raters_are_flagged_from_twenty_answers_on():
     assert account_for(said(19)).suspects == []
     report = account_for(said(20))
     assert flags_of(report, "ann") == {"undecided", "speed"}
-    assert any("ann takes 0.4 s a pair (median)" in line for line in report.warnings)
+    assert any("ann takes 0.4 s per pair (median)" in line for line in report.warnings)
     assert any("preferred neither answer in any of 20 pairs" in line for line in report.warnings)
 
 

@@ -30,7 +30,7 @@ def test_a_store_and_a_file_are_read_alike(store, tmp_path, write_jsonl):
 @pytest.mark.usefixtures("store")
 def test_an_empty_store_is_said(tmp_path):
     with pytest.raises(
-        DataError, match="nothing has been judged there yet; a reward is learned from pairs of which"
+        DataError, match="nothing has been judged there yet; a reward is learned from pairs with"
     ):
         read_sources([tmp_path / "feedback.db"])
 

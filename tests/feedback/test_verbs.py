@@ -110,8 +110,8 @@ def test_a_reward_names_who_answers_by_place_and_is_learned_without_them(model_f
     assert record["options"]["without_raters"] == ["eve"]
 
     for names, message in (
-        (["bob"], "without_raters: nobody called 'bob' judged there; the raters are eve (30), ann (30)"),
-        (["ann", "eve"], "without_raters: nobody else judged there"),
+        (["bob"], "without_raters: nobody called 'bob' judged; the raters are eve (30), ann (30)"),
+        (["ann", "eve"], "without_raters: nobody else judged;"),
     ):
         assert main([*command, "--out", "none", "--without-raters", *names]) == 2
         assert message in capsys.readouterr().err
@@ -148,7 +148,7 @@ def test_two_raters_who_disagree_everywhere_are_named_by_the_reward(model_folder
     [
         (
             "tie",
-            "feedback.db: too little feedback: 4 pairs: every pair is a tie; a reward is learned from pairs of which",
+            "feedback.db: too little feedback: 4 pairs: every pair is a tie; a reward is learned from pairs with",
         ),
         (
             "skip",
@@ -200,5 +200,5 @@ def test_a_reward_is_learned_from_a_store(preferences, model_folder, tmp_path, c
     with Store.open("feedback.db") as store:
         store.add_pairs([("new", Candidate("x"), Candidate("yy"))])
     assert main(["feedback", "prioritise", "feedback.db", "--reward", "learned"]) == 0
-    assert "feedback.db: 1 pairs in order, the most telling first" in capsys.readouterr().out
+    assert "feedback.db: 1 pairs in order, the most informative first" in capsys.readouterr().out
     assert (tmp_path / "learned" / "ensemble.safetensors").is_file()

@@ -49,7 +49,7 @@ def refusal_of(name, use_path):
 
 def test_a_path_of_no_such_name_is_refused(use_path):
     assert refusal_of("sse9", use_path) == (
-        f"KLIMB_KERNELS=sse9: there is no such path of the kernels; use one of {', '.join(paths_here())}, or unset it"
+        f"KLIMB_KERNELS=sse9: no such path of the kernels; use one of {', '.join(paths_here())}, or unset it"
     )
 
 

@@ -158,7 +158,7 @@ def test_no_prompt_begins_twice(name):
         (
             GEMMA,
             [{"role": "system", "content": "Be brief."}, USER],
-            "refuses the messages: System role not supported; put what the system says at the beginning of the first",
+            "refuses the messages: System role not supported; move the system message to the beginning of the first",
         ),
         (
             MISTRAL,

@@ -137,7 +137,7 @@ def test_embeddings_that_grew_with_the_adapter_grow_with_it_again(model_folder, 
 
 
 REFUSED = {
-    "no model": ({"base_model_name_or_path": None}, "does not say of which model; name the model"),
+    "no model": ({"base_model_name_or_path": None}, "does not name its base model; name the model"),
     "a model that is not there": (
         {"base_model_name_or_path": "/nowhere/m"},
         "adapter of /nowhere/m, and there is no such",
@@ -186,7 +186,7 @@ def test_adapters_in_folders_of_their_own_below_are_named(model_folder, tmp_path
     for name in ("one", "two"):
         make_adapter(tmp_path / name, model_folder, lora())
     with pytest.raises(
-        ModelNotFoundError, match=rf"one is to be named: {tmp_path / 'one'}, {tmp_path / 'two'}"
+        ModelNotFoundError, match=rf"name one of them:  {tmp_path / 'one'}, {tmp_path / 'two'}"
     ):
         load(WRITER, tmp_path)
 

@@ -141,7 +141,7 @@ def test_judgements_of_other_models_are_not_counted_and_theirs_are_asked_last(ma
     (judged,) = compare(make_config(), said.append, serve).tallies
     assert judged.num_comparisons == 12
     assert asked[-3:] == ["other 0", "other 1", "other 2"]
-    assert any(line.startswith("3 judgements in ") and line.endswith("they are not counted") for line in said)
+    assert any(line.startswith("3 judgements in ") and line.endswith("and are not counted") for line in said)
 
 
 def test_another_temperature_is_another_comparison(make_config, judged_by):
@@ -150,7 +150,7 @@ def test_another_temperature_is_another_comparison(make_config, judged_by):
     said = []
     compare(make_config(temperature=0.9), said.append, serve)
     assert serve.num_calls == 1
-    assert any("are of other pairs" in line for line in said)
+    assert any("belong to other pairs" in line for line in said)
 
 
 def test_nobody_is_asked_about_the_same_text_twice(make_config, judged_by, model_folder, tmp_path):

@@ -157,10 +157,10 @@ def test_a_path_below_a_folder_that_is_here_is_no_name_of_the_hub(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "learned" / "first").mkdir(parents=True)
     (tmp_path / "learned" / "first" / "reward.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="learned/second: there is no such folder; learned has first"):
+    with pytest.raises(FileNotFoundError, match="learned/second: no such folder; learned has first"):
         Policy.load("learned/second")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty/model: there is no such folder; empty has no folders"):
+    with pytest.raises(FileNotFoundError, match="empty/model: no such folder; empty has no folders"):
         Policy.load("empty/model")
     # Beside a model that was downloaded, a name may be another one of the same owner.
     (tmp_path / "owner" / "small").mkdir(parents=True)

@@ -80,9 +80,9 @@ def test_a_function_that_fails_in_passing_loses_nothing():
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ([1.0, 2.0, 3.0], "reward fixed: expected 4 numbers, one a completion, got 3"),
-        (None, "reward fixed: expected a list of 4 numbers, one a completion, got NoneType"),
-        (1.0, "reward fixed: expected a list of 4 numbers, one a completion, got float"),
+        ([1.0, 2.0, 3.0], "reward fixed: expected 4 numbers, one per completion, got 3"),
+        (None, "reward fixed: expected a list of 4 numbers, one per completion, got NoneType"),
+        (1.0, "reward fixed: expected a list of 4 numbers, one per completion, got float"),
     ],
 )
 def test_values_that_cannot_be_told_apart_fail_for_all(values, reason):
@@ -258,7 +258,7 @@ def test_a_tenth_may_fail_and_no_more():
         tolerance.take(failures(1))
     assert str(caught.value) == (
         "reason 4, at completion 4 of 20: 'text 4'; 3 of 20 completions failed, more than max_failed 0.1 allows: "
-        "mend the reward, or raise --max-failed"
+        "fix the reward, or raise --max-failed"
     )
 
 

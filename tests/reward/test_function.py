@@ -194,14 +194,14 @@ def test_numbers_are_taken_in_whatever_they_come(values, total):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({0: 1.0, 1: 2.0, 2: 3.0}, "expected a list of 3 numbers, one a completion, got dict"),
-        ({1.0, 2.0, 3.0}, "expected a list of 3 numbers, one a completion, got set"),
-        ("123", "expected a list of 3 numbers, one a completion, got str"),
+        ({0: 1.0, 1: 2.0, 2: 3.0}, "expected a list of 3 numbers, one per completion, got dict"),
+        ({1.0, 2.0, 3.0}, "expected a list of 3 numbers, one per completion, got set"),
+        ("123", "expected a list of 3 numbers, one per completion, got str"),
         (["1", 2.0, 3.0], "expected a number or None, got '1'"),
-        (torch.tensor(1.0), "expected a list of 3 numbers, one a completion, got float"),
+        (torch.tensor(1.0), "expected a list of 3 numbers, one per completion, got float"),
         (torch.ones(3, 2), r"expected a number or None, got \[1.0, 1.0\]"),
-        ([1.0, 2.0], "expected 3 numbers, one a completion, got 2"),
-        (np.ones((1, 3)), "expected 3 numbers, one a completion, got 1"),
+        ([1.0, 2.0], "expected 3 numbers, one per completion, got 2"),
+        (np.ones((1, 3)), "expected 3 numbers, one per completion, got 1"),
         ([1j, 2.0, 3.0], "expected a number or None, got 1j"),
     ],
 )
@@ -221,7 +221,7 @@ def test_an_argument_that_there_is_not_is_named_once(is_async):
         calls.append(1)
 
     reason = (
-        "takes `solution`, which is no column of the data and nothing that TRL hands over; .* are 'wanted'"
+        "takes `solution`, which is neither a column of the data nor an argument of TRL's;  .* are 'wanted'"
     )
     with pytest.raises(RewardError, match=reason):
         ask(g if is_async else f).complete()
@@ -284,7 +284,7 @@ def test_a_column_of_another_length_is_an_error_at_its_line():
         log_extra("x", [1, 2])
         return [1.0] * 3
 
-    with pytest.raises(RewardError, match=r"log_extra\('x'\): expected 1 values, one a completion, got 2"):
+    with pytest.raises(RewardError, match=r"log_extra\('x'\): expected 1 values, one per completion, got 2"):
         ask(f).complete()
 
 

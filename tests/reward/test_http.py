@@ -151,7 +151,7 @@ def test_chat_messages_are_sent_as_the_text_that_the_policy_reads(serve):
     reward, _ = make(url)
     assert reward(Batch([chat], ["ok"], rendered=["<user>hi"])) == [10.0]
     assert seen[0].question == {"query": ["<user>hiok"], "prompts": ["<user>hi"], "labels": [None]}
-    with pytest.raises(RewardError, match="a policy's chat template, which is not at hand here"):
+    with pytest.raises(RewardError, match="a policy's chat template, which is not available here"):
         reward(Batch([chat], ["ok"]))
 
 
@@ -256,14 +256,14 @@ def test_when_a_request_has_failed_for_good_the_rest_is_asked_about_once(serve):
 def test_a_service_that_answers_too_slowly_has_not_answered(start, serve, end):
     url, seen = serve(dribbling(end, start))
     reward, _ = make(url, patience=Patience(timeout=0.4, num_attempts=2))
-    assert reasons(reward) == [f"reward {url}: gave no whole answer within 0.4 s"] * 3
+    assert reasons(reward) == [f"reward {url}: no complete response within 0.4 s"] * 3
     assert len(seen) == 2
 
 
 def test_a_service_that_does_not_answer_at_all_is_given_up(serve, end):
     url, seen = serve(hanging(end))
     reward, pauses = make(url, patience=Patience(timeout=0.4, num_attempts=3))
-    assert "gave no whole answer within 0.4 s" in reasons(reward)[0]
+    assert "no complete response within 0.4 s" in reasons(reward)[0]
     assert len(seen) == 3
     assert len(pauses) == 2
 
@@ -296,7 +296,7 @@ def test_garbage_is_told_of_as_what_it_is(content, reason, serve):
 def test_an_answer_with_a_wrong_count_is_garbage(serve):
     url, seen = serve(answering({"rewards": [1.0, 2.0]}))
     said = reasons(make(url)[0])
-    assert said == [f"reward {url}: expected 1 numbers, one a completion, got 2"] * 3
+    assert said == [f"reward {url}: expected 1 numbers, one per completion, got 2"] * 3
     assert len(seen) == 6  # three times together, then each alone
 
 

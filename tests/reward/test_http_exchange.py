@@ -183,7 +183,7 @@ def test_chunks_are_put_together_and_an_answer_without_its_last_chunk_is_none(se
 
 def test_what_does_not_speak_http_is_named(service):
     answers = make(service(b"\x15\x03\x01\x00\x02\x02\x0a"))[0](BATCH)  # TLS
-    assert ["hung up, or does not speak HTTP" in answer.reason for answer in answers] == [True] * 3
+    assert ["connection closed, or not an HTTP server" in answer.reason for answer in answers] == [True] * 3
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")

@@ -191,7 +191,7 @@ def test_roberta_reads_no_more_than_it_has_positions_for(save):
 
 def test_what_a_model_has_no_token_to_score_at_is_refused(save):
     scorer = Scorer.load(save(*MODELS["bart"]()))
-    with pytest.raises(KlimbError, match="it scores a text at its end token, and the tokenizer puts none"):
+    with pytest.raises(KlimbError, match="it scores a text at its end token, and the tokenizer adds none"):
         scorer.encode("", "no end")
     with pytest.raises(KlimbError, match="have no tokens"):
         scorer.encode("", "")

@@ -47,5 +47,5 @@ def test_a_line_that_a_crash_cut_off_is_as_if_it_had_not_been_written(file):
 def test_what_no_run_wrote_is_refused_with_its_line(file, line):
     JudgementRecord(file).add(0, [ONE])
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(RunFolderError, match=r"people\.jsonl:2: not as a run writes it"):
+    with pytest.raises(RunFolderError, match=r"people\.jsonl:2: damaged or edited"):
         JudgementRecord(file)

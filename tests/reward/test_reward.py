@@ -114,12 +114,12 @@ def test_several_rewards_are_weighted_and_added(reward_file):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return [1.0]", "expected 2 numbers, one a completion, got 1"),
+        ("return [1.0]", "expected 2 numbers, one per completion, got 1"),
         ("return [1.0, float('nan')]", "every reward returned None or NaN, at completion 1 of 2: 'bad'"),
         ("return [float('inf'), 1.0]", "expected a finite number, got inf, at completion 0"),
         ("return [1.0, 'x']", "expected a number or None, got 'x', at completion 1"),
-        ("return 1.0", "expected a list of 2 numbers, one a completion, got float"),
-        ("return None", "expected a list of 2 numbers, one a completion, got NoneType"),
+        ("return 1.0", "expected a list of 2 numbers, one per completion, got float"),
+        ("return None", "expected a list of 2 numbers, one per completion, got NoneType"),
         ("yield 1 / 0", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),
         ("return [None, 1.0]", "every reward returned None or NaN, at completion 0"),
         ("return [1 / 0]", r"raised ZeroDivisionError: division by zero \(.*judge\.py:2\)"),

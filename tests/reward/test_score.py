@@ -116,7 +116,7 @@ def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
     rows, words = score([SAME[0], strange, SAME[1]], make_reward(GEMMA))
     assert rows[0]["score"] == rows[2]["score"]
     assert rows[1]["score"] is None
-    assert "System role not supported; put what the system says" in rows[1]["failure"]
+    assert "System role not supported; move the system message" in rows[1]["failure"]
     assert "prompts.jsonl:2: " in words
     assert "1 rows have no score" in words
     with pytest.raises(RewardError, match=r"no row could be scored: .*System role not supported"):
@@ -134,7 +134,7 @@ def test_a_row_that_a_template_refuses_costs_itself(score, make_reward):
         ),
         (
             {"completion": [{"role": "assistant", "content": [{"type": "image", "url": "x"}]}]},
-            "its content has a part of type 'image'; klimb reads text alone",
+            "its content has a part of type 'image'; klimb reads only text",
         ),
         ({"prompt": 3, "completion": "x"}, "prompt: expected text or a list of messages, got 3"),
     ],

@@ -71,14 +71,14 @@ def test_a_healthy_run_is_left_alone(guard):
 @pytest.mark.parametrize(
     ("guard", "changes", "option", "usual", "past", "words"),
     [
-        (watch_kl, {"max_kl": 20.0}, "max_kl 20", {"kl": 48.1}, {"kl": 20.1}, "KL 20.1 nats a completion"),
+        (watch_kl, {"max_kl": 20.0}, "max_kl 20", {"kl": 48.1}, {"kl": 20.1}, "KL 20.1 nats per completion"),
         (
             watch_low_entropy, {"min_entropy": 0.5}, "min_entropy 0.5", {"entropy": 0.19}, {"entropy": 0.49},
-            "entropy 0.49 nats a token, below",
+            "entropy 0.49 nats per token, below",
         ),
         (
             watch_high_entropy, {"max_entropy": 4.0}, "max_entropy 4", {"entropy": 5.1}, {"entropy": 4.1},
-            "entropy 4.10 nats a token, above",
+            "entropy 4.10 nats per token, above",
         ),
         (
             watch_one_text, {"max_duplicate_share": 0.5}, "max_duplicate_share 0.5",

@@ -172,6 +172,6 @@ def test_a_sampler_of_other_weights_stops_the_run_before_the_weights_move(make_p
     drawn = replay.completions
     stale = Replay(replace(drawn, token_log_probs=drawn.token_log_probs - 0.1 * drawn.mask))
     optimizer = PolicyOptimizer(policy, config())
-    with pytest.raises(SamplerGapError, match=r"differ by 0\.1 nats a token"):
+    with pytest.raises(SamplerGapError, match=r"differ by 0\.1 nats per token"):
         take_step(policy, REWARD, optimizer, ROWS, KEY, config(), sampler=stale)
     assert policy.num_updates == 0

@@ -231,7 +231,7 @@ def test_a_policy_other_than_the_one_sampled_stops_the_run_before_the_weights_mo
     with torch.no_grad():
         next(iter(policy.trainable().values())).mul_(1.5)
     weights = flatten(policy.trainable().values())
-    with pytest.raises(SamplerGapError, match=r"differ by .* nats a token.*--max-logprob-mismatch"):
+    with pytest.raises(SamplerGapError, match=r"differ by .* nats per token.*--max-logprob-mismatch"):
         PolicyOptimizer(policy, config()).step(
             SumOfCompletions(torch.ones(9, dtype=torch.float64)), judged.completions
         )

@@ -191,7 +191,7 @@ def test_an_error_on_one_rank_ends_all_and_leaves_a_run_that_resumes(config, nam
     said, code = finish(
         start([*KLIMB, *arguments(rewarded(config, name), "--num-steps", "1"), "--from-step", "1"])
     )
-    assert "from_step: has no meaning without --resume" in said
+    assert "from_step: only used with --resume; add it, or leave" in said
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def f(completions, **_):
 
 @pytest.fixture
 def make_config(model_folder, prompts_file, tmp_path):
-    """A short run whose reward has the given body; six completions a step and at each evaluation."""
+    """A short run whose reward has the given body; six completions per step and at each evaluation."""
 
     def make(body, **changes):
         (tmp_path / "fragile.py").write_text(REWARD.replace("{body}", body))
@@ -131,7 +131,7 @@ def test_a_judge_that_fails_too_often_stops_the_run_too(make_config, tmp_path):
     config = make_config(
         "return [1.0] * len(completions)", judges=(f"{tmp_path / 'judge.py'}:f",), preflight=False
     )
-    with pytest.raises(KlimbError, match=r"judge\.py:f: expected 6 numbers, one a completion, got 0"):
+    with pytest.raises(KlimbError, match=r"judge\.py:f: expected 6 numbers, one per completion, got 0"):
         run(config)
 
 

@@ -136,7 +136,7 @@ def test_a_prompt_that_a_template_refuses_stops_a_run_before_it_begins(
     with pytest.raises(DataError) as raised:
         run(config)
     assert line in str(raised.value)
-    assert "System role not supported; put what the system says at the beginning" in str(raised.value)
+    assert "System role not supported; move the system message to the beginning" in str(raised.value)
     assert not config.out.exists()
 
 

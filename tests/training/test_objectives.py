@@ -1,4 +1,4 @@
-"""Whole runs of objectives, with several updates a batch, resumed to the same bits."""
+"""Whole runs of objectives, with several updates per batch, resumed to the same bits."""
 
 import json
 import math
@@ -129,7 +129,7 @@ def test_an_objective_of_ones_own_is_a_record_in_a_file(make_options, run, tmp_p
         ),
         (
             {"objective": "remax", "reward": ("people",)},
-            "baseline: greedy needs the reward of one completion",
+            "baseline: greedy needs the reward of a single completion",
         ),
         ({"num_epochs": 2}, "ratio: with none, all but the first of the 2 updates"),
         (

@@ -153,10 +153,10 @@ def test_choices_are_told_for_the_order_in_which_they_are_asked(tmp_path):
     [
         ({"completions_per_prompt": 1, "baseline": "none"}, "completions_per_prompt: people compare"),
         ({"people_rater": ""}, "people_rater: expected 1 to"),
-        ({"people_pairs": 2}, "people_pairs: is about people and a learned reward together"),
-        ({"refit_every": 2}, "refit_every: is about people and a learned reward together"),
+        ({"people_pairs": 2}, "people_pairs: only used with people and a learned reward"),
+        ({"refit_every": 2}, "refit_every: only used with people and a learned reward"),
         ({"people_port": 0}, "people_port: expected"),
-        ({"keep_best": "reward", "eval_every": 1}, "keep_best: people are not asked in evaluations"),
+        ({"keep_best": "reward", "eval_every": 1}, "keep_best: people do not judge in evaluations"),
     ],
 )
 def test_options_of_people_that_do_not_fit_are_named(make_options, changes, message):
@@ -179,7 +179,7 @@ def test_a_second_live_run_in_one_folder_is_refused_before_the_model_is_loaded(m
         run(config)
     assert f"{config.out / 'people.db'}: a live run" in str(found.value)
     assert f"process {os.getpid()} on {socket.gethostname()}" in str(found.value)
-    assert f"wait for its end, stop it, or choose another --out than {config.out}" in str(found.value)
+    assert f"wait until it ends, stop it, or choose another --out than {config.out}" in str(found.value)
 
 
 @pytest.mark.slow

@@ -118,7 +118,9 @@ def test_a_value_model_with_another_vocabulary_or_too_short_a_context_is_refused
 )
 def test_an_option_of_a_value_function_without_one_is_refused(option, make_options):
     value = {"value_model": "self", "value_warmup_steps": 1}.get(option, 0.5)
-    message = f"{option}: is about a value function, and the objective reinforce has none, since its baseline is leave_"
+    message = (
+        f"{option}: only used with a value function, and the objective reinforce has none, since its baseline"
+    )
     with pytest.raises(ConfigError, match=message):
         make_options(**{option: value})
     assert make_options(objective="ppo", **{option: value}).algorithm.baseline == "value"

@@ -188,7 +188,7 @@ def _train(verb: Train) -> None:
     run, accept, from_step = options.pop("resume"), options.pop("accept"), options.pop("from_step")
     for name, value in (("accept", accept or None), ("from_step", from_step)):
         if run is None and value is not None:
-            raise ConfigError(f"{name}: has no meaning without --resume")
+            raise ConfigError(f"{name}: only used with --resume; add it, or leave {name} out")
     if run is not None and options["out"] != run:
         raise ConfigError(f"out: a resumed run stays in its folder {run}, got {options['out']}")
     TrainConfig(**options)  # before PyTorch is loaded: a wrong option is answered at once
@@ -241,7 +241,7 @@ def _run_feedback(verb: FeedbackImport | FeedbackExport | FeedbackShow | Feedbac
                 from klimb.reward.learn.active import prioritise
 
                 count = prioritise(store, verb.reward, tell)
-                print(f"{verb.store}: {count:,} pairs in order, the most telling first")  # noqa: T201
+                print(f"{verb.store}: {count:,} pairs in order, the most informative first")  # noqa: T201
 
 
 def _with_present_names(arguments: list[str]) -> list[str]:

@@ -33,5 +33,5 @@ class Criterion:
         if len(sides) != 2 or not all(sides):
             raise ConfigError(f"criterion: expected {_FORM}, got {text!r}")
         if both := sorted(set(sides[0]) & set(sides[1])):
-            raise ConfigError(f"criterion: {both[0]!r} stands on both sides of the /")
+            raise ConfigError(f"criterion: {both[0]!r} is on both sides of the /")
         return cls(*sides)

@@ -139,16 +139,18 @@ class RewardConfig:
             raise ConfigError(f"method: expected head, lora or full, got {self.method!r}")
         if self.criterion is not None and (self.method != "head" or self.held_out is not None):
             raise ConfigError(
-                "criterion: is for few judgements: with method head and without held_out; leave one out"
+                "criterion: only used with method head and without held_out; leave the criterion out, or change these"
             )
         if self.num_members > 1 and self.method != "head":
             raise ConfigError(
-                f"num_members: an ensemble is one of heads on frozen features; with method {self.method} it is 1, "
+                f"num_members: an ensemble needs method head; with method {self.method} expected 1, "
                 f"got {self.num_members}"
             )
         for field in fields(self):
             if field.name in _FOREIGN[self.method] and getattr(self, field.name) != field.default:
-                raise ConfigError(f"{field.name}: has no meaning with method {self.method}")
+                raise ConfigError(
+                    f"{field.name}: not used with method {self.method}; leave it out, or choose another method"
+                )
 
     def _check_tuning(self) -> None:
         for name in ("num_epochs", "batch_size", "lora_rank", "micro_batch_size"):

@@ -46,14 +46,13 @@ class ServeOptions:
             if token is not None and not _TOKEN.fullmatch(token):
                 raise ConfigError(f"{name}: expected 16 to 200 letters, digits, and any of - _ . ~")
         if self.rater_token is not None and self.rater_token == self.owner_token:
-            raise ConfigError(
-                "owner_token: expected another than rater_token, or raters would see the results"
-            )
+            raise ConfigError("owner_token: must differ from rater_token, or raters would see the results")
         if self.rater is not None and clean_name(self.rater) is None:
             raise ConfigError(f"rater: expected 1 to {_MAX_NAME} printable characters, got {self.rater!r}")
         if self.rater is not None and self.needs_tokens:
             raise ConfigError(
-                "rater: expected no name where others are let in; leave it out, and the page asks each for one"
+                "rater: expected no name if others may open the page; leave it out, and the page asks each rater for "
+                "a name"
             )
 
     @property

@@ -124,7 +124,7 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
         if self.lora_rank is not None and self.num_trainable_layers is not None:
             raise ConfigError("lora_rank and num_trainable_layers exclude each other: choose one")
         if self.lora_alpha is not None and self.lora_rank is None:
-            raise ConfigError("lora_alpha: has no meaning without lora_rank")
+            raise ConfigError("lora_alpha: only used with lora_rank; add it, or leave lora_alpha out")
         if self.max_duplicate_share is not None and self.max_duplicate_share >= 1:
             raise ConfigError(
                 f"max_duplicate_share: expected a share below 1, got {self.max_duplicate_share}"
@@ -140,12 +140,15 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
         if self.lr_schedule != "constant" and self.warmup_steps >= self.num_steps:
             raise ConfigError(
                 f"lr_schedule: falls after warm-up, and warmup_steps {self.warmup_steps} leaves none of "
-                f"the {self.num_steps} steps for it; lower warmup_steps, or use --lr-schedule constant"
+                f"the {self.num_steps} steps; lower warmup_steps, or use --lr-schedule constant"
             )
         if self.kl_target is None:
             return
         if self.beta == 0:
-            raise ConfigError("kl_target: multiplies beta, and 0 stays 0; set beta to where it should start")
+            raise ConfigError(
+                "kl_target: adapts beta by multiplying it, so beta cannot be 0; set --beta to a starting value such as "
+                "0.05"
+            )
         batch = self.completions_per_step
         if self.kl_horizon < batch:
             raise ConfigError(
@@ -157,15 +160,15 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
         for name in ("people_pairs", "refit_every"):
             if getattr(self, name) and (not self.asks_people or len(self.reward) == 1):
                 raise ConfigError(
-                    f"{name}: is about people and a learned reward together; expected --reward people and the folder "
-                    f"of one, got {', '.join(self.reward)}"
+                    f"{name}: only used with people and a learned reward; expected --reward people FOLDER, "
+                    f"got {', '.join(self.reward)}"
                 )
         if not self.asks_people:
             return
         if self.baseline == "greedy":
             raise ConfigError(
-                "baseline: greedy needs the reward of one completion by itself, and people compare several; "
-                "choose another one"
+                "baseline: greedy needs the reward of a single completion, and people compare several; choose "
+                "another baseline"
             )
         if self.completions_per_prompt < 2:
             raise ConfigError(
@@ -174,7 +177,7 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
             )
         if self.reward == ("people",) and self.keep_best == "reward":
             raise ConfigError(
-                "keep_best: people are not asked in evaluations; name one of the judges, or leave it out"
+                "keep_best: people do not judge in evaluations; name one of the judges, or leave keep_best out"
             )
         try:
             _ = self.people_page
@@ -188,13 +191,9 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
                 f"keep_best: expected reward or one of the judges ({judges}), got {self.keep_best!r}"
             )
         if self.keep_best is not None and self.eval_every is None:
-            raise ConfigError(
-                "keep_best: chooses among evaluations along the run; set eval_every, the steps between them"
-            )
+            raise ConfigError("keep_best: needs --eval-every N, the steps between evaluations")
         if self.patience is not None and self.keep_best is None:
-            raise ConfigError(
-                "patience: waits for a new best; set keep_best, the judge that says what is best"
-            )
+            raise ConfigError("patience: needs --keep-best JUDGE, the judge that selects the best weights")
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types."""
@@ -277,7 +276,7 @@ def read_options(file: Path) -> dict[str, Any]:
             if present not in known:
                 raise ConfigError(f"{file}: {unknown(key, known)}")
             if present in flat:
-                raise ConfigError(f"{file}: {present}: stands there twice; leave one out")
+                raise ConfigError(f"{file}: {present}: occurs twice; remove one")
             flat[present] = setting
     return flat
 
@@ -298,7 +297,7 @@ def _check_section(file: Path, name: str, options: dict[str, Any]) -> None:
         present = FORMER.get(key, key)
         home = next((section for section, kind in SECTIONS.items() if present in _names_of(kind)), None)
         if present not in own and home is not None:
-            raise ConfigError(f"{file}: {key}: stands in [{name}], and belongs to [{home}]")
+            raise ConfigError(f"{file}: {key}: is in [{name}], but belongs in [{home}]; move it")
 
 
 def _names_of(section: type) -> set[str]:
@@ -338,6 +337,6 @@ def read_run_options(run: Path) -> dict[str, Any]:
     known = {field.name for field in fields(TrainConfig)}
     if others := options.keys() - known:
         raise ConfigError(
-            f"{file}: unknown option {min(others)!r}; the run was begun by another version of klimb"
+            f"{file}: unknown option {min(others)!r}; the run was started by another version of klimb"
         )
     return options

@@ -65,8 +65,8 @@ class ValueOptions:
         given = [name for name in named if getattr(self, name) is not None]
         if given and not has_value:
             raise ConfigError(
-                f"{given[0]}: is about a value function, and the objective {objective} has none, since its baseline is "
-                f"{baseline}; leave it out, or choose --objective ppo or --baseline value"
+                f"{given[0]}: only used with a value function, and the objective {objective} has none, since its "
+                f"baseline is {baseline}; leave it out, or choose --objective ppo or --baseline value"
             )
         if self.value_model is not None and not self.value_model.strip():
             raise ConfigError("value_model: expected head, self, or a model, got an empty name")

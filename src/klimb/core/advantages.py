@@ -1,6 +1,6 @@
 """Baselines: what is subtracted from a reward to lower the gradient's variance.
 
-Axes: B prompts, G completions a prompt. Each function takes (adjusted) rewards (B, G) and
+Axes: B prompts, G completions per prompt. Each function takes (adjusted) rewards (B, G) and
 returns advantages (B, G); rewards are constants under differentiation.
 
 A sample may have no reward, because what was to judge it failed: `is_valid` (B, G) is False there. Such a sample counts
@@ -264,9 +264,9 @@ def centred_rewards(xp: Any, rewards: Array, valid: Array | None, axes: tuple[in
 
 
 def require_group(baseline: str, rewards: Array) -> None:
-    """Raise unless there are at least two completions a prompt."""
+    """Raise unless there are at least two completions per prompt."""
     if rewards.shape[1] < 2:
         raise ArgumentError(
-            f"rewards: the {baseline} baseline needs at least 2 completions a prompt, "
+            f"rewards: the {baseline} baseline needs at least 2 completions per prompt, "
             f"got shape {tuple(rewards.shape)}"
         )

@@ -1,6 +1,6 @@
 """Baselines that objectives of the field subtract besides those of `advantages.py`, and what they divide by.
 
-Axes: B prompts, G completions a prompt. `is_valid` as there: a sample that does not count reaches no mean, no spread.
+Axes: B prompts, G completions per prompt. `is_valid` as there: a sample that does not count reaches no mean, no spread.
 """
 
 import math

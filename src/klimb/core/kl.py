@@ -155,8 +155,8 @@ def adaptive_beta(
 
     Args:
         beta: The coefficient β ≥ 0, reward units a nat.
-        kl: Mean KL estimate of the last samples, in nats a sample.
-        target: The divergence wanted, > 0, in nats a sample.
+        kl: Mean KL estimate of the last samples, in nats per sample.
+        target: The divergence wanted, > 0, in nats per sample.
         horizon: Samples over which the coefficient may change by about its own size, > 0.
         num_samples: n, samples since the last change.
         clip: Largest relative error that counts, ≥ 0.

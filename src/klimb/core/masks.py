@@ -1,6 +1,6 @@
 """Masks: which completions and tokens the policy's term leaves out.
 
-Axes: B prompts, G completions a prompt; N completions, T tokens.
+Axes: B prompts, G completions per prompt; N completions, T tokens.
 """
 
 import math
@@ -52,7 +52,7 @@ def exceeds_drift(
         old_log_probs: log π_old of the same, (N, T), in nats.
         advantages: A, (N, T).
         is_token: Where a completion has a token, (N, T).
-        limit: δ, in nats a token; infinite: none exceeds it.
+        limit: δ, in nats per token; infinite: none exceeds it.
 
     Returns:
         True for tokens to leave out, (N, T).

@@ -150,7 +150,7 @@ class Objective:
 
     @property
     def num_updates(self) -> int:
-        """Updates of the weights a batch."""
+        """Updates of the weights per batch."""
         return self.num_epochs * self.num_minibatches
 
     @property
@@ -234,7 +234,7 @@ def _meaningless(objective: Objective) -> list[tuple[bool, str]]:
     return [
         (
             one.kl_place == "reward" and one.beta > 0 and one.kl_estimator != "k1",
-            f"kl_estimator: {one.kl_estimator} in the reward has another gradient than the KL's; "
+            f"kl_estimator: {one.kl_estimator} in the reward does not give the KL's gradient; "
             "expected k1 there, or kl_place loss",
         ),
         (
@@ -243,7 +243,7 @@ def _meaningless(objective: Objective) -> list[tuple[bool, str]]:
         ),
         (
             not has_ratio and one.max_drift < math.inf,
-            "max_drift: measures the distance from the policy that drew, and ratio is none; choose the ratio token",
+            "max_drift: measures the distance from the policy that sampled, and ratio is none; choose the ratio token",
         ),
         (
             not has_ratio and one.num_updates > 1 and one.sampler_beta == 0,

@@ -81,7 +81,7 @@ def preference_nll(margins: ArrayLike, outcomes: ArrayLike, tie: float = 0.0) ->
     if not bool(xp.all(is_tie | (xp.abs(outcomes) == 1))):
         raise ArgumentError("outcomes: expected 1 (left), −1 (right) or 0 (a tie)")
     if tie == 0 and bool(xp.any(is_tie)):
-        raise ArgumentError("tie: expected ν above 0 where there are ties, got 0")
+        raise ArgumentError("tie: expected ν above 0, because there are ties, got 0")
     of_ties = xp.astype(is_tie, margins.dtype) * (math.log(tie) if tie > 0 else 0.0)
     return _log_total(xp, xp.abs(margins), tie) - outcomes * margins / 2 - of_ties
 

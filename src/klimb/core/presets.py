@@ -106,7 +106,7 @@ PRESETS: dict[str, Objective] = {
         aggregation="constant",
     ),
     "dapo": Objective(
-        reproduces="Yu et al. (2025), DAPO, equations 8, 11 and 13; the paper makes 16 updates a batch",
+        reproduces="Yu et al. (2025), DAPO, equations 8, 11 and 13; the paper makes 16 updates per batch",
         clip_high=0.28,
         aggregation="group_token_mean",
         drop_uniform_groups=True,
@@ -115,7 +115,7 @@ PRESETS: dict[str, Objective] = {
     ),
     "lite_ppo": Objective(reproduces="arXiv 2508.08221, as TRL 1.16 has it", scale="batch_std"),
     "gspo": Objective(
-        reproduces="Zheng et al. (2025), Group sequence policy optimization, equation 5; 4 updates a batch",
+        reproduces="Zheng et al. (2025), Group sequence policy optimization, equation 5; 4 updates per batch",
         ratio="sequence_mean",
         clip_low=3e-4,
         clip_high=4e-4,

@@ -22,7 +22,7 @@ RATIO_LEVELS: dict[str, AxisValue] = {
 }
 """The levels at which a ratio is taken."""
 
-_REMEDY = "the policy has moved too far from the one that drew: lower lr, or make fewer updates of a batch"
+_REMEDY = "the policy has moved too far from the one that sampled: lower lr, or make fewer updates per batch"
 
 
 def ratios(
@@ -42,7 +42,7 @@ def ratios(
         level: One of `RATIO_LEVELS`.
 
     Returns:
-        The ratios, (n, T): for the sequence levels one value a completion, repeated; 1 for one without tokens.
+        The ratios, (n, T): for the sequence levels one value per completion, repeated; 1 for one without tokens.
 
     Raises:
         ArgumentError: Shapes differ, a value is not finite, an unknown level, or a ratio that overflows; the message

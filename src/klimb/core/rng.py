@@ -27,7 +27,7 @@ class Stream(IntEnum):
 def uniforms(
     *, seed: int, step: int, prompt: int, completion: int, count: int, stream: Stream = Stream.TRAIN
 ) -> Float[np.ndarray, " count"]:
-    """Draw the uniform numbers of one completion, one a token.
+    """Draw the uniform numbers of one completion, one per token.
 
     Args:
         seed: The run's seed, 0 ≤ seed < 2⁶⁴.

@@ -159,7 +159,7 @@ def policy_gradient(score_weights: ArrayLike, token_gradients: ArrayLike) -> Flo
     )
     if len(score_weights.shape) == 1:
         raise ArgumentError(
-            "score_weights: expected shape (N, T), one weight a token, got one axis; the mean over completions is "
+            "score_weights: expected shape (N, T), one weight per token, got one axis; the mean over completions is "
             "reinforce_gradient(advantages, log_prob_grads)"
         )
     checks.require_shape("score_weights", score_weights, ("N", "T"))

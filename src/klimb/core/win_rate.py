@@ -36,7 +36,7 @@ def win_rate(outcomes: ArrayLike, weights: ArrayLike | None = None) -> float:
     xp, outcomes, weights = _checked("M", outcomes, weights)
     total = float(xp.sum(weights))
     if total == 0:
-        raise ArgumentError("weights: expected a comparison that counts, got none: they add up to 0")
+        raise ArgumentError("weights: expected at least one above 0; they add up to 0")
     return float(xp.sum(weights * (1 + outcomes) / 2)) / total
 
 

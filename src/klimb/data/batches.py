@@ -101,7 +101,7 @@ def _parquet_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
             num_rows += batch.num_rows
             yield batch
     if num_rows != promised:
-        raise DataError(f"{file}: damaged: {promised:,} rows were promised, {num_rows:,} could be read")
+        raise DataError(f"{file}: damaged: expected {promised:,} rows, {num_rows:,} could be read")
 
 
 def _file_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:

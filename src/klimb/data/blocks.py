@@ -56,7 +56,7 @@ def find_matrix(file: Path, name: str = "log_prob_grads") -> StoredMatrix:
         raise DataError(f"{file}: cannot read: {error.strerror or error}") from error
     needed = matrix.offset + math.prod(matrix.shape) * matrix.dtype.itemsize
     if file.stat().st_size < needed:
-        raise DataError(f"{file}: cut off: {needed} bytes were promised, {file.stat().st_size} are there")
+        raise DataError(f"{file}: cut off: expected {needed} bytes, got {file.stat().st_size}")
     return matrix
 
 
@@ -101,9 +101,11 @@ def _find_in_npy(file: Path, stream: BinaryIO, _: str) -> StoredMatrix:
     except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, tokenize.TokenError) as error:
         raise DataError(f"{file}: not a .npy file that can be read: {error}") from error
     if dtype.hasobject:
-        raise DataError(f"{file}: holds Python objects, which are never unpickled; expected numbers")
+        raise DataError(f"{file}: has Python objects, which klimb never unpickles; expected numbers")
     if is_fortran and len(shape) == 2 and 1 not in shape:
-        raise DataError(f"{file}: its columns stand together; save np.ascontiguousarray of it, rows together")
+        raise DataError(
+            f"{file}: stored in Fortran (column-major) order; save np.ascontiguousarray of the array"
+        )
     return StoredMatrix(file, stream.tell(), _rows_and_columns(file, shape), dtype)
 
 

@@ -40,7 +40,7 @@ def files_of(folder: Path) -> list[Path]:
         names = ", ".join(path.name for path in splits)
         example = f", such as {splits[0]}" if splits else ""
         raise DataError(
-            f"{folder}: has several splits; name one of them: {names or 'none is there'}{example}"
+            f"{folder}: has several splits; name one of them: {names or 'there are none'}{example}"
         )
     if (folder / "state.json").is_file():
         return saved_files(folder)
@@ -53,7 +53,7 @@ def files_of(folder: Path) -> list[Path]:
     if len(splits) > 1:
         shown = "; ".join(f"{name}: {_shown(folder, files)}" for name, files in splits.items())
         raise DataError(
-            f"{folder}: has several splits or tables; name a file, or put the files of one into a folder of their "
+            f"{folder}: has several splits or tables; name a file, or move the files of one into a folder of their "
             f"own: {shown}"
         )
     (files,) = splits.values()

@@ -182,7 +182,7 @@ def _list_in(file: Path, content: dict[str, Any]) -> list[Any]:
         return content[lists[0]]
     if len(lists) > 1:
         raise DataError(
-            f"{file}: expected a list of objects, got several lists; put one of them into a file of its own: "
+            f"{file}: expected a list of objects, got several lists; save one of them as a file of its own: "
             f"{', '.join(map(quote, lists))}"
         )
     raise DataError(
@@ -204,7 +204,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         name = next(name for name in names if names.count(name) > 1)
-        raise _RepeatedKeyError(f"the key {quote(name)} stands twice in one object")
+        raise _RepeatedKeyError(f"the key {quote(name)} occurs twice in one object")
     return found
 
 

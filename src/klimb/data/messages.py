@@ -119,8 +119,8 @@ def with_system_prompt(prompt: Text, system_prompt: str, where: str) -> Text:
     """
     if isinstance(prompt, str):
         raise DataError(
-            f"{where}: expected chat messages, since a system prompt is given, got plain text, which is continued as "
-            'it stands; write it as [{"role": "user", "content": …}], or leave the system prompt out'
+            f"{where}: expected chat messages, since a system prompt is given, got plain text, which is continued "
+            'unchanged; write it as [{"role": "user", "content": …}], or leave the system prompt out'
         )
     begins_with_one = ROLES.get(str(prompt[0].get("role")).strip().lower()) == "system" if prompt else False
     return prompt if begins_with_one else [{"role": "system", "content": system_prompt}, *prompt]
@@ -150,10 +150,10 @@ def _text_of_part(part: Any, number: int) -> str:
     others = [key for key in part if key not in ("type", "text", "mimeType") and part[key]]
     if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
         raise MessageError(
-            f"message {number}: its content has a part of type {quote(kind)}; klimb reads text alone"
+            f"message {number}: its content has a part of type {quote(kind)}; klimb reads only text"
         )
     if any(name in others for name in ("image", "image_url", "audio", "video")):
         raise MessageError(
-            f"message {number}: its content has a part with {others[0]!r}; klimb reads text alone"
+            f"message {number}: its content has a part with {others[0]!r}; klimb reads only text"
         )
     return part["text"]

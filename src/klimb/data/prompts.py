@@ -58,7 +58,9 @@ class Repeats:
     def __str__(self) -> str:
         places = ", ".join(f"{place} as {earlier}" for place, earlier in self.first)
         more = ", …" if self.num_rows > len(self.first) else ""
-        return f"{self.num_rows:,} prompts stand in the file before, and are drawn as often: {places}{more}"
+        return (
+            f"{self.num_rows:,} prompts are duplicates of earlier ones, and all are sampled: {places}{more}"
+        )
 
 
 class PromptFile(Sequence[PromptRow]):
@@ -257,7 +259,7 @@ def _digest(row: PromptRow) -> int:
             row.prompt if isinstance(row.prompt, str) else json.dumps(row.prompt, sort_keys=True, default=str)
         )
     except RecursionError as error:
-        raise DataError(f"{row.place}: a message is nested too deep to be read") from error
+        raise DataError(f"{row.place}: a message is nested too deeply to be read; flatten it") from error
 
 
 def _beside(row: PromptRow) -> list[str]:
@@ -287,7 +289,7 @@ def _prompt_of(value: Any, where: str) -> Text:
     except MessageError as error:
         raise DataError(f"{where}: {error}") from error
     except RecursionError as error:
-        raise DataError(f"{where}: a message is nested too deep to be read") from error
+        raise DataError(f"{where}: a message is nested too deeply to be read; flatten it") from error
     if problem := problem_with(prompt) or null_in(prompt):
         raise DataError(f"{where}: {problem}")
     return prompt

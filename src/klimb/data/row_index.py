@@ -75,8 +75,7 @@ class _Unchanged:
     def check(self) -> None:
         if self._look() != self._was:
             raise DataError(
-                f"{self._file}: was changed after it had been read: put it back as it was, or start again with what it "
-                "is now"
+                f"{self._file}: changed after it was read: restore it, or start again with the changed file"
             )
 
     def _look(self) -> tuple[int, int] | None:
@@ -252,9 +251,7 @@ class _Batches:
                 self._batches.clear()
                 for batch in rest:
                     if not batch.schema.equals(schema):
-                        raise DataError(
-                            f"{self._file}: its files differ in their columns or the types of them"
-                        )
+                        raise DataError(f"{self._file}: its files differ in their columns or column types")
                     stream.write_batch(batch)
                     yield batch
             self._batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(scratch)))

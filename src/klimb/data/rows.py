@@ -80,7 +80,7 @@ def kind_of(file: Path) -> Kind:
         if file.is_dir():
             return "folder"
     except OSError as error:  # a name that is too long
-        raise DataError(f"{str(file)[:_SHOWN]}…: cannot be looked for: {error.strerror}") from error
+        raise DataError(f"{str(file)[:_SHOWN]}…: cannot be accessed: {error.strerror}") from error
     form = form_of(file)
     if form not in KINDS or (form != file.suffix.lower() and form not in (*LINES, ".json")):
         hint = '; put each text on a line as {"prompt": "…"}' if form == ".txt" else ""

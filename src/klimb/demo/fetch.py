@@ -81,7 +81,7 @@ def _download(source: Source, scratch: Path) -> Path:
     if finished.returncode != 0 or not archives:
         raise DataError(
             f"cannot fetch {source.requirement} with pip: {finished.stderr.strip()[-500:]}\n"
-            f"Where there is no network, put its file {source.name} at {source.place}"
+            f"Without a network, put its file {source.name} at {source.place}"
         )
     return archives[0]
 

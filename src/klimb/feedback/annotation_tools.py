@@ -10,7 +10,7 @@ from klimb.io.show import Text
 
 SIDES = {"first": "left", "second": "right"}
 _ARGILLA_VALUES = {"first": "response1", "second": "response2", "tie": "tie"}
-_GUIDELINES = "Which answer is better? Label it a tie where neither is."
+_GUIDELINES = "Which answer is better? Label it a tie if neither is better."
 _LABEL_STUDIO = """<View>
   <Header value="Prompt"/>
   <Text name="prompt_text" value="$prompt_text"/>

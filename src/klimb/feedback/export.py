@@ -40,7 +40,7 @@ class Export:
         says: What it is, in a line.
         suffix: Ending of its files.
         rows: Makes its rows.
-        judgements_in: How many judgements a row holds.
+        judgements_in: How many judgements per row holds.
         settings: Makes the settings of a project that takes the rows, which stand in a file of their own.
         settings_suffix: Ending of that file.
     """
@@ -147,7 +147,7 @@ def export_store(store: "Store", form: str, file: Path, *, overwrite: bool = Fal
         write_file(file, export_records(records))
         num_judgements = sum(len(one.judgements) for one in records)
         return [
-            f"{file}: {len(records):,} pairs with {num_judgements:,} judgements: all that {store.where} holds"
+            f"{file}: {len(records):,} pairs with {num_judgements:,} judgements: everything in {store.where}"
         ]
     judgements = store.judgements()
     lines = [f"{file}: {export_file(judgements, form, file, overwrite=overwrite):,} rows"]
@@ -247,7 +247,9 @@ def _transcript(prompt: Text) -> str | None:
 
 
 EXPORTS = {
-    "comparisons": Export("all judgements that stand, with who, when and how long", ".jsonl", _comparisons),
+    "comparisons": Export(
+        "all judgements not taken back, with rater, time and duration", ".jsonl", _comparisons
+    ),
     "preferences": Export("TRL's prompt, chosen, rejected; ties have no place in it", ".jsonl", _preferences),
     "transcripts": Export(
         "Anthropic's chosen and rejected transcripts, without ties", ".jsonl", _transcripts
@@ -272,7 +274,7 @@ EXPORTS = {
 """The formats of judgements by name."""
 FORMS = {
     **{form: (export.says, export.suffix) for form, export in EXPORTS.items()},
-    STORE: ("all that is here; klimb feedback import makes the same store of it", ".jsonl"),
+    STORE: ("the whole store; klimb feedback import reads it back", ".jsonl"),
 }
 """Of each format what it is, in a line, and the ending of its files."""
 

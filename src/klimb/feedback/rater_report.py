@@ -200,6 +200,6 @@ def sentence(account: Account, flag: Flag) -> str:
         "agreement": f"agrees with the other raters on {agreement} shared pairs, no better than a coin",
         "opposite": f"agrees with the other raters on {agreement} shared pairs, less than a coin would: perhaps the "
         "question or the keys were misunderstood",
-        "speed": f"takes {account.median_seconds or 0.0:.1f} s a pair (median), too little to read two answers",
+        "speed": f"takes {account.median_seconds or 0.0:.1f} s per pair (median), too little to read two answers",
     }
     return f"{printable(account.rater)} {words[flag]}"

@@ -123,8 +123,8 @@ def leave_out(feedback: Feedback, raters: Sequence[str]) -> tuple[Feedback, int]
     known = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(_MOST_NAMED) if name)
     for rater in raters:
         if rater not in counts:
-            who = f"the raters are {known}" if known else "no judgement there names its rater"
-            raise DataError(f"without_raters: nobody called {rater!r} judged there; {who}")
+            who = f"the raters are {known}" if known else "no judgement names its rater"
+            raise DataError(f"without_raters: nobody called {rater!r} judged; {who}")
     left = replace(
         feedback,
         comparisons=[one for one in feedback.comparisons if one.rater not in raters],
@@ -132,7 +132,7 @@ def leave_out(feedback: Feedback, raters: Sequence[str]) -> tuple[Feedback, int]
     )
     num_left = len(left.comparisons) + len(left.ratings)
     if num_left == 0:
-        raise DataError(f"without_raters: nobody else judged there; the raters are {known}")
+        raise DataError(f"without_raters: nobody else judged; the raters are {known}")
     return left, len(said) - num_left
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SQLITE = b"SQLite format 3\0"
 NEEDED = (
-    "a reward is learned from pairs of which one answer is preferred, of two prompts or more: judge some (klimb label; "
+    "a reward is learned from pairs with a preferred answer, from two prompts or more: judge some (klimb label; "
     "about sixty are a start)"
 )
 """What a reward needs, for messages."""
@@ -64,7 +64,7 @@ class ImportReport:
             lines.append("nothing was added: the store has all of it already")
         if read.num_ranked:
             lines.append(
-                f"{read.num_ranked:,} rows were read as rankings, best first; where their order says nothing, "
+                f"{read.num_ranked:,} rows were read as rankings, best first; if their order means nothing, "
                 "import them with --unjudged"
             )
         lines += read.notes

@@ -94,7 +94,7 @@ def path() -> str:
 def _why_not(asked: str) -> str:
     built = _compiled()
     if asked not in _PATHS:
-        return "there is no such path of the kernels"
+        return "no such path of the kernels"
     if asked in built.paths:
         return "this processor cannot run it"
     return built.problem or "it was not compiled when klimb was installed here"

@@ -49,7 +49,7 @@ def product_path() -> str:
     """
     here, asked = product_paths_here(), os.environ.get(VARIABLE, "").strip()
     if asked and asked not in here:
-        why = "it does not work on this machine" if asked in _PATHS else "there is no such way to multiply"
+        why = "it does not work on this machine" if asked in _PATHS else "no such path of the matrix products"
         raise ConfigError(f"{VARIABLE}={asked}: {why}; use one of {', '.join(here)}, or unset it")
     return asked or here[0]
 

@@ -233,12 +233,12 @@ def _refusal(error: Exception, messages: Sequence[Message]) -> str:
     """What a template raised, and what to do."""
     said, roles = str(error).strip(), [message["role"] for message in messages]
     if isinstance(error, TemplateSyntaxError):
-        return f"the model's chat template is broken at its line {error.lineno}: {said}; mend it in the model's folder"
+        return f"the model's chat template is broken at its line {error.lineno}: {said}; fix it in the model's folder"
     if type(error).__name__ not in ("TemplateError", "ValueError"):
         said = f"{type(error).__name__}: {said}"
     words = f"the model's chat template refuses the messages: {said or type(error).__name__}"
     if "system" in roles and "system" in said.lower():
-        return f"{words}; put what the system says at the beginning of the first user's message"
+        return f"{words}; move the system message to the beginning of the first user message"
     if "altern" in said.lower():
         return f"{words}; its roles are {', '.join(roles)}: join messages of one role that follow each other"
     return f"{words}; its roles are {', '.join(roles)}"

@@ -124,7 +124,7 @@ def require_room(model: Any, tokenizer: Any, *, pads: bool) -> None:
             remedy = "set pad_token in tokenizer_config.json to a token that the model knows, such as its end token"
         raise ModelNotFoundError(
             f"its tokenizer has {len(tokenizer):,} tokens and the model {rows:,} embeddings, none for "
-            f"{', '.join(beyond.values())}: the tokens were added to the tokenizer alone: {remedy}"
+            f"{', '.join(beyond.values())}: the tokens were added only to the tokenizer: {remedy}"
         )
 
 
@@ -168,11 +168,11 @@ def _say_missing(missing: list[str], unread: list[str]) -> str:
         there = (
             f"the file has {summed_up(heads)} in its place: if that is the head, rename it to {missing[0]}"
         )
-        no_reward = "it is no finished reward model: learn one on it with klimb reward train --base"
+        no_reward = "it is not a finished reward model: learn one on it with klimb reward train --base"
         return f"{said}; {there if heads else no_reward}"
     if all(name.startswith(_WRITERS_HEADS) for name in missing):
         return (
-            f"{said}: save the model whole; or, where it is the same as the embeddings, set "
+            f"{said}: save the whole model; or, if it equals the embeddings, set "
             '"tie_word_embeddings": true in config.json'
         )
     others = [name for name in unread if not name.startswith(_WRITERS_HEADS)]

@@ -118,7 +118,7 @@ def read_header(file: Path) -> dict[str, StoredWeight]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise ModelNotFoundError(
-                f"{file.name} is cut off or no safetensors file ({size:,} bytes): fetch it again"
+                f"{file.name} is cut off or not a safetensors file ({size:,} bytes): fetch it again"
             )
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
@@ -129,7 +129,7 @@ def read_header(file: Path) -> dict[str, StoredWeight]:
             }
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ModelNotFoundError(f"{file.name} is no safetensors file: fetch it again") from error
+            raise ModelNotFoundError(f"{file.name} is not a safetensors file: fetch it again") from error
     if size != end:
         raise ModelNotFoundError(
             f"{file.name} is cut off: it has {size:,} bytes and its header says {end:,}: fetch it again"

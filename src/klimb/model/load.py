@@ -212,8 +212,8 @@ def _base_of(folder: Path, adapter: AdapterFiles | None) -> Path:
     if stored_weights(folder) and (folder / "config.json").is_file():
         if not adapter.is_of(folder):
             raise ModelNotFoundError(
-                f"it holds a whole model and an adapter, which was trained on another ({adapter.base}), so that it is "
-                "not certain whether the model has the adapter already: remove adapter_config.json if it has, else "
+                f"it holds a whole model and an adapter, which was trained on another ({adapter.base}), so klimb "
+                "cannot know whether the adapter is already merged: remove adapter_config.json if it has, else "
                 "move the adapter's files to a folder of their own"
             )
         return folder
@@ -221,7 +221,7 @@ def _base_of(folder: Path, adapter: AdapterFiles | None) -> Path:
     base = Path(place) if Path(place).is_dir() else fetch(place)
     if not (base / "config.json").is_file():
         raise ModelNotFoundError(
-            f"it is an adapter of {base}, which is no whole model itself: merge that one first"
+            f"it is an adapter of {base}, which is itself an adapter, not a whole model: merge that one first"
         )
     return base
 
@@ -232,28 +232,28 @@ def _require_kind(kind: Kind, config: dict[str, Any]) -> None:
     if not config.get("auto_map"):
         if not name:
             raise ModelNotFoundError(
-                "its config.json names no model_type: it is not the config.json of a model"
+                "its config.json has no model_type: it is not the config.json of a model"
             )
         if name not in CONFIG_MAPPING:
             raise ModelNotFoundError(
-                f"its model_type {name!r} is none that transformers {transformers.__version__} knows: upgrade "
+                f"its model_type {name!r} is unknown to transformers {transformers.__version__}: upgrade "
                 "transformers, if it is a newer model"
             )
     pad, rows = config.get("pad_token_id"), config.get("vocab_size")
     if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
         raise ModelNotFoundError(
-            f"config.json: pad_token_id {pad} is beyond its vocab_size {rows}: set it to null, or to a token that "
-            "there is"
+            f"config.json: pad_token_id {pad} is not below its vocab_size {rows}: set it to null, or to an existing "
+            "token"
         )
     if kind is not WRITER:
         return
     if re.search(r"SequenceClassification|TokenClassification|QuestionAnswering|RewardModel", architectures):
         raise ModelNotFoundError(
-            f"it is {architectures}, which judges or labels text and does not write: start from a language model"
+            f"it is {architectures}, which scores or labels text and does not generate it: start from a language model"
         )
     if config.get("is_encoder_decoder"):
         raise ModelNotFoundError(
-            f"it is an encoder-decoder ({name}), which writes from an encoded text: klimb trains decoders alone"
+            f"it is an encoder-decoder ({name}), which generates from an encoded text: klimb trains only decoders"
         )
 
 
@@ -313,7 +313,7 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         has_older = not (folder / "tokenizer.json").is_file()
         if has_older and ("sentencepiece" in str(error) or "tiktoken" in str(error)):
             raise ModelNotFoundError(
-                "its tokenizer is there in an older form alone, without tokenizer.json, and cannot be read without "
+                "its tokenizer is only there in an older format, without tokenizer.json, and cannot be read without "
                 "more packages: pip install sentencepiece tiktoken protobuf"
             ) from error
         raise ModelNotFoundError(

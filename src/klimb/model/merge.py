@@ -60,7 +60,7 @@ class AdapterFiles:
             "adapter's files into that model's folder"
         )
         if not self.base:
-            raise ModelNotFoundError(f"it is an adapter that does not say of which model; {remedy}")
+            raise ModelNotFoundError(f"it is an adapter that does not name its base model; {remedy}")
         named = Path(self.base).expanduser()
         for place in (named, self.folder / named, self.folder.parent / named):
             if place.is_dir() or place.is_file():
@@ -92,8 +92,8 @@ def find_adapter(folder: Path) -> AdapterFiles | None:
     if not (folder / _WEIGHTS).is_file():
         if (folder / _PICKLED).is_file():
             raise ModelNotFoundError(
-                f"its adapter's weights are pickled ({_PICKLED}), and reading a pickle can run any code: where you "
-                "trust its makers, load it with peft and save it again with save_pretrained, which writes safetensors"
+                f"its adapter's weights are pickled ({_PICKLED}), and reading a pickle can run any code: if you "
+                "trust its source, load it with peft and save it again with save_pretrained, which writes safetensors"
             )
         raise ModelNotFoundError(f"it has {CONFIG} and no {_WEIGHTS}: fetch the adapter's weights")
     return found
@@ -156,7 +156,7 @@ def merge_adapter(model: Any, files: AdapterFiles, task: str) -> Any:
 def _require_mergeable(files: AdapterFiles) -> None:
     kind, config = files.kind, files.config
     if kind in ("", "NONE"):
-        raise ModelNotFoundError(f"{CONFIG} names no peft_type, so what kind of adapter it is, is not known")
+        raise ModelNotFoundError(f"{CONFIG} has no peft_type, so the kind of adapter is unknown")
     if kind in _PROMPTS or kind in _ROUTED:
         what = (
             "adds to what is read, not to the weights"
@@ -175,7 +175,7 @@ def _require_mergeable(files: AdapterFiles) -> None:
         )
     if config.get("alora_invocation_tokens"):
         raise ModelNotFoundError(
-            "its adapter is an activated LoRA, which works after certain tokens alone and cannot be merged"
+            "its adapter is an activated LoRA, which works only after certain tokens and cannot be merged"
         )
 
 

@@ -44,7 +44,7 @@ _DEQUANTISE = {
     "mxfp4": "load it with AutoModelForCausalLM.from_pretrained(..., quantization_config=Mxfp4Config(dequantize=True))",
     "fp8": "load it with AutoModelForCausalLM.from_pretrained(..., "
     "quantization_config=FineGrainedFP8Config(dequantize=True))",
-    "bitsandbytes": "where bitsandbytes is installed, load it and call model.dequantize()",
+    "bitsandbytes": "install bitsandbytes, load it and call model.dequantize()",
 }
 
 
@@ -67,7 +67,7 @@ def find(source: str | Path) -> Path | str:
         return path
     if path.is_dir():
         if not os.access(path, os.R_OK | os.X_OK):
-            raise ModelNotFoundError(f"{source}: the folder may not be read by this user")
+            raise ModelNotFoundError(f"{source}: no permission to read the folder")
         if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
             raise ModelNotFoundError(f"{source}: the folder has no config.json; {_what_else(path)}")
         return path
@@ -79,7 +79,7 @@ def find(source: str | Path) -> Path | str:
     owner = Path(text.split("/", maxsplit=1)[0])
     # Beside rewards or runs a path is meant; beside downloaded models it may be a name on the hub.
     if owner.is_dir() and _is_klimbs(owner):
-        raise ModelNotFoundError(f"{source}: there is no such folder; {owner} has {_names_in(owner)}")
+        raise ModelNotFoundError(f"{source}: no such folder; {owner} has {_names_in(owner)}")
     return text
 
 
@@ -211,7 +211,7 @@ def _what_else(folder: Path) -> str:
         "it is empty": not names,
         "it is a pipeline of diffusers, which makes images: klimb trains language models": "model_index.json"
         in names,
-        f"it holds GGUF files, of which one is to be named itself: {folder / (ggufs or [''])[0]}": ggufs,
+        f"it holds GGUF files; name one of them: {folder / (ggufs or [''])[0]}": ggufs,
         "it is a checkpoint of a klimb run, not a model: name the run's model, or use klimb train --resume": (
             {"weights.safetensors", "optimiser.safetensors"} <= {*names}
         ),
@@ -223,12 +223,12 @@ def _what_else(folder: Path) -> str:
             any(name.endswith(".distcp") or "fsdp" in name for name in names)
         ),
         f"it is a folder of the hub's cache, with the model in {cached[-1].parent if cached else ''}": cached,
-        f"there are models below it, of which one is to be named: {', '.join(shown)}": below,
+        f"its subfolders hold models; name one of them: {', '.join(shown)}": below,
         "it has Meta's or Mistral's own layout (params.json): convert it to Hugging Face's with transformers": (
             "params.json" in names
         ),
-        f"it has {', '.join(weights[:4])} alone: put the model's config.json and tokenizer beside its weights": weights,
-        "it has the state of a training alone (an optimiser's and the like), and no weights": (
+        f"it has {', '.join(weights[:4])}: put the model's config.json and tokenizer beside its weights": weights,
+        "it has only the state of a training run (an optimiser's and the like), and no weights": (
             any(name.startswith(_OF_TRAINING) for name in names)
         ),
     }
@@ -245,8 +245,8 @@ def _without_weights(folder: Path) -> str:
     foreign = [name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".npz"))]
     known = {
         f"its weights are pickled ({', '.join(pickled)}); {PICKLE_REMEDY}": pickled,
-        f"its weights are GGUF files, of which one is to be named itself: {folder / (ggufs or [''])[0]}": ggufs,
-        f"its weights are in {len(others)} files and {_INDEX}, which says what is where, is missing: fetch it": (
+        f"its weights are GGUF files; name one of them: {folder / (ggufs or [''])[0]}": ggufs,
+        f"its weights are in {len(others)} files and the index {_INDEX} is missing: fetch it": (
             any("-of-" in name for name in others)
         ),
         f"it has no {_SINGLE}, but {', '.join(others[:4])}: is that the model under another name?": others,

@@ -16,8 +16,8 @@ PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 """What names of pickled weights end in."""
 
 PICKLE_REMEDY = (
-    "reading a pickle can run any code, so klimb reads safetensors alone: get the model in that format, or, where you "
-    "trust its makers, load it with transformers and save it again with save_pretrained"
+    "reading a pickle can run any code, so klimb reads only safetensors: get the model in that format, or, if you "
+    "trust its source, load it with transformers and save it again with save_pretrained"
 )
 """What to do about pickled weights."""
 

@@ -41,6 +41,6 @@ def require_known(ids: Sequence[int], model: Any, tokenizer: Any, what: str) -> 
         token = max(ids)
         raise DataError(
             f"{what} has the token {tokenizer.convert_ids_to_tokens(token)} ({token}), and the model has {rows:,} "
-            "embeddings: it was added to the tokenizer alone: take the tokenizer that the model came with, or call "
+            "embeddings: it was added only to the tokenizer: take the tokenizer that the model came with, or call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model"
         )

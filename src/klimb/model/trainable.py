@@ -108,7 +108,7 @@ def copy_weights(weights: Mapping[str, Tensor], present: Mapping[str, Tensor]) -
     """
     if unlike := weights.keys() ^ present.keys():
         raise ArgumentError(
-            f"weights: expected those of the {len(present)} that move, "
+            f"weights: expected those of the {len(present)} that are trained, "
             f"got {'none' if min(unlike) in present else 'one'} of the name {min(unlike)}"
         )
     for name, weight in present.items():

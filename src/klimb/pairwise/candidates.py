@@ -1,6 +1,6 @@
 """Completions to be judged: of models that a person names, with random numbers that are counted.
 
-Axes: B prompts, G completions a prompt.
+Axes: B prompts, G completions per prompt.
 """
 
 import itertools
@@ -318,7 +318,8 @@ def _find_model(name: str) -> NamedModel:
     if run is not None:
         if not (run.model / "config.json").is_file():
             raise ModelNotFoundError(
-                f"{name}: this run has no model: it was stopped before its end, and its checkpoints are no models"
+                f"{name}: this run has no model: it was stopped before its end, and its checkpoints "
+                "are not models; resume it"
             )
         return NamedModel(name, str(run.model), path)
     if path.is_dir() and not (path / "config.json").is_file():

@@ -211,7 +211,7 @@ def _result(
             if PEOPLE in config.by
             else "no reward had an opinion on both completions of a pair"
         )
-        raise DataError(f"nothing was judged, so that there is nothing to tell; {what_next}")
+        raise DataError(f"nothing was judged, so there is no result; {what_next}")
     names = [short_name(config.model_a), short_name(config.model_b)]
     if names[0] == names[1]:
         names = [config.model_a, config.model_b]

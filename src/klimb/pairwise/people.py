@@ -87,7 +87,7 @@ def ask_people(
         serve_page(store, config, say, serve, until=is_done)
     said, num_others = _by_place(store.judgements(), asked)
     if num_others:
-        say(f"{num_others:,} judgements in {store.where} are of other pairs; they are not counted")
+        say(f"{num_others:,} judgements in {store.where} belong to other pairs and are not counted")
     return _opinions(said, asked, (len(rows), len(drawn[0].candidates[0])))
 
 

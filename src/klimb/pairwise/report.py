@@ -40,7 +40,7 @@ def _win_rates(tallies: list[Tally], a: str) -> Figure:
 
     caption = (
         f"How often A ({a}) is preferred, a tie counting half; the bar is the 95 % interval over prompts. "
-        "Where it crosses the dashed line at one half, chance alone may explain the difference."
+        "If it crosses the dashed line at one half, the difference may be chance."
     )
     return draw_figure("Win rate", caption, draw)
 

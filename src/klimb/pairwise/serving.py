@@ -49,5 +49,5 @@ def claimed_to_label(store: str | Path) -> AbstractContextManager[None]:
     Raises:
         StoreError: A live run uses the store.
     """
-    advice = "judge on the run's own page, wait for its end, or choose another --store"
+    advice = "judge on the run's own page, wait until it ends, or choose another --store"
     return claimed(store, "a page for labelling (klimb label or compare)", advice=advice, is_shared=True)

@@ -28,7 +28,7 @@ def in_rows(tallies: Sequence[Tally]) -> list[tuple[str, list[str]]]:
 def lengths(result: ComparisonResult) -> list[str]:
     """What the completions are like, in sentences."""
     sentences = [
-        f"{letter} writes {side.mean_tokens:.1f} tokens, {side.mean_characters:.0f} characters a completion"
+        f"{letter} writes {side.mean_tokens:.1f} tokens, {side.mean_characters:.0f} characters per completion"
         + (f"; {side.num_empty:,} are empty" if side.num_empty else "")
         for letter, side in (("A", result.a), ("B", result.b))
     ]

@@ -74,7 +74,7 @@ class Completions:
 
     @property
     def mean_entropy(self) -> float:
-        """Entropy of the policy averaged over all tokens drawn, in nats a token."""
+        """Entropy of the policy averaged over all tokens drawn, in nats per token."""
         return float(self.token_entropies.sum() / self.lengths.sum())
 
     def rows_of_ids(self) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """The policy: a causal language model that is sampled, scored, moved, and compared with its reference.
 
-Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
+Axes: B prompts, G completions per prompt, N = B·G completions, T tokens.
 """
 
 import copy
@@ -340,7 +340,7 @@ class Policy:
         """
         if self.distribution.is_truncated and completions.supports is None:
             raise ArgumentError(
-                "completions: top_p, top_k or min_p truncates the distribution, and `supports` is None: the tokens "
+                "completions: top_p, top_k or min_p truncates the distribution, and `supports` is None, so the tokens "
                 "that each one was drawn from are not known, so a log-prob under them cannot be found"
             )
         if self.way.shares_prompts:

@@ -45,7 +45,7 @@ class Signature:
         self._name = name
         if inspect.isclass(function):
             raise RewardError(
-                f"reward {name}: is a class, which makes judges and is none: write judge = {function.__name__}() below "
+                f"reward {name}: is a class, not a function: write judge = {function.__name__}() below "
                 "it and name judge"
             )
         try:
@@ -111,7 +111,7 @@ class Signature:
             )
         columns = ", ".join(map(repr, sorted(known.keys() - set(RESERVED)))) or "none"
         return (
-            f"reward {self._name}: takes `{name}`, which is no column of the data and nothing that TRL hands over; the "
+            f"reward {self._name}: takes `{name}`, which is neither a column of the data nor an argument of TRL's; the "
             f"columns are {columns}"
         )
 

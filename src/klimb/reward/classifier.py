@@ -50,7 +50,7 @@ class ClassifierReward:
         self._uncertainty_penalty = uncertainty_penalty
         if uncertainty_penalty and self.scorer.members is None:
             raise ConfigError(
-                f"uncertainty_penalty: reward {source} has no ensemble whose spread could be taken off: learn it with "
+                f"uncertainty_penalty: reward {source} has no ensemble, so no disagreement to penalise: learn it with "
                 "klimb reward train --num-members 4"
             )
 

@@ -73,10 +73,10 @@ def answers(name: str, values: Any, num_completions: int) -> list[Answer]:
         given = None
     if given is None:  # nothing in it has a place, or its places are not numbers
         kind = type(values).__name__
-        failed = Failed(f"{expected} a list of {num_completions} numbers, one a completion, got {kind}")
+        failed = Failed(f"{expected} a list of {num_completions} numbers, one per completion, got {kind}")
         return [failed] * num_completions
     if len(given) != num_completions:
-        failed = Failed(f"{expected} {num_completions} numbers, one a completion, got {len(given)}")
+        failed = Failed(f"{expected} {num_completions} numbers, one per completion, got {len(given)}")
         return [failed] * num_completions
     return [_answer(expected, value) for value in given]
 
@@ -107,7 +107,7 @@ class Tolerance:
         if self._num_failed / self._num_completions > self._max_failed:
             raise RewardError(
                 f"{self._first}; {self._num_failed} of {self._num_completions} completions failed, more than "
-                f"max_failed {self._max_failed:g} allows: mend the reward, or raise --max-failed"
+                f"max_failed {self._max_failed:g} allows: fix the reward, or raise --max-failed"
             )
 
 

@@ -107,7 +107,7 @@ class HttpReward:
         if batch.rendered is None and not all(isinstance(prompt, str) for prompt in batch.prompts):
             raise RewardError(
                 f"reward {self.name}: a service is sent text, and chat messages become text by a policy's chat "
-                "template, which is not at hand here: use prompts that are text"
+                "template, which is not available here: use prompts that are text"
             )
         # A loop in a thread of its own: the whole exchange has one deadline, wherever this is called from.
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._client()) as client:
@@ -184,9 +184,13 @@ class HttpReward:
                     except httpx.RemoteProtocolError:
                         is_whole = False
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise self._error(f"gave no whole answer within {self._patience.timeout:g} s") from error
+            raise self._error(
+                f"no complete response within {self._patience.timeout:g} s; raise --reward-timeout"
+            ) from error
         except httpx.RemoteProtocolError as error:
-            raise self._error(f"hung up, or does not speak HTTP: {error}") from error
+            raise self._error(
+                f"connection closed, or not an HTTP server; check the address: {error}"
+            ) from error
         except (OSError, httpx.HTTPError) as error:
             raise self._error(_explain(error)) from error
         retry_after = _seconds_asked_for(response.headers.get("Retry-After", ""))
@@ -225,7 +229,7 @@ class HttpReward:
             )
         if len(given) != num_completions:
             raise self._error(
-                f"expected {num_completions} numbers, one a completion, got {len(given)}", may_be_one=True
+                f"expected {num_completions} numbers, one per completion, got {len(given)}", may_be_one=True
             )
         is_plain = (value is None or isinstance(value, int | float) for value in given)
         shown = [

@@ -116,7 +116,7 @@ def require_proven(specs: Sequence[str]) -> None:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if is_proven is False:
-            raise RewardError(f"reward {spec}: {said} --accept-unproven-reward trains on it all the same")
+            raise RewardError(f"reward {spec}: {said} --accept-unproven-reward trains on it anyway")
 
 
 def _require_names(specs: Sequence[str | NamedFunction | Reward]) -> None:

@@ -80,8 +80,8 @@ class JudgementRecord:
                 self._steps[int(row["step"])] = pairs
             except (ValueError, KeyError, TypeError) as error:
                 raise RunFolderError(
-                    f"{self._file}:{number}: not as a run writes it: {type(error).__name__}: {error}; put the file "
-                    "back as it was, or remove it: then what people said is taken from the store"
+                    f"{self._file}:{number}: damaged or edited: {type(error).__name__}: {error}; restore the file, "
+                    "or remove it: then klimb reads the judgements from the store"
                 ) from error
         if end < len(content):
             shorten(self._file, end)

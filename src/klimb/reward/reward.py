@@ -103,7 +103,7 @@ class Reward(Protocol):
     name: str
 
     def __call__(self, batch: Batch) -> Any:
-        """Return one number a completion, (N,), None where it has no opinion, `Failed` where something went wrong.
+        """Return one number per completion, (N,), None where it has no opinion, `Failed` where something went wrong.
 
         `WeightedSum` checks it; a `RewardError` is a failure of the whole batch.
         """

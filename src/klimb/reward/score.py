@@ -191,7 +191,7 @@ def _text_of(value: Any, where: str) -> Text:
     except MessageError as error:
         raise DataError(f"{where}: {error}") from error
     except RecursionError as error:
-        raise DataError(f"{where}: a message is nested too deep to be read") from error
+        raise DataError(f"{where}: a message is nested too deeply to be read; flatten it") from error
     if problem := problem_with(value):
         raise DataError(f"{where}: {problem}")
     return value

@@ -224,7 +224,7 @@ class Scorer:
             )
         if not can_score(self.model, ids):
             raise RewardError(
-                f"reward {self.name}: it scores a text at its end token, and the tokenizer puts none after this one"
+                f"reward {self.name}: it scores a text at its end token, and the tokenizer adds none after this text"
             )
         return ids
 

@@ -56,7 +56,7 @@ class TrainerState:
 
 
 class RewardLog:
-    """Takes what reward functions log of a batch: columns, one value a completion, and numbers of the batch.
+    """Takes what reward functions log of a batch: columns, one value per completion, and numbers of the batch.
 
     Args:
         num_completions: N.
@@ -99,7 +99,7 @@ class RewardLog:
         given = list(values)
         if len(given) != self._num_completions:
             raise ArgumentError(
-                f"log_extra({column!r}): expected {self._num_completions} values, one a completion, got {len(given)}"
+                f"log_extra({column!r}): expected {self._num_completions} values, one per completion, got {len(given)}"
             )
         self._columns[str(column)] = [_plain(value) for value in given]
 

@@ -1,6 +1,6 @@
 """Advantages of a rollout: of whole completions, and of tokens where an objective credits them.
 
-Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
+Axes: B prompts, G completions per prompt, N = B·G completions, T tokens.
 """
 
 from collections.abc import Callable

@@ -132,7 +132,7 @@ def _mask_words(objective: Objective) -> list[str]:
         )
     if objective.max_drift < math.inf:
         words.append(
-            f"Completions with A < 0 from which the policy has turned away by more than {objective.max_drift:g} nats a "
+            f"Completions with A < 0 from which the policy has moved away by more than {objective.max_drift:g} nats a "
             "token are left out; denominators stay."
         )
     return words
@@ -145,7 +145,7 @@ def _update_words(objective: Objective) -> str:
     return (
         f"Each batch is gone through {_times(objective.num_epochs)}, in {objective.num_minibatches} "
         f"minibatch{'' if objective.num_minibatches == 1 else 'es'} of whole prompts: {objective.num_updates} "
-        "updates a step; denominators are the minibatch's."
+        "updates per step; denominators are the minibatch's."
     )
 
 

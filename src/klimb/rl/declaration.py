@@ -80,7 +80,7 @@ def _kl_words(config: TrainConfig) -> list[str]:
     if algorithm.beta > 0:
         return [f"{estimated}, for metrics and bounds."]
     if config.measures_kl:
-        return [f"{estimated}, for the bound max_kl alone."]
+        return [f"{estimated}, only for the bound max_kl."]
     return ["The KL is not measured: no reference is kept. With max_kl it would be."]
 
 
@@ -174,7 +174,7 @@ def _target_words(config: TrainConfig) -> list[str]:
         return []
     return [
         f"β is {config.algorithm.beta:g} in the first step and moved after each, so that the KL stays near "
-        f"{config.kl_target:g} nats a completion, by at most a fifth of itself over {config.kl_horizon} completions."
+        f"{config.kl_target:g} nats per completion, by at most a fifth of itself over {config.kl_horizon} completions."
     ]
 
 

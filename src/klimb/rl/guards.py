@@ -24,11 +24,11 @@ _REST = 5  # steps from one halving to the next, so that the first can show
 _REMEMBERED = 20  # steps kept for comparison, besides the first
 _KEPT = ("step", "kl", "length", "entropy", "duplicate_rate", "grad_norm", "sampler_gap_mean", "guards")
 
-# Usual bounds, past what three seeds of the demo showed in their 40 steps: at most 0.69 nats a token from the
+# Usual bounds, past what three seeds of the demo showed in their 40 steps: at most 0.69 nats per token from the
 # reference, 64 % of the first entropy at least, one text for 6 % of a batch at most, a gradient 1.16 times the longest.
-_USUAL_KL = 3.0  # nats a token
+_USUAL_KL = 3.0  # nats per token
 _LEAST_SHARE_OF_ENTROPY = 0.1  # of the first step's
-_MOST_ADDED_ENTROPY = 3.0  # nats a token above the first step's
+_MOST_ADDED_ENTROPY = 3.0  # nats per token above the first step's
 _USUAL_SAME = 0.9  # of the batch
 _FEW = 4  # completions of which a share says little
 _USUAL_SPIKE = 10.0  # times the longest of the steps before
@@ -78,7 +78,7 @@ Guard = Callable[[Sequence[Step], Bounds], Finding | None]
 
 
 def watch_kl(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
-    """Whether the policy is further from its reference than `max_kl`, in nats a completion."""
+    """Whether the policy is further from its reference than `max_kl`, in nats per completion."""
     kl, stated = steps[-1].get("kl"), bounds.options.max_kl
     if kl is None:  # not measured
         return None
@@ -87,7 +87,7 @@ def watch_kl(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
         return None
     return Finding(
         "kl",
-        f"KL {kl:.1f} nats a completion, past {_show(bound, stated, 'max_kl')}",
+        f"KL {kl:.1f} nats per completion, past {_show(bound, stated, 'max_kl')}",
         "a reward that pays more than the KL costs, or steps too long",
         "raise --beta, or lower --lr",
         stated is not None,
@@ -95,14 +95,14 @@ def watch_kl(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
 
 
 def watch_low_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
-    """Whether the entropy has fallen below `min_entropy`, in nats a token: the policy says the same over and over."""
+    """Whether the entropy has fallen below `min_entropy`, in nats per token: the policy says the same over and over."""
     entropy, stated = steps[-1]["entropy"], bounds.options.min_entropy
     bound = _LEAST_SHARE_OF_ENTROPY * steps[0]["entropy"] if stated is None else stated
     if entropy >= bound:
         return None
     return Finding(
         "low entropy",
-        f"entropy {entropy:.2g} nats a token, below {_show(bound, stated, 'min_entropy')}",
+        f"entropy {entropy:.2g} nats per token, below {_show(bound, stated, 'min_entropy')}",
         "a reward that one answer pleases best",
         "raise --beta, or lower --lr; look at the completions",
         stated is not None,
@@ -110,16 +110,16 @@ def watch_low_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
 
 
 def watch_high_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
-    """Whether the entropy has risen above `max_entropy`, in nats a token: the policy comes apart."""
+    """Whether the entropy has risen above `max_entropy`, in nats per token: the policy comes apart."""
     entropy, stated = steps[-1]["entropy"], bounds.options.max_entropy
     bound = steps[0]["entropy"] + _MOST_ADDED_ENTROPY if stated is None else stated
     if entropy <= bound:
         return None
     return Finding(
         "high entropy",
-        f"entropy {entropy:.2f} nats a token, above {_show(bound, stated, 'max_entropy')}",
+        f"entropy {entropy:.2f} nats per token, above {_show(bound, stated, 'max_entropy')}",
         "steps so long that the model forgets its language",
-        "lower --lr, or draw more completions a step",
+        "lower --lr, or sample more completions per step",
         stated is not None,
     )
 
@@ -136,7 +136,7 @@ def watch_one_text(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
         "one text",
         f"{share:.0%} of the completions are one text, more than {_show(bound, stated, 'max_duplicate_share')}",
         "a reward that one text pleases whatever the prompt",
-        "mend the reward, or raise --beta",
+        "fix the reward, or raise --beta",
         stated is not None,
     )
 
@@ -166,7 +166,7 @@ def watch_gap(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
         return None
     return Finding(
         "sampler",
-        f"sampling and training are {gap:.2g} nats a token apart, over half of what stops the run",
+        f"sampling and training are {gap:.2g} nats per token apart, over half of what stops the run",
         "numbers too coarse for weights as they have become",
         "use --precision float32",
         False,

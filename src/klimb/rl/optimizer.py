@@ -23,7 +23,7 @@ from klimb.rl.surrogates import Surrogate
 from klimb.world import ALONE, TreeSum, World
 
 USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
-"""Most by which sampling and training may differ on average, in nats a token; on SmolLM2 6e-6 and 0.05 are seen."""
+"""Most by which sampling and training may differ on average, in nats per token; on SmolLM2 6e-6 and 0.05 are seen."""
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")  # of a weight that AdamW has moved, each in its shape
 _STATE = {"adamw": {"step", *_AVERAGES}, "sgd": set[str]()}
@@ -111,7 +111,7 @@ class PolicyOptimizer:
         policy: What is moved.
         config: The options.
         world: As above.
-        score: What a surrogate is a function of, one number a token; the policy's log-probs where None.
+        score: What a surrogate is a function of, one number per token; the policy's log-probs where None.
         rates: By a weight's name, what multiplies its learning rate; 1 where it is not named.
     """
 
@@ -202,7 +202,7 @@ class PolicyOptimizer:
         if not math.isfinite(grad_norm):
             raise DivergedError(
                 f"the gradient is not finite (length {grad_norm}) after {policy.num_updates} updates; "
-                "the weights were left as they are; a lower --lr may keep it so"
+                "the weights were not changed; try a lower --lr"
             )
         is_long = self._max_grad_norm is not None and grad_norm > self._max_grad_norm
         scale = self._max_grad_norm / grad_norm if self._max_grad_norm is not None and is_long else 1.0
@@ -343,9 +343,9 @@ class PolicyOptimizer:
     def _check_gap(self, gap: float) -> None:
         if gap > self._max_gap:  # NaN is reported as a gradient that is not finite
             raise SamplerGapError(
-                f"sampling and training differ by {gap:.2g} nats a token on average, more than max_logprob_mismatch "
-                f"{self._max_gap:g}, after {self._policy.num_updates} updates; the weights were left as they are. "
-                "The gradient would be that of another policy than was sampled: use --precision float32, or raise "
+                f"sampling and training differ by {gap:.2g} nats per token on average, more than max_logprob_mismatch "
+                f"{self._max_gap:g}, after {self._policy.num_updates} updates; the weights were not changed. "
+                "The gradient would not be that of the policy that sampled: use --precision float32, or raise "
                 "--max-logprob-mismatch if the gap has been creeping up in metrics.jsonl and you accept it"
             )
 
@@ -371,7 +371,7 @@ def _keys_by_name(
         place, _, what = key.rpartition("/")
         name, _, number = (place, "", "0") if place in weights else place.rpartition("/")
         if name not in weights or not number.isdecimal():
-            raise ArgumentError(f"moments: {key} is of none of the weights that move")
+            raise ArgumentError(f"moments: {key} belongs to none of the trained weights")
         found.setdefault(name, {}).setdefault(int(number), {})[what] = key
     by_name: dict[str, dict[str, list[str]]] = {name: {} for name in found}
     for name, pieces in found.items():

@@ -1,6 +1,6 @@
 """A rollout: prompts → completions → rewards, and the KL of each completion from the reference.
 
-Axes: B prompts, G completions a prompt, N = B·G completions.
+Axes: B prompts, G completions per prompt, N = B·G completions.
 """
 
 import math

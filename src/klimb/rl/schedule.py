@@ -41,7 +41,7 @@ class KLCoefficient:
         self._target, self._horizon = config.kl_target, config.kl_horizon
 
     def adapt(self, kl: float, num_samples: int) -> None:
-        """Take note of a step: its mean KL estimate, in nats a completion, and its number of completions."""
+        """Take note of a step: its mean KL estimate, in nats per completion, and its number of completions."""
         if self._target is not None:
             self.beta = adaptive_beta(
                 self.beta,

@@ -3,7 +3,7 @@
 What a slice's completions are does not depend on the other slices, and everything that is computed from the whole batch
 is computed from the same numbers on every rank, so the number of ranks changes no bit.
 
-Axes: B prompts, G completions a prompt, N = B·G completions, S slices, T tokens.
+Axes: B prompts, G completions per prompt, N = B·G completions, S slices, T tokens.
 """
 
 from collections.abc import Callable, Sequence

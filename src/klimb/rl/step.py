@@ -1,6 +1,6 @@
 """One step of a run: prompts → completions → rewards → advantages → score weights → gradient → weights, once or often.
 
-Axes: B prompts, G completions a prompt, N = B·G completions, T tokens.
+Axes: B prompts, G completions per prompt, N = B·G completions, T tokens.
 """
 
 from dataclasses import replace

@@ -226,4 +226,4 @@ def _returns_to_go(rollout: Rollout, config: TrainConfig) -> tuple[Bool[Tensor, 
 def _require_finite(values: Tensor, num_updates: int | None = None) -> None:
     if not bool(values.isfinite().all()):
         after = "" if num_updates is None else f" after {num_updates} updates"
-        raise DivergedError(f"the values are not finite{after}; a lower --value-lr may keep them so")
+        raise DivergedError(f"the values are not finite{after}; try a lower --value-lr")

@@ -96,7 +96,6 @@ def _store(rank: int, size: int, timeout: float) -> "Store":
         ) from error
     if num_here > 1:
         raise RankError(
-            f"rank {rank} of {size}: is there already at port {port} of {address}: another run uses it; choose another "
-            "--master-port"
+            f"rank {rank} of {size}: another run uses port {port} of {address}; choose another --master-port"
         )
     return PrefixStore(prefix, store)

@@ -50,7 +50,7 @@ class TorchWorld:
         if others != {name}:
             raise RankError(
                 f"rank {self.rank} of {self.size}: gathers {name} where others gather "
-                f"{', '.join(sorted(others - {name}))}: ranks have come apart; resume the run"
+                f"{', '.join(sorted(others - {name}))}: the ranks are no longer in step; resume the run"
             )
         return [value for message in messages for value in message["part"]]
 
@@ -186,7 +186,7 @@ def world_of_group(
     except (RuntimeError, ValueError) as error:
         raise RankError(
             f"rank {rank} of {size}: the ranks did not find each other within {timeout:g} s ({_first_line(error)}); "
-            "see that all were started, with the same address and port"
+            "check that all were started, with the same address and port"
         ) from error
     world = TorchWorld(rank, size, store, timeout, has_gpus=has_gpus)
     try:

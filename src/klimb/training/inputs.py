@@ -178,7 +178,7 @@ def _tokenizer_of(model: Any) -> Any:
         return AutoTokenizer.from_pretrained(resolve(place))
     except Exception as error:  # readers of tokenizers raise whatever the bytes lead to
         raise ConfigError(
-            f"tokenizer: {place} has none that can be loaded; give it beside a model that is an object: tokenizer=…"
+            f"tokenizer: {place} has none that can be loaded; if the model is an object, also give tokenizer=…"
         ) from error
 
 

@@ -70,7 +70,7 @@ def join_people(options: PeopleOptions, reward: WeightedSum, say: Say, *, seed: 
     assert isinstance(learned, ClassifierReward)  # noqa: S101  as above
     if options.people_pairs is not None and learned.scorer.members is None:
         raise ConfigError(
-            f"people_pairs: people are asked where an ensemble disagrees, and reward {learned.name} has one member: "
+            f"people_pairs: pairs are chosen where an ensemble disagrees, and reward {learned.name} has one member: "
             "learn it with klimb reward train --num-members 4"
         )
     if options.refit_every:
@@ -89,7 +89,7 @@ def store_claimed(options: CheckpointOptions, *, asks_people: bool) -> AbstractC
         return contextlib.nullcontext()
     from klimb.feedback.store.claim import LIVE, claimed
 
-    advice = f"wait for its end, stop it, or choose another --out than {options.out}"
+    advice = f"wait until it ends, stop it, or choose another --out than {options.out}"
     return claimed(store_of(options), LIVE, advice=advice)
 
 

@@ -81,7 +81,7 @@ def train(
     """
     observer = (observer or Display()) if world.rank == 0 else Observer()
     if from_step is not None and not resume:
-        raise ConfigError("from_step: has no meaning without resume")
+        raise ConfigError("from_step: only used with resume; add it, or leave from_step out")
     config = with_slices(config, world, resume=resume)
     if not resume:
         moment = agreed_moment(current_moment(), world)

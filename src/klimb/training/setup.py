@@ -128,7 +128,8 @@ def load_value_function(config: TrainConfig, policy: Policy, longest_prompt: int
         if context is not None and longest_prompt + config.max_new_tokens > context:
             raise ConfigError(
                 f"value_model: {config.value_source} reads {context} tokens at most, and prompts of {longest_prompt} "
-                f"with completions of {config.max_new_tokens} are longer; lower --max-new-tokens, or choose another one"
+                f"with completions of {config.max_new_tokens} are longer; lower --max-new-tokens, or choose "
+                "another model"
             )
         model = train_parts(loaded.model, config.num_trainable_layers, _lora(config), config.seed)
     return ValueModel(
@@ -182,7 +183,7 @@ def _prompt_facts(config: TrainConfig, rows: PromptFile) -> dict[str, str]:
     if rows.unread:
         names = ", ".join(f"{name!r} ({count:,} rows)" for name, count in sorted(rows.unread.items()))
         facts["columns"] = (
-            f"the policy reads {config.prompt_column!r} alone; {names} go to the rewards and are not in the prompt"
+            f"the policy reads {config.prompt_column!r} only; {names} go to the rewards and are not in the prompt"
         )
     if rows.num_continued:
         facts["prefill"] = (
@@ -206,7 +207,7 @@ def _value_words(config: TrainConfig) -> str:
     source = {HEAD: "a head on the policy's last hidden state", SELF: "a copy of the policy's model"}
     words = source.get(config.value_source, config.value_source)
     if config.value_warmup_steps:
-        words += f"; in the first {config.value_warmup_steps} steps it is trained alone"
+        words += f"; in the first {config.value_warmup_steps} steps only it is trained"
     return words
 
 

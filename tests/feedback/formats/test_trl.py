@@ -115,11 +115,11 @@ def test_a_prompt_under_other_names(read, columns, prompt):
     [
         (
             {"prompt": "p", "question": "q"},
-            "the prompt stands in two columns that differ, 'prompt' and 'question'",
+            "the prompt is in two columns that differ, 'prompt' and 'question'",
         ),
         ({"question": "q", "context": "Paris is big."}, "the column 'context' is not part of 'question'"),
         ({"prompt": [system("t"), user("q")], "system": "s"}, "differs from the system message"),
-        ({"prompt": "q", "images": ["x.png"]}, "images: klimb reads text alone"),
+        ({"prompt": "q", "images": ["x.png"]}, "images: klimb reads only text"),
         ({"prompt": "q", "labels": [True]}, "labels: a preference has the columns chosen and rejected"),
         ({"prompt": "q", "status": "contested"}, "status: 'contested' is not known"),
         (
@@ -129,7 +129,7 @@ def test_a_prompt_under_other_names(read, columns, prompt):
         ({"prompt": [{"role": "user", "content": None}]}, "it has no content"),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "its content has a part of type 'image_url'; klimb reads text alone",
+            "its content has a part of type 'image_url'; klimb reads only text",
         ),
     ],
 )
@@ -240,8 +240,8 @@ def test_several_answers_with_ranks_are_compared_by_them(read, reason):
     assert set(found.unread) == {"turns"}
     why = reason({"prompt": "q", "responses": ["a", "b"]})
     assert why == (
-        "responses: nothing says which is better; expected scores or ranks beside it, or, where nobody has judged, "
-        "--unjudged"
+        "responses: nothing says which is better; expected a column of scores or ranks; if nobody has judged, "
+        "add --unjudged"
     )
 
 

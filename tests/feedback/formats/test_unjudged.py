@@ -58,7 +58,7 @@ def test_a_verdict_under_an_unknown_name_is_not_taken_for_none(store, write_json
     assert place.endswith("in.jsonl:1")
     assert reason == (
         "no known column says which completion is better, and it has 'my_choice'; "
-        "where nobody has judged, add --unjudged"
+        "if nobody has judged, add --unjudged"
     )
     report = import_files(store, [file], unjudged=True)
     assert (report.refused, dict(report.feedback.unread)) == ([], {"my_choice": 1})
@@ -74,7 +74,7 @@ def test_completions_are_a_ranking_unless_they_are_said_to_be_unjudged(store, wr
     lines = import_files(store, [file]).lines()
     assert "3 comparisons, 3 of them new" in lines
     assert any(
-        line.startswith("1 rows were read as rankings, best first; where their order says") for line in lines
+        line.startswith("1 rows were read as rankings, best first; if their order means") for line in lines
     )
     assert len(store.judgements()) == 3
 
@@ -97,9 +97,9 @@ def test_a_judgement_among_rows_said_to_be_unjudged_is_refused(store, write_json
     ("row", "why"),
     [
         ({"prompt": "p", "completions": ["a"]}, "completions: expected a list of at least 2"),
-        ({"prompt": "p", "completions": ["a", "b", "a"]}, "the same completion stands in it twice: 'a'"),
+        ({"prompt": "p", "completions": ["a", "b", "a"]}, "the same completion occurs twice: 'a'"),
         ({"prompt": "p", "text": "a"}, "expected completions, or left and right, got 'prompt', 'text'"),
-        ({"prompt": "p", "left": "a", "right": "a"}, "the same completion stands in it twice"),
+        ({"prompt": "p", "left": "a", "right": "a"}, "the same completion occurs twice"),
     ],
 )
 def test_rows_that_make_no_pair_are_refused(store, write_jsonl, row, why):

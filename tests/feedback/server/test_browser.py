@@ -169,7 +169,7 @@ def test_all_pairs_are_judged_by_keyboard_alone(serve, open_page):
     assert page.inner_text("#finished-heading") == "Thank you, nothing left"
     assert page.evaluate("document.activeElement.id") == "finished-heading"
     assert "4 of 5 judged" in page.inner_text("#count")
-    assert "s a pair" in page.inner_text("#pace")
+    assert "s per pair" in page.inner_text("#pace")
     assert noted.trouble == []
     assert noted.requests
     assert all(url.startswith((served.address, "data:")) for url in noted.requests)

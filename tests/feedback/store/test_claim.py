@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def live(store):
-    return claimed(store, LIVE, advice="wait for its end")
+    return claimed(store, LIVE, advice="wait until it ends")
 
 
 def page(store):
@@ -38,7 +38,7 @@ def test_a_store_in_use_is_refused_with_its_name_the_process_and_what_to_do(stor
         pass
     assert f"{store}: a live run (klimb train --reward people), process {os.getpid()}" in str(found.value)
     assert f"on {socket.gethostname()}, since 20" in str(found.value)
-    assert str(found.value).endswith("is using this store; wait for its end")
+    assert str(found.value).endswith("is using this store; wait until it ends")
 
 
 def test_nothing_is_left_of_a_claim_that_came_to_nothing(store):

@@ -131,7 +131,7 @@ def test_a_judgement_sent_twice_counts_once(store):
     assert store.judge(answer(question)) == store.judge(answer(question))
     assert len(store.judgements()) == 1
     other = store.next_question("ann")
-    with pytest.raises(AlreadyJudgedError, match="stands for another judgement"):
+    with pytest.raises(AlreadyJudgedError, match="belongs to another judgement"):
         store.judge(answer(other, key=answer(question).key))
 
 
@@ -330,7 +330,7 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path):
     with sqlite3.connect(file) as connection:
         connection.execute("CREATE TABLE prompts (name TEXT)")
     connection.close()
-    with pytest.raises(StoreError, match="has tables named as klimb's that klimb did not make"):
+    with pytest.raises(StoreError, match="has tables with the names of klimb's that klimb did not make"):
         Store.open(file)
     with sqlite3.connect(file) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("prompts",)]
@@ -376,7 +376,7 @@ def test_a_store_that_another_program_holds_is_said(tmp_path, monkeypatch):
         store.add_pairs([pair(1)])
         holder = sqlite3.connect(file, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="another program has held it"):
+        with pytest.raises(StoreError, match="another program has locked it"):
             store.next_question("ann")
         holder.execute("ROLLBACK")
         holder.close()
@@ -389,5 +389,5 @@ def test_a_file_that_may_not_be_written_is_said(tmp_path):
     Store.open(file).close()
     file.chmod(0o444)
     tmp_path.chmod(0o555)
-    with pytest.raises(StoreError, match=r"may not be written|cannot be opened"):
+    with pytest.raises(StoreError, match=r"no permission to write|cannot be opened"):
         Store.open(file)

@@ -159,7 +159,7 @@ def test_pairs_that_say_nothing_leave_the_prior():
         ("cheerful", "expected words for it and against it, such as .* got 'cheerful'"),
         ("a / ", "expected words for it"),
         ("a / b / c", "expected words for it"),
-        ("good, kind / kind", "'kind' stands on both sides"),
+        ("good, kind / kind", "'kind' is on both sides"),
     ],
 )
 def test_a_criterion_of_another_form_is_refused(text, words):
@@ -246,6 +246,6 @@ def test_what_is_all_about_one_prompt_is_refused(tmp_path, model_folder):
 
     (tmp_path / "said.jsonl").write_text('{"prompt": "p", "left": "a", "right": "b", "preferred": "left"}\n')
     config = RewardConfig((str(tmp_path / "said.jsonl"),), str(model_folder), tmp_path / "reward")
-    with pytest.raises(DataError, match="too little feedback: 1 pairs: all is about one prompt"):
+    with pytest.raises(DataError, match="too little feedback: 1 pairs: all pairs have the same prompt"):
         train_reward(config)
     assert isinstance(DataError(""), KlimbError)

@@ -191,7 +191,7 @@ def test_caution_takes_the_ensembles_spread_off(tmp_path, model_folder):
 
 def test_caution_needs_an_ensemble(tmp_path, model_folder):
     out = train_reward(make_config(tmp_path, model_folder)).folder
-    with pytest.raises(KlimbError, match="has no ensemble whose spread could be taken off"):
+    with pytest.raises(KlimbError, match="has no ensemble, so no disagreement to penalise"):
         load_rewards([str(out)], uncertainty_penalty=1.0)
 
 

@@ -52,7 +52,7 @@ def test_a_choice_survives_json(tmp_path):
 
 def test_a_file_that_is_no_choice_is_named(tmp_path):
     (tmp_path / "best.json").write_text('{"step": 1}')
-    with pytest.raises(KlimbError, match=r"best\.json: not as a run writes it: KeyError"):
+    with pytest.raises(KlimbError, match=r"best\.json: damaged or edited: KeyError"):
         RunFolder(tmp_path).read_best()
 
 

@@ -107,8 +107,8 @@ def test_the_arithmetic_of_the_batch_is_spelled_out(make_config):
     words = check_batch(make_config(micro_batch_size=4), 9, 7, 12).words
     # 2 prompts × 12 tokens + 6 completions × 5 tokens; 7 prompts make 3 steps, and one waits.
     assert words == (
-        "2 prompts × 3 completions = 6 samples a step, at most 54 tokens, in 2 micro-batches; "
-        "7 prompts = 3 steps an epoch; 9 steps = 3 epochs"
+        "2 prompts × 3 completions = 6 samples per step, at most 54 tokens, in 2 micro-batches; "
+        "7 prompts = 3 steps per epoch; 9 steps = 3 epochs"
     )
 
 

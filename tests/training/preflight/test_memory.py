@@ -53,7 +53,7 @@ def predict(size=SIZE, **changes):
 
 
 def test_what_is_held_is_weights_reference_and_moments():
-    # 4 bytes a weight, 4 of its reference, and two moments of 4 each.
+    # 4 bytes per weight, 4 of its reference, and two moments of 4 each.
     assert predict().held == {
         "Python, libraries, rewards": 10,
         "weights": 4000,

@@ -53,14 +53,14 @@ def test_a_reference_that_is_another_model_fails_the_start(make_setting):
     found = run_preflight(setting)
     assert result_of(found, "start").outcome == "failed"
     assert "policy and reference must be one model at first" in result_of(found, "start").remedy
-    with pytest.raises(PreflightError, match=r"preflight: start: KL .*--no-preflight begins all the same"):
+    with pytest.raises(PreflightError, match=r"preflight: start: KL .*--no-preflight skips this check"):
         found.require_passed()
 
 
 def test_the_start_agrees_to_the_bit_and_says_so(make_setting):
     setting = make_setting()
     probe = draw_probe(setting.policy, setting.rows, setting.config)
-    assert check_start(setting.policy, probe, 0.0).words == "KL 0 nats a completion, ratio within 0 of 1"
+    assert check_start(setting.policy, probe, 0.0).words == "KL 0 nats per completion, ratio within 0 of 1"
 
 
 def test_a_policy_that_goes_on_is_not_asked_to_be_its_reference(make_setting):
@@ -276,7 +276,7 @@ def test_klimb_check_takes_a_file_of_options(make_config, tmp_path, capsys):
         f'out = "{config.out}"\nmax_new_tokens = 5\nprompts_per_step = 3\n'
     )
     assert main(["check", "--config", str(tmp_path / "run.toml"), "--completions-per-prompt", "2"]) == 0
-    assert "3 prompts × 2 completions = 6 samples a step" in capsys.readouterr().out
+    assert "3 prompts × 2 completions = 6 samples per step" in capsys.readouterr().out
 
 
 def test_without_preflight_nothing_is_checked(make_config):

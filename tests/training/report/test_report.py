@@ -145,7 +145,7 @@ def test_a_last_line_that_was_cut_off_is_passed_over(folder):
 
 def test_options_that_cannot_be_read_are_named(folder):
     (folder.path / "config.json").write_text('{"lr": 1}')
-    with pytest.raises(KlimbError, match=r"config\.json: not the options of this klimb"):
+    with pytest.raises(KlimbError, match=r"config\.json: not options of this version of klimb"):
         write_report(folder)
     (folder.path / "config.json").write_text("{")
     with pytest.raises(KlimbError, match=r"config\.json: not JSON"):

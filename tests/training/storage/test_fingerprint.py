@@ -39,7 +39,7 @@ def test_the_same_content_passes():
             {"prompts": {"content": "d" * 64}},
             "prompts: its content differs (SHA-256 aaaaaaaaaaaa… then, dddd",
         ),
-        ({"prompts": {}}, "prompts: cannot be found any more"),
+        ({"prompts": {}}, "prompts: no longer found"),
         ({"model": {"config.json": "b" * 64}}, "model: model.safetensors is missing"),
         ({"model": THEN["model"] | {"more.json": "e"}}, "model: more.json is new"),
         ({"model": THEN["model"] | {"config.json": "e" * 64}}, "model: config.json differs"),
@@ -55,7 +55,7 @@ def test_other_content_is_named_with_what_differs(changes, message):
 
 def test_content_that_is_accepted_does_not_excuse_other_content():
     now = {"prompts": {"content": "d" * 64}, "model": {}}
-    with pytest.raises(ConfigError, match="model: cannot be found any more") as caught:
+    with pytest.raises(ConfigError, match="model: no longer found") as caught:
         check_fingerprints(THEN, now, ["prompts"])
     assert "prompts:" not in str(caught.value)
 
@@ -71,5 +71,5 @@ def test_fingerprints_survive_their_file(tmp_path):
 def test_a_file_of_fingerprints_that_is_damaged_is_named(content, tmp_path):
     file = tmp_path / "fingerprints.json"
     file.write_text(content)
-    with pytest.raises(RunFolderError, match=r"fingerprints\.json: not as a run writes it"):
+    with pytest.raises(RunFolderError, match=r"fingerprints\.json: damaged or edited"):
         read_fingerprints(file)

@@ -136,7 +136,7 @@ def test_of_a_service_it_is_said_that_nothing_can_be_told(make_options, run):
 
     resumption = plan_resumption(replace(config, judges=(url,)))
     now = take_fingerprints(config)
-    assert resumption.compare(now) == [f"{url}: a service; whether it answers as it did cannot be told"]
+    assert resumption.compare(now) == [f"{url}: a service; klimb cannot check that it answers as before"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def test_options_that_change_are_shown_and_recorded_and_hold_from_there_on(plain
     )
     assert "lr: 0.005 → 0.05" in screen
     assert "keep_checkpoints: 3 → none" in screen
-    assert "micro_batch_size: 2 → 3 (its sums are rounded otherwise)" in screen
+    assert "micro_batch_size: 2 → 3 (rounding may differ)" in screen
     folder, before = RunFolder.open(cut.out), RunFolder.open(plain.out)
     factors = [
         now["lr"] / then["lr"]
@@ -97,14 +97,14 @@ def test_other_content_is_refused_by_name_and_can_be_accepted(
     run(config, cut_at=1)
     edit(tmp_path / changed)
     before = tree(config.out)
-    with pytest.raises(ConfigError, match="the run began with other content: ") as caught:
+    with pytest.raises(ConfigError, match="the content has changed since the run began:  ") as caught:
         run(config, resume=True)
     assert f"{name}: " in str(caught.value)
     assert f"--accept {name}" in str(caught.value)
     assert "then, " in str(caught.value)
     assert tree(config.out) == before
     screen = run(config, resume=True, accept=[name])
-    assert f"{name}: other content than the run began with, which is accepted" in screen
+    assert f"{name}: the content has changed since the run began; accepted" in screen
     (entry,) = RunFolder.open(config.out).read_resumed()
     assert entry["accepted"] == [name]
 
@@ -117,7 +117,7 @@ def test_another_environment_is_told_and_recorded_and_goes_on(cut, run, monkeypa
     now = then | {"kernels": "others", "threads": "64"}
     monkeypatch.setattr("klimb.training.run.describe_environment", lambda _: now)
     screen = run(cut, resume=True)
-    assert f"kernels: {then['kernels']} → others (its sums may be rounded otherwise)" in screen
+    assert f"kernels: {then['kernels']} → others (rounding may differ)" in screen
     assert f"threads: {then['threads']} → 64 (" in screen
     assert "torch: " not in screen
     (entry,) = RunFolder.open(cut.out).read_resumed()
@@ -143,9 +143,7 @@ def test_prompts_that_were_moved_are_known_by_their_content(plain, cut, run, ess
 def test_files_that_lie_elsewhere_are_refused_where_nothing_tells_that_they_are_the_same(cut, run, tmp_path):
     shutil.copy(cut.prompts, tmp_path / "elsewhere.jsonl")
     (cut.out / "fingerprints.json").unlink()
-    with pytest.raises(
-        ConfigError, match="prompts: lies elsewhere, and whether it is the same cannot be told"
-    ):
+    with pytest.raises(ConfigError, match="prompts: has moved, and .* is missing, so klimb cannot check"):
         run(replace(cut, prompts=tmp_path / "elsewhere.jsonl"), resume=True)
 
 
@@ -194,7 +192,7 @@ def test_a_run_without_a_good_checkpoint_is_refused(cut, run, tree):
     for step in (2, 4):
         cut_short(cut.out / "checkpoints" / f"step-00000{step}")
     before = tree(cut.out)
-    message = r"none of its checkpoints is good: .*step-000004.*cut short.*step-000002.*cut short"
+    message = r"none of its checkpoints can be used:  .*step-000004.*cut short.*step-000002.*cut short"
     with pytest.raises(RunFolderError, match=message):
         run(cut, resume=True)
     assert tree(cut.out) == before
@@ -217,7 +215,7 @@ def test_a_checkpoint_whose_lines_are_gone_is_passed_over(name, cut, run):
 def test_a_folder_that_is_in_use_is_refused(cut, run):
     with (
         RunFolder.find(cut.out).claimed(),
-        pytest.raises(RunFolderError, match="another process is running in it"),
+        pytest.raises(RunFolderError, match="another process is using it"),
     ):
         run(cut, resume=True)
 

@@ -135,7 +135,7 @@ def test_a_folder_that_vanishes_stops_the_run_and_that_is_said(make_options, run
     config = make_options(reward=(f"{tmp_path / 'vandal.py'}:f",))
     with pytest.raises(RunFolderError, match=r"cannot be written to: .*No such file") as caught:
         run(config)
-    assert caught.value.__notes__[1] == "the run's folder is gone, and its checkpoints with it"
+    assert caught.value.__notes__[1] == "the run's folder has been removed, with its checkpoints"
     assert not config.out.exists()
 
 

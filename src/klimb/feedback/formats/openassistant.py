@@ -27,7 +27,7 @@ def read_tree(fields: Fields) -> list[Comparison]:
     """Compare every two ranked answers to the same message; rank 0 is the best."""
     if is_message(fields):
         raise RefusedError(
-            "one message of a conversation of Open Assistant, whose others stand in other rows: take the file of "
+            "one message of a conversation of Open Assistant; its other messages are in other rows: use the file of "
             "trees (….trees.jsonl.gz), which has a conversation in each row"
         )
     for name in _ABOUT_TREES:

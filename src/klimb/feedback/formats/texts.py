@@ -43,7 +43,7 @@ def read_prompt(fields: Fields) -> Text:
     name = fields.first(*PROMPTS)
     for images in ("images", "image", "audio", "videos"):
         if fields.has(images):
-            raise RefusedError(f"{images}: klimb reads text alone")
+            raise RefusedError(f"{images}: klimb reads only text")
     prompt: Text = "" if name is None else _prompt_in(fields, name)
     if name == "instruction" and fields.has("input"):
         prompt = _with_input(prompt, fields.get("input"))
@@ -120,7 +120,7 @@ def _compare_with_others(fields: Fields, name: str, prompt: Text) -> None:
             continue
         if not any(value.strip() in text for text in texts):
             raise RefusedError(
-                f"the prompt stands in two columns that differ, {name!r} and {other!r}: put what is to be answered "
+                f"the prompt is in two columns that differ, {name!r} and {other!r}: join what is to be answered "
                 "into one column named prompt"
             )
         fields.get(other)
@@ -128,7 +128,7 @@ def _compare_with_others(fields: Fields, name: str, prompt: Text) -> None:
         value = fields.get("context")
         if not any(value.strip() in text for text in texts):
             raise RefusedError(
-                f"the column 'context' is not part of {name!r}: put what is to be read and answered into one column "
+                f"the column 'context' is not part of {name!r}: join what is to be read and answered in one column "
                 "named prompt"
             )
 
@@ -198,7 +198,7 @@ def answer(name: str, value: Any, fields: Fields | None = None) -> tuple[list[Me
                 f"{name}: expected a last message of the assistant, got one of role {last['role']!r}"
             )
         if last.get("tool_calls") or last.get("function_call"):
-            raise RefusedError(f"{name}: calls tools ('tool_calls'), which is no text to be compared")
+            raise RefusedError(f"{name}: calls tools ('tool_calls') and has no text to compare")
         if fields is not None:
             for key in sorted(last.keys() - {"role", "content", "name"} - METADATA):
                 fields.leave(f"{name}[].{key}")

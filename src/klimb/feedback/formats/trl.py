@@ -71,9 +71,7 @@ def read_preference(fields: Fields) -> list[Comparison]:
         fields.uncounted[f"rows of status {status!r}"] += 1
         return []
     if status not in (None, "tie", "unchanged", "swapped", "submitted", "completed"):
-        raise RefusedError(
-            f"status: {quote(status)} is not known; remove the column where it does not matter"
-        )
+        raise RefusedError(f"status: {quote(status)} is unknown; remove the column if it does not matter")
     names = next(pair for pair in SIDES if set(pair) <= set(fields))
     for column in ("labels", "label"):
         if fields.has(column):
@@ -260,14 +258,14 @@ def read_list(fields: Fields) -> list[Comparison] | list[Rating]:
     scores = _numbers(fields, SCORE_LISTS, [score for _, score, _ in found])
     ranks = _numbers(fields, RANK_LISTS, [rank for _, _, rank in found])
     if len(set(texts)) != len(texts):
-        raise RefusedError(f"{name}: the same text stands in it twice")
+        raise RefusedError(f"{name}: the same text occurs twice")
     prompt, rater = read_prompt(fields), read_rater(fields)
     if scores is not None:
         pairs = zip(texts, scores, strict=True)
         return [Rating(prompt, text, score, rater) for text, score in pairs if score is not None]
     if ranks is None and name != "completions":
         raise RefusedError(
-            f"{name}: nothing says which is better; expected scores or ranks beside it, or, where nobody has judged, "
+            f"{name}: nothing says which is better; expected a column of scores or ranks; if nobody has judged, add "
             "--unjudged"
         )
     order = list(range(len(texts))) if ranks is None else ranks
@@ -310,8 +308,8 @@ def _require_no_verdict(fields: Fields, name: str) -> None:
         if is_empty(said) or (isinstance(said, str) and said not in values and not _is_written_number(said)):
             continue
         raise RefusedError(
-            f"{other}: may say which of {name} is better, {quote(said)}, and their order would: put scores or ranks "
-            "into a column of that name, or remove it where the order counts, best first; where nobody has judged, "
+            f"{other}: may say which of {name} is better, {quote(said)}, and so may their order: move scores or ranks "
+            "into a column of that name, or remove it if they are ordered best first; if nobody has judged, "
             "add --unjudged"
         )
 

@@ -35,7 +35,7 @@ def read_unjudged(fields: Fields) -> list[PairRecord]:
     for value in _values(fields, name):
         text, *numbers = listed(fields, name, value)
         if numbers != [None, None]:
-            raise RefusedError(f"{name}: scores or ranks stand in it; import this row without --unjudged")
+            raise RefusedError(f"{name}: has scores or ranks; import this row without --unjudged")
         texts.append(text)
     return _pairs(texts, read_prompt(fields))
 
@@ -51,7 +51,7 @@ def read_two(fields: Fields) -> list[PairRecord]:
     if left and not is_empty_verdict:
         raise RefusedError(
             f"no known column says which completion is better, and it has {', '.join(map(quote, left))}; "
-            "where nobody has judged, add --unjudged"
+            "if nobody has judged, add --unjudged"
         )
     return found
 
@@ -88,7 +88,7 @@ def _pairs(texts: list[str], prompt: Text) -> list[PairRecord]:
         raise RefusedError(f"expected at least 2 completions, got {len(texts)}")
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
-        raise RefusedError(f"the same completion stands in it twice: {cut(twice)!r}")
+        raise RefusedError(f"the same completion occurs twice: {cut(twice)!r}")
     return [
         PairRecord(prompt, Candidate(one), Candidate(other))
         for one, other in itertools.combinations(texts, 2)

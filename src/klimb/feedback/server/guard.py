@@ -93,7 +93,7 @@ class Guard:
                 request,
                 421,
                 "Not this address",
-                "This page is served to this machine alone: open it by the address http://127.0.0.1 or localhost.",
+                "This page is served only to this machine: open it by the address http://127.0.0.1 or localhost.",
             )
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAX_BODY:

@@ -100,9 +100,7 @@ def listen(options: ServeOptions, flags: str = "--") -> socket.socket:
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=256)
     except socket.gaierror as error:
-        raise ConfigError(
-            f"{flags}host {options.host}: there is no such address ({error.strerror})"
-        ) from error
+        raise ConfigError(f"{flags}host {options.host}: no such address ({error.strerror})") from error
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: f"port {options.port} is in use; choose another with {flags}port",
@@ -125,8 +123,8 @@ def page_links(options: ServeOptions) -> list[str]:
     return [
         f"for raters:            {address}/{_ending(options.rater_token)}",
         f"for you, with results: {address}/results{_ending(options.owner_token)}",
-        "whoever has a link is let in; nothing is encrypted, so outside a network that you trust put a proxy with "
-        "TLS in front",
+        "everyone who has a link can open the page; nothing is encrypted, so outside a network that you trust put a "
+        "proxy with TLS in front",
     ]
 
 

@@ -19,9 +19,9 @@ from klimb.io.show import redact
 _PATIENCE = 30.0  # seconds that a write waits for another program's
 _MIGRATING = 5_402_118  # the lock that PostgreSQL is asked for while tables are made
 _REASONS = (
-    ("locked", "another program has held it for half a minute; close that program, or try again"),
+    ("locked", "another program has locked it for half a minute; close that program, or try again"),
     ("disk is full", "the disk is full; free some space and send the last judgement again"),
-    ("readonly", "it may not be written; give yourself the right to write the file and its folder"),
+    ("readonly", "no permission to write; make the file and its folder writable"),
     ("unable to open", "it cannot be opened; its folder must exist, and you must be allowed to write there"),
     ("not a database", "it is not a SQLite database; choose another --store"),
     ("malformed", "the file is damaged; restore it from a copy"),
@@ -96,7 +96,7 @@ class Database:
         names = set(inspect(connection).get_table_names())
         if VERSION_TABLE not in names and names & TABLES:
             raise StoreError(
-                f"{self.where}: has tables named as klimb's that klimb did not make; choose another --store"
+                f"{self.where}: has tables with the names of klimb's that klimb did not make; choose another --store"
             )
         upgrade(connection, self.where)
 

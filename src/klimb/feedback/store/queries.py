@@ -89,7 +89,7 @@ def judgement_of_key(connection: Connection, answer: Answer) -> int | None:
     if found is None:
         return None
     if (found.pair_id, found.rater) != (answer.pair_id, answer.rater):
-        raise AlreadyJudgedError(f"the key {answer.key!r} stands for another judgement; choose a new one")
+        raise AlreadyJudgedError(f"the key {answer.key!r} belongs to another judgement; choose a new one")
     return found.id
 
 

@@ -127,6 +127,6 @@ def upgrade(connection: Connection, where: str) -> None:
             raise
         newest = ScriptDirectory.from_config(config).get_current_head()
         raise StoreError(
-            f"{where}: this store was written by a newer klimb; this one knows its form up to {newest}. "
+            f"{where}: this store was written by a newer klimb; this one reads schema versions up to {newest}. "
             "Nothing was changed; install the newer version: pip install -U klimb"
         ) from error

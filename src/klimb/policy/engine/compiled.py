@@ -17,7 +17,7 @@ from klimb.policy.engine.prefix import Engine
 VARIABLE = "KLIMB_COMPILE"
 """The environment variable that asks for compiled layers (`on`)."""
 
-_TOLERANCE = 0.1  # nats a token, in bfloat16; another model would give more
+_TOLERANCE = 0.1  # nats per token, in bfloat16; another model would give more
 BACKEND = "inductor"
 
 

@@ -17,7 +17,7 @@ from klimb.policy.engine.prefix import Engine, Prefix
 _PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 _COMPLETIONS = [[6, 5, 3], [5, 8, 9], [7, 9, 3]]
 _TOLERANCE = (
-    2e-3  # nats a token, well above float32's rounding (1e-4 is seen) and below what another model would give
+    2e-3  # nats per token, well above float32's rounding (1e-4 is seen), below what another model would give
 )
 _HALF_TOLERANCE = 0.1  # where the model itself is in a half type
 

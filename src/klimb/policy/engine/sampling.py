@@ -38,7 +38,7 @@ def draw(
         engine: The model.
         prompts: Token ids of B prompts.
         prompt_of: For each completion the index of its prompt, (N,).
-        uniforms: One number a token and completion, (N, T), float64; T is the most tokens that
+        uniforms: One number per token and completion, (N, T), float64; T is the most tokens that
             a completion may have.
         distribution: What tokens are drawn from.
         end_ids: Token ids of which any ends a completion, as its last token.
@@ -134,7 +134,7 @@ class DecodeState:
         rows: Which completions are in the batch, (n,).
 
     Args:
-        uniforms: One number a token and completion, (N, T), float64.
+        uniforms: One number per token and completion, (N, T), float64.
         end_ids: Token ids of which any ends a completion.
         options: What else ends one, and what is recorded.
         prompts: Token ids of each completion's prompt, (N,), which stop strings need.
@@ -173,9 +173,7 @@ class DecodeState:
         """Draw the next token of every completion in the batch; those of ended ones count for nothing."""
         log_probs = distribution.log_probs(logits)
         if bool(log_probs[:, 0].isnan().any()):  # one NaN among a row's logits makes all its log-probs NaN
-            raise DivergedError(
-                "the model's predictions are not numbers (NaN); a lower --lr may keep them so"
-            )
+            raise DivergedError("the model's predictions are NaN; try a lower --lr")
         rows, position = self.rows, self._position
         support = self._support(log_probs, distribution)
         if support is not None:

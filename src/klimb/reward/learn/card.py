@@ -25,7 +25,7 @@ def draw_card(result: RewardResult, config: RewardConfig) -> str:
     results = (
         ("pairwise accuracy, with its 95 % interval", interval),
         ("pairs", f"{found.num_pairs:,}, {found.num_clear:,} of them no tie"),
-        ("negative log-likelihood, nats a pair", f"{found.nll:.3f} (always a tie: {found.coin:.3f})"),
+        ("negative log-likelihood, nats per pair", f"{found.nll:.3f} (always a tie: {found.coin:.3f})"),
         ("accuracy of preferring the longer text", f"{found.length_accuracy:.1%}"),
     )
     options = (

@@ -11,7 +11,7 @@ def show_reward(result: RewardResult, console: Console | None = None) -> None:
     """Print what the reward is worth and where it is."""
     say = (console or Console(highlight=False, soft_wrap=True)).print
     if result.is_crossed:
-        say("All pairs were learned from; each tenth of them is tested on what the others teach.")
+        say("Learned from all pairs; tested by 10-fold cross-validation.")
     unit = "prompts" if result.has_prompts else "texts"
     held_out = result.held_out
     table = Table(title=f"Evaluated on {unit} held out", title_justify="left")

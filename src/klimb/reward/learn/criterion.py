@@ -32,7 +32,7 @@ def criterion_direction(
     ]
     if both := tokens[0] & tokens[1]:
         raise ConfigError(
-            f"criterion: words of either side begin with the same token, {tokenizer.decode(sorted(both)[:1])!r}; "
+            f"criterion: words of both sides begin with the same token, {tokenizer.decode(sorted(both)[:1])!r}; "
             "choose others"
         )
     rows = _output_embeddings(base, scorer_model)
@@ -53,7 +53,7 @@ def _first_token(tokenizer: Any, word: str) -> int:
 def _output_embeddings(base: str | Path, scorer_model: Any) -> Any:
     """The rows by which the model makes its logits: its token embeddings where the two are tied."""
     if scorer_model.config.is_encoder_decoder or not getattr(scorer_model, "score", None):
-        raise ConfigError(f"criterion: {base} is no decoder that writes texts; leave the criterion out")
+        raise ConfigError(f"criterion: {base} is not a decoder that generates text; leave the criterion out")
     inputs = scorer_model.get_input_embeddings().weight
     if scorer_model.config.get_text_config().tie_word_embeddings:
         return inputs.detach()

@@ -50,7 +50,7 @@ class Evaluation:
         accuracy: Pairwise accuracy, ties left out: the share of pairs that are ordered as people did.
         accuracy_low: Lower end of its 95 % interval, over prompts or texts drawn anew.
         accuracy_high: Upper end.
-        nll: Mean negative log-likelihood, in nats a pair.
+        nll: Mean negative log-likelihood, in nats per pair.
         coin: The same where every score is 0; log 2 without ties.
         calibration: Predicted against observed.
         calibration_error: Mean |predicted − observed|, weighted by pairs.

@@ -83,7 +83,7 @@ class RefittedReward:
         scorer = learned.scorer
         if not scorer.has_plain_head:
             raise RewardError(
-                f"reward {self.name}: has no linear head that could be learned anew; leave out refit"
+                f"reward {self.name}: has no linear head that can be refitted; leave refit_every out"
             )
         weights = scorer.head.weight.detach()[0].double().cpu().numpy()
         self._start = Heads(weights, scorer.members)

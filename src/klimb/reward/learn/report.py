@@ -47,7 +47,7 @@ def _learning_curve(result: RewardResult) -> Figure:
 
     caption = (
         "How often the model orders two held-out texts as people did, by how much it learned from; the band is the "
-        "95 % interval. Where it still climbs, more judgements will help."
+        "95 % interval. If it still rises, more judgements will help."
     )
     return draw_figure("Judgements needed", caption, draw)
 

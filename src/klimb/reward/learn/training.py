@@ -179,7 +179,7 @@ def _prepare(feedback: Feedback, config: RewardConfig) -> tuple[list[Pairs], dic
         "test": f"{len(sides[1]):,} pairs of {len(sides[1].completions):,} other texts held out",
     }
     if split.num_dropped:
-        facts["dropped"] = f"{split.num_dropped:,} pairs dropped, of which one text is on either side"
+        facts["dropped"] = f"{split.num_dropped:,} pairs dropped that have one text on each side"
     return sides, facts
 
 
@@ -190,14 +190,14 @@ def _prepare_few(pairs: Pairs, config: RewardConfig) -> tuple[list[Pairs], dict[
         reason = (
             "every pair is a tie"
             if num_clear == 0
-            else "all is about one prompt (or text), none is left to test"
+            else "all pairs have the same prompt (or text), so none is left to test"
         )
         raise DataError(
             f"{redact(', '.join(config.feedback))}: too little feedback: {len(pairs):,} pairs: {reason}; {NEEDED}"
         )
     fact = (
-        f"{len(pairs):,} pairs of {len(pairs.completions):,} texts: few, so that all are learned from, and each tenth "
-        "of the prompts (or texts) is tested on what the others teach"
+        f"{len(pairs):,} pairs of {len(pairs.completions):,} texts: few, so klimb learns from all of "
+        "them and tests by 10-fold cross-validation over prompts (or texts)"
     )
     return [pairs, pairs], {"learn": fact}
 

@@ -39,7 +39,7 @@ class Epoch:
 
     Attributes:
         number: How many passes there had been; 0 for the linear head on frozen features, where it all starts.
-        nll: Mean negative log-likelihood, in nats a pair.
+        nll: Mean negative log-likelihood, in nats per pair.
         accuracy: Pairwise accuracy, ties left out.
     """
 
@@ -326,8 +326,8 @@ class Tuner:
     def _require_finite(self, name: str, values: Tensor) -> None:
         if not bool(torch.isfinite(values).all()):
             raise DivergedError(
-                f"a {name} is not finite after {self._step} steps: nothing was written; a lower --lr than "
-                f"{self.lr:g} may keep it so"
+                f"a {name} is not finite after {self._step} steps: nothing was written; try a lower --lr than "
+                f"{self.lr:g}"
             )
 
 
@@ -364,4 +364,4 @@ def _only_used(pairs: Pairs) -> tuple[Int[np.ndarray, " n"], Pairs]:
 
 
 def _said(epoch: Epoch) -> str:
-    return f"pairwise accuracy {epoch.accuracy:.3f}, {epoch.nll:.3f} nats a pair"
+    return f"pairwise accuracy {epoch.accuracy:.3f}, {epoch.nll:.3f} nats per pair"

@@ -46,7 +46,7 @@ def verdict(held_out: Evaluation, *, is_crossed: bool, has_criterion: bool = Fal
     if is_crossed and not has_criterion:
         advice += " --criterion says in words what you look for, which saves many of them."
     advice += (
-        " Or raters answer at random: one alone cannot be told by the answers, two who judge the same pairs can "
+        " Or raters answer at random: klimb can detect this only if two raters judge the same pairs "
         "(klimb label --per-pair 2)."
     )
     return f"It does not beat chance: {found}. Do not train on it. {advice}"

@@ -46,7 +46,7 @@ class Point:
 
     Attributes:
         step: Steps until then.
-        kl: Mean log π − log π_ref of the completions, in nats a completion; None where it was not measured.
+        kl: Mean log π − log π_ref of the completions, in nats per completion; None where it was not measured.
         means: The mean of the reward, and of each judge, by name.
         num_failed: Completions that got no reward, and count for no mean of it.
     """

@@ -55,8 +55,8 @@ class Evaluator:
         rows, judge = self.evaluate("before", 0), self.config.keep_best
         if judge is not None and math.isnan(mean(rows, judge).mean):
             raise RewardError(
-                f"reward {judge}: returned None for every completion of the evaluation prompts, so the best "
-                "cannot be kept by it; choose another --keep-best"
+                f"reward {judge}: returned None for every completion of the evaluation prompts, so it "
+                "cannot select the best weights; choose another --keep-best"
             )
         return rows
 

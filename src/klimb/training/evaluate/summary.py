@@ -42,7 +42,7 @@ class Summary:
         before: Mean reward at the start.
         after: Mean reward of the weights that are kept: the last, or the best.
         gain: Mean difference, each prompt with itself.
-        kl: Mean log π − log π_ref of the completions at the end, in nats a completion; None where not measured.
+        kl: Mean log π − log π_ref of the completions at the end, in nats per completion; None where not measured.
         length_before: Mean tokens of a completion at the start.
         length_after: Mean tokens of a completion at the end.
         examples: The first completion of every prompt, before and after.

@@ -115,7 +115,7 @@ def _check_template(tokenizer: Any, end_ids: list[int]) -> CheckResult:
         words = f"the chat template takes no turn of the assistant's: {error}"
         return CheckResult("ends", "warned", words, look)
     if turn_end is None:
-        words = f"the chat template ends a turn with no special token; completions end at {named} alone"
+        words = f"the chat template ends a turn with no special token; completions end only at {named}"
         return CheckResult("ends", "warned", words, look)
     (name,) = _names(tokenizer, [turn_end])
     if turn_end in end_ids:

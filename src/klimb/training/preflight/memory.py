@@ -1,6 +1,6 @@
 """How much memory a run takes at most, predicted from its options and the shape of its model.
 
-Axes: B prompts, G completions a prompt, L tokens of the longest prompt, T tokens of a completion at most, n
+Axes: B prompts, G completions per prompt, L tokens of the longest prompt, T tokens of a completion at most, n
 completions that go through the model at once, D hidden size, V vocabulary.
 """
 

@@ -52,7 +52,7 @@ from klimb.training.preflight.resources import (
     used_memory,
 )
 
-_START_BOUNDS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats a token; the same computation twice: 0 is seen
+_START_BOUNDS = {"float32": 1e-4, "bfloat16": 1e-2}  # nats per token; the same computation twice: 0 is seen
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Preflight:
         failed = [result for result in self.results if result.outcome == "failed"]
         if failed:
             reasons = "; ".join(f"{result.name}: {result.words} ({result.remedy})" for result in failed)
-            raise PreflightError(f"preflight: {reasons}. --no-preflight begins all the same")
+            raise PreflightError(f"preflight: {reasons}. --no-preflight skips this check")
 
 
 def run_preflight(inputs: PreflightInputs) -> Preflight:
@@ -179,9 +179,7 @@ def require_room(config: TrainConfig) -> int:
             used_memory(device),
         )
         if result.outcome == "failed":
-            raise PreflightError(
-                f"memory: {result.words} ({result.remedy}). --no-preflight begins all the same"
-            )
+            raise PreflightError(f"memory: {result.words} ({result.remedy}). --no-preflight skips this check")
     return base
 
 

@@ -70,7 +70,7 @@ def check_start(policy: Policy, probe: Probe, bound: float) -> CheckResult:
     Args:
         policy: The policy, as it is.
         probe: Completions.
-        bound: Most that they may differ by, in nats a token.
+        bound: Most that they may differ by, in nats per token.
     """
     if policy.num_updates:
         words = f"the policy resumes after {policy.num_updates} updates, away from its reference"
@@ -83,11 +83,11 @@ def check_start(policy: Policy, probe: Probe, bound: float) -> CheckResult:
         own[rows] = policy.log_probs(completions.rows(rows)).sum(dim=1).to(own.dtype)
     gaps = (own - policy.reference.log_probs(completions, policy.micro_batch_size).sum(dim=1)).abs()
     gap, worst = float((gaps / completions.lengths).max()), float(gaps.max())
-    words = f"KL {worst:.2g} nats a completion, ratio within {math.expm1(min(worst, 700.0)):.2g} of 1"
+    words = f"KL {worst:.2g} nats per completion, ratio within {math.expm1(min(worst, 700.0)):.2g} of 1"
     if gap <= bound:
         return CheckResult("start", "passed", words)
     remedy = (
-        f"policy and reference must be one model at first, to {bound:g} nats a token: train without dropout "
+        f"policy and reference must be one model at first, to {bound:g} nats per token: train without dropout "
         "or code of the model's own that draws random numbers, or use --precision float32"
     )
     return CheckResult("start", "failed", words, remedy)
@@ -99,7 +99,7 @@ def check_sampler(policy: Policy, probe: Probe, bound: float) -> CheckResult:
     Args:
         policy: The policy.
         probe: Completions that it drew.
-        bound: Most that they may differ by on average, in nats a token.
+        bound: Most that they may differ by on average, in nats per token.
     """
     completions = probe.completions
     gaps: list[Tensor] = []
@@ -107,7 +107,7 @@ def check_sampler(policy: Policy, probe: Probe, bound: float) -> CheckResult:
         part = completions.rows(rows)
         gaps.append((policy.log_probs(part).detach() - part.token_log_probs).abs()[part.mask])
     gap = torch.cat(gaps)
-    words = f"{float(gap.mean()):.2g} nats a token apart, at most {float(gap.max()):.2g} (bound {bound:g})"
+    words = f"{float(gap.mean()):.2g} nats per token apart, at most {float(gap.max()):.2g} (bound {bound:g})"
     if float(gap.mean()) <= bound:  # not so either where it is not a number
         return CheckResult("sampler", "passed", words)
     remedy = (
@@ -120,7 +120,7 @@ def check_rewards(
     reward: Callable[[Batch], Rewards], probe: Probe, completions_per_step: int, beta: float
 ) -> CheckResult:
     """Whether the rewards are finite numbers that differ by more than a nat costs, and how long they take."""
-    start, mend = time.perf_counter(), "mend the reward, or choose another"
+    start, mend = time.perf_counter(), "fix the reward, or choose another"
     try:
         rewards = reward(probe.batch)
     except KlimbError as error:
@@ -137,14 +137,14 @@ def check_rewards(
         return CheckResult("rewards", "warned", f"{words}; {rewards.failures[0]}", mend)
     if max(values) == min(values) and count > 1:
         remedy = (
-            "where all rewards of a prompt are equal there is nothing to learn: look at a few completions"
+            "if all rewards of a prompt are equal there is nothing to learn: look at a few completions"
             + (f"; {probe.missing}" if probe.missing else "")
         )
-        return CheckResult("rewards", "warned", f"{words}, all the same", remedy)
+        return CheckResult("rewards", "warned", f"{words}, all equal", remedy)
     if count > 1 and max(values) - min(values) < beta:
         words += f"; they differ by {max(values) - min(values):.3g}"
         remedy = (
-            f"a nat away from the start costs {beta:g}, more than that: the KL would decide where it goes; "
+            f"a nat away from the start costs {beta:g}, more than that: the KL would dominate the reward; "
             "lower --beta, or weigh the reward by --reward-weights"
         )
         return CheckResult("rewards", "warned", words, remedy)

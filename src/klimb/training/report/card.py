@@ -65,7 +65,7 @@ def _results(summary: Summary) -> list[tuple[str, ...]]:
     changes += [(short_name(name), c.before, c.after, c.gain) for name, c in summary.judges.items()]
     rows = [(name, *map(_shown, estimates)) for name, *estimates in changes]
     if summary.kl is not None:
-        rows.append(("KL from the base, nats a completion", "0", _shown(summary.kl), ""))
+        rows.append(("KL from the base, nats per completion", "0", _shown(summary.kl), ""))
     rows.append(("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", ""))
     return rows
 

@@ -217,7 +217,7 @@ def _table(summary: Summary) -> Table:
             f"judge {escape(short_name(name))}", str(change.before), str(change.after), str(change.gain)
         )
     if summary.kl is not None:
-        table.add_row("KL, nats a completion", "0", str(summary.kl), "")
+        table.add_row("KL, nats per completion", "0", str(summary.kl), "")
     table.add_row("length, tokens", f"{summary.length_before:.1f}", f"{summary.length_after:.1f}", "")
     return table
 

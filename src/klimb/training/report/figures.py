@@ -13,10 +13,8 @@ from klimb.training.evaluate.summary import Summary
 
 _WINDOW = 5  # steps of the running mean, odd
 _PLAIN = (-3, 5)  # powers of ten between which numbers at an axis are written in full
-_KL_LABEL = "KL from the reference, nats a completion"
-_OVER_OPTIMISED = (
-    "Where it turns down while the reward still climbs, the policy has begun to please the reward alone."
-)
+_KL_LABEL = "KL from the reference, nats per completion"
+_OVER_OPTIMISED = "If it falls while the reward still rises, the policy has begun to exploit the reward."
 
 
 def draw_figures(
@@ -56,7 +54,7 @@ def draw_figures(
         draw_figure(
             "Entropy",
             "How undecided the policy is about each next token. Near 0 it repeats itself.",
-            _curve(metrics, "entropy", "nats a token"),
+            _curve(metrics, "entropy", "nats per token"),
         ),
         draw_figure(
             "Length",
@@ -74,7 +72,7 @@ def _distance(measured: Sequence[dict[str, Any]], *, has_reward: bool) -> list[F
         "Distance from the reference",
         "How far the policy has moved: log π − log π_ref of a completion, mean of the batch. "
         "The penalty keeps it from running away.",
-        _curve(measured, "kl", "KL, nats a completion"),
+        _curve(measured, "kl", "KL, nats per completion"),
     )
     if not has_reward:
         return [distance]

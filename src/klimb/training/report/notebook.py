@@ -16,7 +16,7 @@ from klimb.training.preflight.preflight import Preflight
 from klimb.training.storage.folder import RunFolder
 
 _WIDTH, _HEIGHT, _MARGIN = 360, 120, 14
-_CURVES = (("reward", "reward"), ("kl", "KL, nats a completion"), ("entropy", "entropy, nats a token"))
+_CURVES = (("reward", "reward"), ("kl", "KL, nats per completion"), ("entropy", "entropy, nats per token"))
 _LONGEST = 160  # characters of a prompt or completion
 
 
@@ -126,7 +126,7 @@ class NotebookDisplay(Observer):
 
 
 def curve(label: str, values: Sequence[float | None]) -> str:
-    """Draw numbers, one a step, as a line in SVG; nothing where there are none.
+    """Draw numbers, one per step, as a line in SVG; nothing where there are none.
 
     Args:
         label: What they are.

@@ -28,7 +28,7 @@ def write_report(folder: RunFolder) -> Path:
         config = TrainConfig.from_dict(options)
     except (KeyError, TypeError, ConfigError) as error:
         raise RunFolderError(
-            f"{folder.path / 'config.json'}: not the options of this klimb: {error}"
+            f"{folder.path / 'config.json'}: not options of this version of klimb: {error}"
         ) from error
     metrics = folder.read("metrics")
     if not metrics:

@@ -158,8 +158,8 @@ def _checked_state(path: Path, step: int) -> dict[str, Any]:
     state = _read_state(path / _STATE)
     if state["step"] != step:
         raise RunFolderError(
-            f"{path / _STATE}: the checkpoint is of {state['step']} steps, not of {step}; "
-            "give the folder its own name back, or choose another checkpoint"
+            f"{path / _STATE}: the checkpoint is of step {state['step']}, not {step}; "
+            "give the folder its original name, or choose another checkpoint"
         )
     return state
 

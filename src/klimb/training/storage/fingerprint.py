@@ -79,7 +79,7 @@ def read_fingerprints(file: Path) -> dict[str, Fingerprint] | None:
         return {str(name): dict(fingerprint) for name, fingerprint in found.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(
-            f"{file}: not as a run writes it: {error}; without the file the content is not compared"
+            f"{file}: damaged or edited: {error}; restore the file, or remove it: then the content is not compared"
         ) from error
 
 
@@ -94,7 +94,7 @@ def read_moment(file: Path) -> datetime | None:
         return None if moment is None else datetime.fromisoformat(moment)
     except (ValueError, TypeError) as error:
         raise RunFolderError(
-            f"{file}: not as a run writes it: {error}; expected a time, got {moment!r}"
+            f"{file}: damaged or edited: {error}; expected a time, got {moment!r}; restore the file"
         ) from error
 
 
@@ -117,9 +117,9 @@ def check_fingerprints(
     changed = {name: found for name in then if (found := _difference(then[name], now.get(name, {})))}
     if refused := [f"{name}: {said}" for name, said in changed.items() if name not in accepted]:
         raise ConfigError(
-            "the run began with other content: "
+            "the content has changed since the run began: "
             + "; ".join(refused)
-            + ". Put it back, start a new run with --out, or resume nevertheless with --accept "
+            + ". Restore it, start a new run with --out, or accept it with --accept "
             + " ".join(name for name in changed if name not in accepted)
         )
     if idle := [name for name in accepted if name not in changed]:
@@ -142,7 +142,7 @@ def find_model(source: str) -> Path | None:
 def _difference(then: Fingerprint, now: Fingerprint) -> str:
     """Say what differs; nothing where nothing does."""
     if not now:
-        return "cannot be found any more"
+        return "no longer found"
     for name in sorted(then.keys() | now.keys()):
         what = "its content" if name == "content" else name
         if name not in now:

@@ -289,7 +289,7 @@ class RunFolder:
             return BestSoFar.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
-                f"{file}: not as a run writes it: {type(error).__name__}: {error}"
+                f"{file}: damaged or edited: {type(error).__name__}: {error}; restore the file"
             ) from error
 
 
@@ -302,7 +302,7 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise RunFolderError(
-            f"{path}: another process is running in it; wait for its end, or stop it first"
+            f"{path}: another process is using it; wait until it ends, or stop it"
         ) from error
     except OSError:  # a file system without locks
         return

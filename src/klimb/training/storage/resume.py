@@ -45,8 +45,8 @@ _MAY_CHANGE = {
     "track": "",
     "track_project": "trackers keep a run in the project where it began",
     "push_to_hub": "",
-    "device": "its sums are rounded otherwise",
-    "micro_batch_size": "its sums are rounded otherwise",
+    "device": "rounding may differ",
+    "micro_batch_size": "rounding may differ",
 }
 """Options that may change at a resume: length, outputs and speed of a run; each with what a change implies."""
 
@@ -83,7 +83,7 @@ class Resumption:
         path, num_steps = self.folder.path, self.config.num_steps
         if self.is_finished:
             return [f"{path}: the run is finished, after {self.step} steps; nothing is changed"]
-        start = f"after {self.step} of {num_steps} steps" if self.step else "from its beginning"
+        start = f"after {self.step} of {num_steps} steps" if self.step else "from the beginning"
         return [f"Resuming {path} {start}", *self.remarks]
 
     def compare(self, now: dict[str, Fingerprint], accept: Sequence[str] = ()) -> list[str]:
@@ -99,7 +99,7 @@ class Resumption:
         then = read_fingerprints(self.folder.fingerprints)
         if then is None:
             file = self.folder.fingerprints
-            return [f"{file}: missing; whether prompts, model and rewards are the same cannot be told"]
+            return [f"{file}: missing, so klimb cannot check that prompts, model and rewards are unchanged"]
         then.pop(CLOCK, None)
         known = [
             then.pop(ENVIRONMENT, {}),
@@ -109,20 +109,17 @@ class Resumption:
         changed = check_fingerprints(then, now, accept)
         return [
             *self._not_compared(then),
-            *(f"{name}: other content than the run began with, which is accepted" for name in changed),
-            *(
-                f"{name}: {old} → {new} (its sums may be rounded otherwise)"
-                for name, (old, new) in others.items()
-            ),
+            *(f"{name}: the content has changed since the run began; accepted" for name in changed),
+            *(f"{name}: {old} → {new} (rounding may differ)" for name, (old, new) in others.items()),
         ]
 
     def _not_compared(self, then: dict[str, Fingerprint]) -> list[str]:
         """Say of what nobody can tell whether it is the same."""
         rewards = [*self.config.reward, *self.config.judges]
         return [
-            f"{name}: a service; whether it answers as it did cannot be told"
+            f"{name}: a service; klimb cannot check that it answers as before"
             if is_address(name)
-            else f"{name}: its content was not recorded when the run began, so that a change cannot be told"
+            else f"{name}: its content was not recorded when the run began, so klimb cannot check that it is unchanged"
             for name in ("model", "prompts", *rewards)
             if name not in then and name != PEOPLE
         ]
@@ -178,7 +175,7 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
     changes, remarks = _compare(then, config)
     if (moved := changes.keys() & _PLACES) and not folder.fingerprints.is_file():
         raise ConfigError(
-            f"{min(moved)}: lies elsewhere, and whether it is the same cannot be told: {folder.fingerprints} is missing"
+            f"{min(moved)}: has moved, and {folder.fingerprints} is missing, so klimb cannot check that it is unchanged"
         )
     metrics = StepLines.scan(folder.path / "metrics.jsonl")
     evaluations = EvaluationLines.scan(folder.path / "evaluations.jsonl")
@@ -206,13 +203,13 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
     if passed_over and (from_step is not None or folder.checkpoint_steps()[0] > 0):
         raise RunFolderError(
             f"{folder.path}: "
-            + ("none of its checkpoints is good: " if from_step is None else "cannot go back to that: ")
+            + ("none of its checkpoints can be used:  " if from_step is None else "cannot go back to that: ")
             + "; ".join(line.removeprefix(_PASSED_OVER) for line in passed_over)
             + "; start a new run with --out"
         )
     if not passed_over and num_lines > then.checkpoint_every:
         raise RunFolderError(
-            f"{folder.path}: has the lines of {num_lines} steps but no checkpoint; put its checkpoints back, or start "
+            f"{folder.path}: has the lines of {num_lines} steps but no checkpoint; restore its checkpoints, or start "
             "a new run with --out"
         )
     return Resumption(folder, config, 0, changes=changes, remarks=[*passed_over, *remarks])
@@ -237,7 +234,7 @@ def _options_until_now(folder: RunFolder) -> TrainConfig:
         return replace(config, num_slices=config.num_slices or 1)  # klimb 0.1 had no slices
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder.path / 'config.json'}: not the options of this klimb: {error}; start a new run with --out"
+            f"{folder.path / 'config.json'}: not options of this version of klimb: {error}; start a new run with --out"
         ) from error
 
 
@@ -291,7 +288,7 @@ def _check_lines(
         )
     found = evaluations.until(step)
     if not found:
-        raise RunFolderError(f"{path}: evaluations.jsonl lacks how the model was judged before training")
+        raise RunFolderError(f"{path}: evaluations.jsonl lacks the evaluation before training")
     if eval_every is None:
         return
     changed = [entry["step"] for entry in standing(folder.read_resumed()) if "eval_every" in entry["changes"]]

@@ -134,7 +134,7 @@ class Checkpoints:
     def _advice(self) -> str:
         path = self._folder.path
         if not (path / "config.json").is_file():
-            return "the run's folder is gone, and its checkpoints with it"
+            return "the run's folder has been removed, with its checkpoints"
         steps = self._folder.checkpoint_steps()
         last = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
         return f"{last}; resume from there with: klimb train --resume {path}"

@@ -224,7 +224,7 @@ function showProgress(progress) {
   byId("bar").value = progress.num_done;
   byId("count").textContent = `${progress.num_done} of ${progress.num_pairs} judged`;
   const pace = progress.median_seconds;
-  byId("pace").textContent = pace === null ? "" : `${pace.toFixed(1)} s a pair`;
+  byId("pace").textContent = pace === null ? "" : `${pace.toFixed(1)} s per pair`;
   const share = progress.agreement;
   byId("agreement").textContent =
     share === null ? "" : `raters agree: ${Math.round(100 * share)} % of ${progress.num_compared} pairs`;
