@@ -143,7 +143,7 @@ def test_prompts_that_were_moved_are_known_by_their_content(plain, cut, run, ess
 def test_files_that_lie_elsewhere_are_refused_where_nothing_tells_that_they_are_the_same(cut, run, tmp_path):
     shutil.copy(cut.prompts, tmp_path / "elsewhere.jsonl")
     (cut.out / "fingerprints.json").unlink()
-    with pytest.raises(ConfigError, match="prompts: has moved, and .* is missing, so klimb cannot check"):
+    with pytest.raises(ConfigError, match=r"prompts: has moved, and .* is missing, so klimb cannot check"):
         run(replace(cut, prompts=tmp_path / "elsewhere.jsonl"), resume=True)
 
 
