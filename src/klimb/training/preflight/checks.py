@@ -53,8 +53,8 @@ def check_batch(
     num_micro = -(-num_samples // (options.micro_batch_size or num_samples))
     words = (
         f"{options.prompts_per_step} prompts × {options.completions_per_prompt} completions = {num_samples} samples "
-        f"a step, at most {num_tokens:,} tokens, in {_count(num_micro, 'micro-batch', 'es')}; {num_prompts} prompts = "
-        f"{_count(steps, 'step')} an epoch; {_count(num_steps, 'step')} = {num_steps / steps:.3g} epochs"
+        f"per step, at most {num_tokens:,} tokens, in {_count(num_micro, 'micro-batch', 'es')}; {num_prompts} prompts = "
+        f"{_count(steps, 'step')} per epoch; {_count(num_steps, 'step')} = {num_steps / steps:.3g} epochs"
     )
     return CheckResult("batch", "passed", words)
 
