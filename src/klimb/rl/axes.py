@@ -132,8 +132,8 @@ def _mask_words(objective: Objective) -> list[str]:
         )
     if objective.max_drift < math.inf:
         words.append(
-            f"Completions with A < 0 from which the policy has moved away by more than {objective.max_drift:g} nats a "
-            "token are left out; denominators stay."
+            f"Completions with A < 0 from which the policy has moved away by more than {objective.max_drift:g} nats "
+            "per token are left out; denominators stay."
         )
     return words
 

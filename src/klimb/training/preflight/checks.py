@@ -52,9 +52,9 @@ def check_batch(
     num_tokens = options.prompts_per_step * longest_prompt + num_samples * options.max_new_tokens
     num_micro = -(-num_samples // (options.micro_batch_size or num_samples))
     words = (
-        f"{options.prompts_per_step} prompts × {options.completions_per_prompt} completions = {num_samples} samples "
-        f"a step, at most {num_tokens:,} tokens, in {_count(num_micro, 'micro-batch', 'es')}; {num_prompts} prompts = "
-        f"{_count(steps, 'step')} an epoch; {_count(num_steps, 'step')} = {num_steps / steps:.3g} epochs"
+        f"{options.prompts_per_step} prompts × {options.completions_per_prompt} completions = {num_samples} "
+        f"samples per step, at most {num_tokens:,} tokens, in {_count(num_micro, 'micro-batch', 'es')}; {num_prompts} "
+        f"prompts = {_count(steps, 'step')} per epoch; {_count(num_steps, 'step')} = {num_steps / steps:.3g} epochs"
     )
     return CheckResult("batch", "passed", words)
 
