@@ -94,7 +94,7 @@ def test_two_updates_of_a_batch_are_along_the_literal_gradient(make_policy, aggr
     batch = TokenBatch(mask, find_token_advantages(drawn, options), completions.token_log_probs)
     counts = count_denominators(completions.lengths.double(), completions.prompt_of)
     scale = {
-        "sequence_mean": 1 / (len(completions) * completions.lengths[:, None]),
+        "sequence_mean": 1 / (len(completions) * completions.lengths.double()[:, None]),
         "sum": torch.ones(len(completions), 1),
     }[aggregation]
     with torch.no_grad():
