@@ -24,6 +24,7 @@ AS_THE_PRESET_SAYS = (
     "correction_low",
     "discount",
     "drop_uniform_groups",
+    "entropy_coefficient",
     "filter_high",
     "filter_low",
     "kl_credit",

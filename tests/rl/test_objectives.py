@@ -246,6 +246,10 @@ def test_the_rate_is_the_same_for_all_updates_of_a_step(make_policy):
 def declared():
     runs = {name: {} for name in PRESETS}
     runs |= {f"{name}, baseline group_mean": {"baseline": "group_mean"} for name in ("ppo", "decoupled_ppo")}
+    runs |= {
+        "grpo, kl_estimator exact": {"kl_estimator": "exact"},
+        "reinforce, entropy_coefficient 0.01": {"entropy_coefficient": 0.01},
+    }
     runs |= {"ppo, value_model self": {"value_model": "self", "value_warmup_steps": 3, "kl_credit": "own"}}
     runs |= {"dapo, clip_high 0.4": {"clip_high": 0.4, "num_minibatches": 3}}
     texts = {}

@@ -145,6 +145,12 @@ SETTINGS = {
         "drop_uniform_groups": True,
     },
     "greedy": {"baseline": "greedy"},
+    "exact KL and entropy": {
+        "objective": "grpo",
+        "kl_estimator": "exact",
+        "entropy_coefficient": 0.1,
+        "num_minibatches": 2,
+    },
     "a value function": {"objective": "ppo", "num_minibatches": 3, "num_epochs": 1, "value_warmup_steps": 1},
     "a value model": {"objective": "ppo", "num_epochs": 2, "value_model": "self", "micro_batch_size": 2},
     "tokens whitened": {"kl_place": "reward", "kl_credit": "to_go", "whiten_tokens": True},

@@ -18,6 +18,7 @@ WITH_UPDATES = {
     "reinforce_plus_plus": {"num_minibatches": 2},
     "openrlhf_rloo": {"num_epochs": 2, "beta": 0.1},
     "prime_rl": {"num_epochs": 2},
+    "deepseek_v3_2": {"num_minibatches": 2, "kl_estimator": "exact", "entropy_coefficient": 0.01},
 }
 MODEL = "model/model.safetensors"
 
@@ -142,6 +143,12 @@ def test_an_objective_of_ones_own_is_a_record_in_a_file(make_options, run, tmp_p
             },
             "ratio: sequence_mean is one number",
         ),
+        (
+            {"kl_estimator": "exact"},
+            "kl_estimator: exact differentiates the KL at each prefix, and a reward is a constant; choose kl_place",
+        ),
+        ({"entropy_coefficient": -0.1}, "entropy_coefficient: expected a number of at least 0, got -0.1"),
+        ({"entropy_coefficient": math.inf}, "entropy_coefficient: expected a number of at least 0, got inf"),
         ({"objective": "dapo", "clip_high": -1.0}, "clip_high: expected a number of at least 0"),
         ({"objective": "grpo", "kl_place": "reward"}, "kl_estimator: k3 in the reward"),
         ({"objective": "dapo", "overlong_buffer": 2.0}, "overlong_buffer: expected a number from 0 to 1"),

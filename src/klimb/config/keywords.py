@@ -59,7 +59,8 @@ class TrainKeywords(TypedDict, total=False):
     beta: float | None
     kl_place: Literal["reward", "loss"] | None
     kl_credit: Literal["whole", "to_go", "own"] | None
-    kl_estimator: Literal["k1", "k2", "k3", "unbiased"] | None
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased", "exact"] | None
+    entropy_coefficient: float | None
     sampler_beta: float | None
     scale: Literal["none", "group_std", "others_std", "batch_std", "group_mean"] | None
     scale_epsilon: float | None
@@ -188,7 +189,8 @@ class ResumeKeywords(TypedDict, total=False):
     beta: float | None
     kl_place: Literal["reward", "loss"] | None
     kl_credit: Literal["whole", "to_go", "own"] | None
-    kl_estimator: Literal["k1", "k2", "k3", "unbiased"] | None
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased", "exact"] | None
+    entropy_coefficient: float | None
     sampler_beta: float | None
     scale: Literal["none", "group_std", "others_std", "batch_std", "group_mean"] | None
     scale_epsilon: float | None

@@ -50,8 +50,12 @@ class ObjectiveOptions:
     """How a KL in the reward is charged to tokens: whole (the completion's total), to_go (this and later tokens), own
     (this token)."""
 
-    kl_estimator: Literal["k1", "k2", "k3", "unbiased"] | None = None
-    """Estimator of the KL: k1 in the reward; in the loss k1, k2, k3, or unbiased, which is correct off-policy too."""
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased", "exact"] | None = None
+    """Estimator of the KL: k1 in the reward; in the loss k1, k2, k3, unbiased, which is correct off-policy too, or
+    exact, the sum over the whole vocabulary at each prefix, which costs a second projection on the vocabulary."""
+
+    entropy_coefficient: float | None = None
+    """Coefficient of an entropy bonus in the loss, in reward units per nat: the exact entropy at each prefix."""
 
     sampler_beta: float | None = None
     """Coefficient of a loss term: KL to the policy that sampled the completions."""

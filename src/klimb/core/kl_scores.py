@@ -27,6 +27,16 @@ KL_SCORES: dict[str, AxisValue] = {
         "κ = ρ d",
     ),
 }
+"""Estimators that are score weights."""
+
+KL_ESTIMATORS: dict[str, AxisValue] = {
+    **KL_SCORES,
+    "exact": AxisValue(
+        "The KL over the whole vocabulary at each prefix drawn, differentiated exactly: which token was drawn there "
+        "adds no variance",
+        "KL_it = Σ_v π(v) log(π(v) / π_ref(v)) after prefix y_i,<t",
+    ),
+}
 """The estimators under the names that an objective uses."""
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from klimb.core.aggregation import AGGREGATIONS
 from klimb.core.baselines import SCALES
 from klimb.core.corrections import CORRECTIONS
-from klimb.core.kl_scores import KL_SCORES
+from klimb.core.kl_scores import KL_ESTIMATORS
 from klimb.core.ratios import RATIO_LEVELS
 from klimb.core.trust_regions import TRUST_REGIONS, TrustRegion
 from klimb.errors import ArgumentError
@@ -38,7 +38,8 @@ class Objective:
         kl_place: Where the KL from the reference enters: the reward, before the baseline, or the loss.
         kl_credit: In the reward, which tokens pay for a log-ratio: the whole completion, the token and those before
             it (to_go), or its own token alone. Has no meaning in the loss.
-        kl_estimator: In the loss, one of `KL_SCORES`; in the reward, k1.
+        kl_estimator: In the loss, one of `KL_ESTIMATORS`; in the reward, k1.
+        entropy_coefficient: η ≥ 0, reward units a nat of the policy's entropy at the prefixes drawn, in the loss.
         beta: β ≥ 0, reward units a nat of KL from the reference.
         sampler_beta: β_s ≥ 0, the same for the KL from the policy that drew, in the loss, by k2.
         baseline: What is subtracted from a reward; `value` is a value function, by generalised advantages.
@@ -78,7 +79,8 @@ class Objective:
     reproduces: str = "an objective of your own"
     kl_place: Literal["reward", "loss"] = "loss"
     kl_credit: Literal["whole", "to_go", "own"] = "own"
-    kl_estimator: Literal["k1", "k2", "k3", "unbiased"] = "unbiased"
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased", "exact"] = "unbiased"
+    entropy_coefficient: float = 0.0
     beta: float = 0.0
     sampler_beta: float = 0.0
     baseline: BaselineName = "group_mean"
@@ -169,12 +171,23 @@ class Objective:
         return self.sampler_correction != "none" or (self.filter_low, self.filter_high) != (0.0, math.inf)
 
     @property
+    def has_exact_kl(self) -> bool:
+        """Whether the loss has the exact KL, for which the reference's hidden states are needed."""
+        return self.kl_place == "loss" and self.kl_estimator == "exact" and self.beta > 0
+
+    @property
+    def needs_exact_scores(self) -> bool:
+        """Whether the loss has a term that needs the whole distribution at each prefix."""
+        return self.has_exact_kl or self.entropy_coefficient > 0
+
+    @property
     def is_sum_of_completions(self) -> bool:
         """Whether c is one number along each completion, made of the advantage alone, as in the definition."""
         return (
             self.ratio == "none"
             and self.aggregation == "sequence_sum"
             and self.sampler_beta == 0
+            and self.entropy_coefficient == 0
             and not (self.beta > 0 and self.kl_place == "loss")
             and not self.credits_tokens
             and not self.whiten_tokens
@@ -186,7 +199,7 @@ class Objective:
 _NAMED: dict[str, tuple[object, ...]] = {
     "kl_place": ("reward", "loss"),
     "kl_credit": ("whole", "to_go", "own"),
-    "kl_estimator": tuple(KL_SCORES),
+    "kl_estimator": tuple(KL_ESTIMATORS),
     "baseline": ("none", "batch_mean", *COMPARING, "greedy", "value"),
     "scale": tuple(SCALES),
     "scale_ddof": (0, 1),
@@ -216,7 +229,7 @@ _AT_LEAST_0 = (
 _FINITE = math.nextafter(math.inf, 0.0)
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_AT_LEAST_0, (0.0, math.inf)),
-    **dict.fromkeys(("beta", "sampler_beta", "value_coefficient"), (0.0, _FINITE)),
+    **dict.fromkeys(("beta", "sampler_beta", "value_coefficient", "entropy_coefficient"), (0.0, _FINITE)),
     **dict.fromkeys(("discount", "trace_decay", "overlong_buffer"), (0.0, 1.0)),
     **dict.fromkeys(("num_epochs", "num_minibatches"), (1, _FINITE)),
 }
@@ -232,6 +245,11 @@ def _meaningless(objective: Objective) -> list[tuple[bool, str]]:
     has_ratio = one.ratio != "none"
     region = "a trust region of your own" if isinstance(one.trust_region, TrustRegion) else one.trust_region
     return [
+        (
+            one.kl_place == "reward" and one.beta > 0 and one.kl_estimator == "exact",
+            "kl_estimator: exact differentiates the KL at each prefix, and a reward is a constant; choose kl_place "
+            "loss, or k1",
+        ),
         (
             one.kl_place == "reward" and one.beta > 0 and one.kl_estimator != "k1",
             f"kl_estimator: {one.kl_estimator} in the reward does not give the KL's gradient; "

@@ -92,7 +92,7 @@ def score_weights(
 
     a aggregation, q correction for the sampler, m masks, w trust region of the ratio ρ, A advantage, κ the derivative
     of the KL's estimate. The KL terms are outside trust region, correction and masks. `rlhf_weight_update` is
-    c_it = r̃_i / N.
+    c_it = r̃_i / N. The exact KL and the entropy bonus are no such numbers: they are terms of their own.
 
     Args:
         log_probs: log π of each token under the present weights, (n, T), in nats.
@@ -184,7 +184,7 @@ def _kl_term(xp: Any, arrays: dict[str, Array], is_token: Array, objective: Obje
     """β κ + β_s κˢ, before aggregation."""
     new, old = arrays["log_probs"], arrays["old_log_probs"]
     term = xp.zeros_like(new)
-    if objective.kl_place == "loss" and objective.beta > 0:
+    if objective.kl_place == "loss" and objective.beta > 0 and not objective.has_exact_kl:
         if "ref_log_probs" not in arrays:
             raise ArgumentError(
                 f"ref_log_probs: expected those of each token, since the KL is in the loss with beta {objective.beta:g}"

@@ -46,6 +46,7 @@ class Completions:
         supports: Which tokens each one was drawn from, (N, t, W), a bit each (`klimb.policy.supports`); those of tokens
             from t on are the whole vocabulary. None where all are.
         hidden: The policy's last hidden state before each token, (N, T, D), where a value function reads it; else None.
+        ref_hidden: The same of the reference, where the exact KL is wanted; else None.
     """
 
     prompts: list[list[int]]
@@ -58,6 +59,7 @@ class Completions:
     states: TrunkStates | None = None
     supports: UInt8[Tensor, "N t W"] | None = None
     hidden: Float[Tensor, "N T D"] | None = None
+    ref_hidden: Float[Tensor, "N T D"] | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -96,6 +98,10 @@ class Completions:
         """The same with the policy's last hidden states, or without."""
         return replace(self, hidden=hidden)
 
+    def with_ref_hidden(self, hidden: Float[Tensor, "N T D"] | None) -> "Completions":
+        """The same with the reference's last hidden states, or without."""
+        return replace(self, ref_hidden=hidden)
+
     def rows(self, rows: Int[Tensor, " n"]) -> "Completions":
         """Take some completions with just the prompts that they need, cut to their longest."""
         used, prompt_of = torch.unique(self.prompt_of[rows], return_inverse=True)
@@ -116,6 +122,7 @@ class Completions:
             states=states,
             supports=None if self.supports is None else self.supports[rows, :longest],
             hidden=None if self.hidden is None else self.hidden[rows, :longest],
+            ref_hidden=None if self.ref_hidden is None else self.ref_hidden[rows, :longest],
         )
 
     def micro_batches(self, size: int | None) -> list[Int[Tensor, " n"]]:

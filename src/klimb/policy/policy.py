@@ -5,6 +5,7 @@ Axes: B prompts, G completions per prompt, N = B·G completions, T tokens.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
 from klimb.policy.engine.compiled import compile_if_asked
 from klimb.policy.engine.decoding import TextDecoder
+from klimb.policy.engine.exact import Prefixes, exact_scores
 from klimb.policy.engine.prefix import Engine
 from klimb.policy.engine.prompt_sharing import detect_prompt_sharing, trial
 from klimb.policy.engine.sampling import DecodeOptions
@@ -36,6 +38,7 @@ from klimb.policy.engine.stopping import StopRules, StopStrings
 from klimb.policy.generate import Generation, generate_texts
 from klimb.policy.key import SampleKey
 from klimb.policy.reference import Reference
+from klimb.policy.scores import TokenScores, last_hidden_states, padded_hidden_states
 
 __all__ = ["Policy", "SampleKey"]
 
@@ -347,22 +350,48 @@ class Policy:
             return sampling.score(self._engine, completions, self.distribution)
         return fallback.score(self._working.model, completions, self.distribution)
 
-    @torch.no_grad()
     def hidden_states(self, completions: Completions) -> Float[Tensor, "N T D"]:
         """Find the last hidden state before each token of given completions; 0 beyond a completion's length."""
-        width = self.model.get_output_embeddings().weight.shape[1]
-        found = torch.zeros(
-            *completions.ids.shape, width, dtype=self._working.model.dtype, device=self.model.device
+        shares, size = self.way.shares_prompts, self.micro_batch_size
+        return padded_hidden_states(
+            self._engine, self._working.model, completions, size, shares_prompts=shares
         )
-        for rows in completions.micro_batches(self.micro_batch_size):
-            part = completions.rows(rows)
-            padded = found.new_zeros(*part.ids.shape, width)
-            if self.way.shares_prompts:
-                padded[part.mask] = sampling.hidden_states(self._engine, part)
-            else:
-                padded[part.mask] = fallback.hidden_states(self._working.model, part)
-            found[rows, : part.ids.shape[1]] = padded
-        return found
+
+    def token_scores(self, completions: Completions, *, with_kl: bool = True) -> TokenScores:
+        """Score each token, with the exact KL and entropy of the distribution that it was drawn from.
+
+        Args:
+            completions: The completions; for the KL, with the reference's hidden states, as `rollout` gives them.
+            with_kl: Whether the KL is wanted; 0 where not.
+
+        Raises:
+            ArgumentError: The KL is wanted, and there is no reference, or its hidden states are not known.
+        """
+        model, shares, mask = self._working.model, self.way.shares_prompts, completions.mask
+        hidden = last_hidden_states(self._engine, model, completions, shares_prompts=shares)
+        prefixes = Prefixes(completions.ids[mask], self.distribution, completions.token_supports())
+        if with_kl:
+            if self.reference is None or completions.ref_hidden is None:
+                raise ArgumentError("completions: expected the reference's hidden states, for the exact KL")
+            prefixes = replace(
+                prefixes,
+                ref_hidden=completions.ref_hidden[mask],
+                ref_vocabulary=self.reference.vocabulary,
+            )
+        found = exact_scores(hidden, self._engine.vocabulary, prefixes)
+        return TokenScores(*(values.new_zeros(mask.shape).masked_scatter(mask, values) for values in found))
+
+    def ref_hidden_states(self, completions: Completions) -> Float[Tensor, "N T D"]:
+        """Find the reference's last hidden states, as `ref_log_probs` finds its log-probs.
+
+        Raises:
+            ArgumentError: The policy has no reference.
+        """
+        if self.reference is None:
+            raise ArgumentError("the policy has no reference: it was loaded with has_reference=False")
+        if self.num_updates == 0:
+            return self.hidden_states(completions)
+        return self.reference.hidden_states(completions, self.micro_batch_size)
 
     def ref_log_probs(self, completions: Completions) -> Float[Tensor, "N T"]:
         """Find log π_ref of each token of completions that the policy drew, in nats; 0 beyond a completion's length.

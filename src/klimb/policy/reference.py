@@ -15,6 +15,8 @@ from klimb.policy.completions import Completions
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import fallback, sampling
 from klimb.policy.engine.prefix import Engine
+from klimb.policy.engine.vocabulary import Vocabulary
+from klimb.policy.scores import padded_hidden_states
 
 
 class Reference:
@@ -36,6 +38,26 @@ class Reference:
         self._model = model if self._has_adapter else frozen_copy(model)
         self._engine = engine if self._has_adapter else engine.twin(self._model)
         self._distribution, self._shares_prompts = distribution, shares_prompts
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its last layer, which no adapter changes."""
+        return self._engine.vocabulary
+
+    def hidden_states(
+        self, completions: Completions, micro_batch_size: int | None = None
+    ) -> Float[Tensor, "N T D"]:
+        """Find the last hidden state before each token of completions; 0 beyond a completion's length.
+
+        Args:
+            completions: Any completions.
+            micro_batch_size: Completions that go through the model at once; all where None.
+        """
+        shares = self._shares_prompts
+        with self._model.disable_adapter() if self._has_adapter else nullcontext():
+            return padded_hidden_states(
+                self._engine, self._model, completions, micro_batch_size, shares_prompts=shares
+            )
 
     @torch.no_grad()
     def log_probs(

@@ -5,7 +5,7 @@ import math
 from klimb.core.aggregation import AGGREGATIONS
 from klimb.core.baselines import SCALES
 from klimb.core.corrections import CORRECTIONS
-from klimb.core.kl_scores import KL_SCORES
+from klimb.core.kl_scores import KL_ESTIMATORS
 from klimb.core.objective import Objective
 from klimb.core.ratios import RATIO_LEVELS
 from klimb.core.tokens import AxisValue
@@ -66,8 +66,13 @@ def describe_objective(objective: Objective) -> list[str]:
     words: list[str] = []
     if objective.kl_place == "loss" and objective.beta > 0:
         words.append(
-            f"The KL is in the loss, β = {objective.beta:g}. {KL_SCORES[objective.kl_estimator].words}. It does not "
-            "know what a token does to the KL of later ones, as the KL in the reward does."
+            f"The KL is in the loss, β = {objective.beta:g}. {KL_ESTIMATORS[objective.kl_estimator].words}. "
+            "It does not know what a token does to the KL of later ones, as the KL in the reward does."
+        )
+    if objective.entropy_coefficient > 0:
+        words.append(
+            "The entropy of the policy at each prefix drawn, over the whole vocabulary and differentiated exactly, is "
+            f"raised, η = {objective.entropy_coefficient:g}."
         )
     if objective.sampler_beta > 0:
         words.append(
@@ -162,7 +167,11 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
     """
     is_value = objective.baseline == "value"
     lines = value_formulas(objective, beta) if is_value else [_advantage(objective)]
-    has_token_kl = objective.beta > 0 and (objective.kl_place == "loss" or objective.kl_credit != "whole")
+    has_token_kl = (
+        objective.beta > 0
+        and not objective.has_exact_kl
+        and (objective.kl_place == "loss" or objective.kl_credit != "whole")
+    )
     if has_token_kl:
         lines.insert(0, "d_it = log π(y_it) − log π_ref(y_it)")
     if objective.kl_in_tokens and not (is_value and objective.kl_credit == "to_go"):
@@ -178,23 +187,38 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
     if objective.sampler_correction != "none":
         lines.append(CORRECTIONS[objective.sampler_correction].formula.format(**vars(objective)))
     lines.append(AGGREGATIONS[objective.aggregation].formula)
-    weight = index if objective.ratio == "none" else f"w {index}"
-    if objective.sampler_correction != "none":
-        weight = f"q {weight}"
     if _has_filter(objective):
         low, high = objective.filter_low, objective.filter_high
         lines.append(f"f_i = 1[{low:g} ≤ (Π_t π_old/π_sampler)^(1/len_i) ≤ {high:g}]")
-        weight = f"f {weight}"
-    terms = [weight]
+    terms = [_factors(objective) + index]
     if objective.beta > 0 and objective.kl_place == "loss":
-        lines.append(KL_SCORES[objective.kl_estimator].formula)
-        terms.append(f"{beta} κ")
+        lines.append(KL_ESTIMATORS[objective.kl_estimator].formula)
+        terms += [] if objective.has_exact_kl else [f"{beta} κ"]
+    if objective.entropy_coefficient > 0:
+        lines.append("H_it = −Σ_v π(v) log π(v) after prefix y_i,<t")
     if objective.sampler_beta > 0:
         anchor = "π_sampler" if objective.corrects_sampler else "π_old"
         terms.append(f"{objective.sampler_beta:g} log(π/{anchor})")
     total = " − ".join(terms)
     lines.append(f"c_it = a · ({total})" if len(terms) > 1 else f"c_it = a · {total}")
     return lines
+
+
+def _factors(objective: Objective) -> str:
+    """What an advantage is multiplied by in c."""
+    filtered = "f " if _has_filter(objective) else ""
+    corrected = "" if objective.sampler_correction == "none" else "q "
+    return filtered + corrected + ("" if objective.ratio == "none" else "w ")
+
+
+def gradient_formula(objective: Objective, beta: str) -> str:
+    """Write the gradient: the sum by score weights, and the terms that are none."""
+    terms = ["g = Σ_it c_it ∇ log π(y_it)"]
+    if objective.has_exact_kl:
+        terms.append(f" − {beta} Σ_it a ∇KL_it")
+    if objective.entropy_coefficient > 0:
+        terms.append(f" + {objective.entropy_coefficient:g} Σ_it a ∇H_it")
+    return "".join(terms)
 
 
 def value_formulas(objective: Objective, beta: str) -> list[str]:

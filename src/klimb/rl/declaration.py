@@ -6,7 +6,7 @@ from klimb.config.train import TrainConfig
 from klimb.config.value import HEAD, SELF
 from klimb.core.baselines import SCALES
 from klimb.core.objective import Objective
-from klimb.rl.axes import BASELINES, KL_CREDITS, describe_objective, formulas_of
+from klimb.rl.axes import BASELINES, KL_CREDITS, describe_objective, formulas_of, gradient_formula
 from klimb.rl.decoding import describe_sampling, formulas_of_sampling
 from klimb.rl.schedule import LARGEST_ERROR
 
@@ -56,7 +56,7 @@ def declare(config: TrainConfig) -> Declaration:
         *(["k_i = log π(y_i) − log π_ref(y_i)"] if config.measures_kl else []),
         f"r̃_i = r_i{_length_formula(config)}{_whole_kl(config, beta)}",
         *formulas_of(algorithm, beta),
-        "g = Σ_it c_it ∇ log π(y_it)",
+        gradient_formula(algorithm, beta),
         *_update_formulas(config),
         *_target_formulas(config),
     ]

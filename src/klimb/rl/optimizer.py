@@ -3,6 +3,7 @@
 Axes: N completions of the whole batch, T tokens.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from klimb.config.train import TrainConfig
+from klimb.core.objective import Objective
 from klimb.errors import ArgumentError, DivergedError, SamplerGapError
 from klimb.model.matmul import is_on_cpu
 from klimb.model.precision import widened
 from klimb.policy.completions import Completions
 from klimb.policy.policy import Policy
+from klimb.policy.scores import TokenScores
 from klimb.rl.rollout import Slice
 from klimb.rl.schedule import learning_rate
-from klimb.rl.surrogates import Surrogate
+from klimb.rl.surrogates import Scores, Surrogate
 from klimb.world import ALONE, TreeSum, World
 
 USUAL_GAPS = {"float32": 1e-3, "bfloat16": 0.25}
@@ -111,7 +114,8 @@ class PolicyOptimizer:
         policy: What is moved.
         config: The options.
         world: As above.
-        score: What a surrogate is a function of, one number per token; the policy's log-probs where None.
+        score: What a surrogate is a function of; the policy's log-probs where None, with exact KL and entropy where
+            the objective needs them.
         rates: By a weight's name, what multiplies its learning rate; 1 where it is not named.
     """
 
@@ -121,11 +125,11 @@ class PolicyOptimizer:
         config: TrainConfig,
         world: World = ALONE,
         *,
-        score: Callable[[Completions], Tensor] | None = None,
+        score: Callable[[Completions], Scores] | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> None:
         self._policy = policy
-        self._score = score or cast("Policy", policy).log_probs
+        self._score = score or _score_of(cast("Policy", policy), config.algorithm)
         self._config = config
         self.rate_scale = 1.0
         self.world = world
@@ -257,8 +261,9 @@ class PolicyOptimizer:
         micro_batches = part.completions.micro_batches(policy.micro_batch_size)
         for rows in micro_batches:
             completions = part.completions.rows(rows)
-            token_log_probs = self._score(completions)
-            surrogate(token_log_probs, part.rows[rows]).backward()
+            scores = self._score(completions)
+            surrogate(scores, part.rows[rows]).backward()
+            token_log_probs = scores.log_probs if isinstance(scores, TokenScores) else scores
             if len(micro_batches) > 1:
                 policy.widen_gradients()  # in bfloat16 a sum of many would lose what each adds
             gap = (token_log_probs.detach() - completions.token_log_probs).abs()
@@ -360,6 +365,12 @@ def _add_gradients(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[st
     for gradient in of_one.values():
         gradient.add_(0.0)  # −0 + 0 is 0, as where another rank adds zeros
     return left | of_one
+
+
+def _score_of(policy: Policy, objective: Objective) -> Callable[[Completions], Scores]:
+    if objective.needs_exact_scores:
+        return functools.partial(policy.token_scores, with_kl=objective.has_exact_kl)
+    return policy.log_probs
 
 
 def _keys_by_name(

@@ -109,6 +109,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     sampler: Sampler | None = None,
     with_greedy: bool = False,
     with_old: bool = False,
+    with_ref_hidden: bool = False,
 ) -> Rollout:
     """Draw completions, score them, and measure how far they are from the reference, if there is one.
 
@@ -123,6 +124,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
         sampler: What draws the completions; the policy itself where None.
         with_greedy: Whether the policy draws each prompt's greedy completion, too, and it is scored.
         with_old: Whether the trainer scores the completions, too, to correct for a sampler that differs.
+        with_ref_hidden: Whether completions get the reference's last hidden states, for the exact KL.
     """
     timer = Stopwatch(policy.model.device)
     prompts = [policy.encode(row.prompt, row.columns) for row in rows]
@@ -149,6 +151,8 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
     if policy.reference is not None:
         ref_log_probs = policy.ref_log_probs(completions)
         kl = k1(completions.log_probs, ref_log_probs.sum(dim=1)).tolist()
+        if with_ref_hidden:
+            completions = completions.with_ref_hidden(policy.ref_hidden_states(completions))
         timer.lap("reference")
     old_log_probs = None
     if with_old:

@@ -65,6 +65,7 @@ def take_step(  # noqa: PLR0913  who draws, scores and moves, and of what
             sampler=sampler,
             with_greedy=config.algorithm.baseline == "greedy",
             with_old=config.algorithm.corrects_sampler and config.algorithm.num_updates > 1,
+            with_ref_hidden=config.algorithm.has_exact_kl,
         )
 
     drawn = draw_in_slices(draw, rows, key, config.num_slices or 1, optimizer.world)

@@ -5,20 +5,26 @@ Axes: N completions of an update, n of a micro-batch, T tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from klimb.config.train import TrainConfig
-from klimb.core.aggregation import count_denominators
+from klimb.core.aggregation import aggregation, count_denominators
 from klimb.core.objective import Objective
 from klimb.core.objectives import reinforce
 from klimb.core.score_weights import ScoreWeights, TokenBatch, find_score_weights
+from klimb.errors import DivergedError
 from klimb.policy.completions import Completions
+from klimb.policy.scores import TokenScores
 
-Surrogate = Callable[[Tensor, Tensor], Tensor]
-"""(log-probs of tokens (n, T), differentiable, and which rows of the update they are (n,)) → a scalar to be raised."""
+Scores = Tensor | TokenScores
+"""Log-probs of tokens, (n, T), differentiable; with their exact KL and entropy where an objective needs these."""
+
+Surrogate = Callable[[Any, Tensor], Tensor]
+"""(scores of tokens, and which rows of the update they are (n,)) → a scalar to be raised."""
 
 
 @dataclass
@@ -51,6 +57,10 @@ class WeightStats:
         sums = {name: float(values.sum(dtype=torch.float64)) for name, values in counts.items()}
         self.parts.append(sums | {"ratio_max": float(counts["ratio"].max())})
 
+    def add_exact(self, scores: TokenScores) -> None:
+        """Add the exact KL of the micro-batch that was added last."""
+        self.parts[-1]["exact_kl"] = float(scores.kl.detach().sum(dtype=torch.float64))
+
     def metrics(self) -> dict[str, float]:
         """Give the mean and largest ratio, the shares of tokens left out, and the effective share (Σ|c|)² / (n Σc²)."""
         sums: dict[str, float] = {}
@@ -71,6 +81,7 @@ class WeightStats:
             "ratio_max": max(0.0, *(part["ratio_max"] for part in self.parts)),
             **shares,
             **({"correction_mean": sums["correction"] / num_tokens} if "correction" in sums else {}),
+            **({"exact_kl": sums["exact_kl"] / num_tokens} if "exact_kl" in sums else {}),
             "effective_share": sums["weight"] ** 2 / squares if squares else 0.0,
         }
 
@@ -128,15 +139,49 @@ class SumOfTokens:
             completions.lengths, completions.prompt_of, max_length=max_length
         )
 
-    def __call__(self, log_probs: Float[Tensor, "n T"], rows: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    def __call__(self, scores: Scores, rows: Int[Tensor, " n"]) -> Float[Tensor, ""]:
         """Weigh the tokens of a micro-batch by numbers that are found from their present log-probs."""
+        log_probs = scores.log_probs if isinstance(scores, TokenScores) else scores
         columns = log_probs.shape[1]
         batch, present = self._batch.rows((rows, slice(columns))), log_probs.detach()
         if self._is_old:
             batch = replace(batch, old_log_probs=present)
-        found = find_score_weights(present, batch, self._objective, self._denominators.rows(rows))
+        denominators = self._denominators.rows(rows)
+        found = find_score_weights(present, batch, self._objective, denominators)
         self.stats.add(found)
-        return (found.weights * log_probs).sum()
+        total = (found.weights * log_probs).sum()
+        if isinstance(scores, TokenScores):
+            self.stats.add_exact(scores)
+            lengths = found.is_token.sum(dim=1).to(log_probs.dtype)
+            weights = aggregation(lengths, self._objective.aggregation, denominators)
+            total = total + exact_terms(scores, weights, self._objective)
+        return total
+
+
+def exact_terms(
+    scores: TokenScores, weights: Float[Tensor, "n 1"], objective: Objective
+) -> Float[Tensor, ""]:
+    """Sum −β KL_it + η H_it by the aggregation's weights: what no score weight can express.
+
+    Args:
+        scores: The exact KL and entropy at each token.
+        weights: a, (n, 1).
+        objective: The objective.
+
+    Raises:
+        DivergedError: A KL or an entropy is not finite.
+    """
+    total = weights.new_zeros(())
+    for coefficient, values, name in (
+        (-objective.beta if objective.has_exact_kl else 0.0, scores.kl, "KL from the reference"),
+        (objective.entropy_coefficient, scores.entropy, "entropy"),
+    ):
+        if coefficient == 0:
+            continue
+        if not bool(values.detach().isfinite().all()):
+            raise DivergedError(f"the exact {name} is not finite; a lower --lr may keep it so")
+        total = total + coefficient * (weights * values).sum()
+    return total
 
 
 def make_surrogate(

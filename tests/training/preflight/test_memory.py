@@ -110,6 +110,12 @@ def test_the_supports_of_a_truncated_distribution_count():
     assert name not in predict().phases["update"]
 
 
+def test_the_exact_kl_keeps_the_references_hidden_states():
+    exact = predict(kl_place="loss", kl_estimator="exact", precision="bfloat16")
+    assert exact.phases["update"]["reference's hidden states"] == 2 * 6 * 5 * 8
+    assert "reference's hidden states" not in predict(kl_place="loss", kl_estimator="k3").phases["update"]
+
+
 def test_gradients_are_as_wide_as_what_they_are_found_in_and_their_sum_is_float32():
     gradients = [
         predict(precision=precision, micro_batch_size=at_once).phases["update"]["gradients"]

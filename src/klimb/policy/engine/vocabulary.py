@@ -25,6 +25,7 @@ class Vocabulary:
 
     Attributes:
         head: The layer.
+        softcap: The largest logit, towards which they are softly capped; None where they are not.
 
     Args:
         model: The transformers model.
@@ -32,19 +33,24 @@ class Vocabulary:
 
     def __init__(self, model: Any) -> None:
         self.head = model.get_output_embeddings()
-        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     @property
-    def _bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:
+        """b; None where the layer has none."""
         return getattr(self.head, "bias", None)
 
     def logits(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """Logits after each token."""
         return self.capped(self.head(hidden))
 
+    def logits_of(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """Logits after each token, of given weights by the fastest product, without gradient."""
+        return _capped(product(hidden, self.head.weight, self.bias), self.softcap)
+
     def capped(self, logits: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
         """Logits from what the layer's product gave."""
-        return _capped(logits, self._softcap)
+        return _capped(logits, self.softcap)
 
     def token_log_probs(
         self,
@@ -62,7 +68,7 @@ class Vocabulary:
             supports: Tokens that each could be, packed; all where None.
         """
         return _TokenLogProbs.apply(
-            hidden, self.head.weight, self._bias, ids, distribution, self._softcap, supports
+            hidden, self.head.weight, self.bias, ids, distribution, self.softcap, supports
         )
 
 

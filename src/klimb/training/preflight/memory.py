@@ -163,6 +163,10 @@ def predict_memory(
     if supports := _supports(size, config):
         phases["update"]["tokens kept in sampling"] = supports
         phases["sampling"]["tokens kept in sampling"] = 2 * supports
+    if config.algorithm.has_exact_kl:
+        phases["update"]["reference's hidden states"] = (
+            number * num_samples * config.max_new_tokens * size.hidden
+        )
     if config.algorithm.baseline == "value":
         _add_value_function(held, phases, size, value_size, config, longest_prompt)
     if copy:  # made in full width first, when moments and reference are not there yet
