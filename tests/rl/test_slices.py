@@ -157,7 +157,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=[pytest.mark.slow] if name == "a value model" else [])
+        for name, changes in SETTINGS.items()
+    ],
+)
 def test_four_slices_give_the_same_bits_on_one_two_and_four_ranks(policies, changes):
     found = [run_steps(policies, size, 2, fails_on_j, **changes) for size in (1, 2, 4)]
     assert found[0] == found[1] == found[2]

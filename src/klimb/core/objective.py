@@ -171,6 +171,11 @@ class Objective:
         return self.sampler_correction != "none" or (self.filter_low, self.filter_high) != (0.0, math.inf)
 
     @property
+    def has_kl_scores(self) -> bool:
+        """Whether the loss has an estimate of the KL whose derivative is a score weight."""
+        return self.kl_place == "loss" and self.kl_estimator != "exact" and self.beta > 0
+
+    @property
     def has_exact_kl(self) -> bool:
         """Whether the loss has the exact KL, for which the reference's hidden states are needed."""
         return self.kl_place == "loss" and self.kl_estimator == "exact" and self.beta > 0

@@ -184,7 +184,7 @@ def _kl_term(xp: Any, arrays: dict[str, Array], is_token: Array, objective: Obje
     """β κ + β_s κˢ, before aggregation."""
     new, old = arrays["log_probs"], arrays["old_log_probs"]
     term = xp.zeros_like(new)
-    if objective.kl_place == "loss" and objective.beta > 0 and not objective.has_exact_kl:
+    if objective.has_kl_scores:
         if "ref_log_probs" not in arrays:
             raise ArgumentError(
                 f"ref_log_probs: expected those of each token, since the KL is in the loss with beta {objective.beta:g}"

@@ -167,12 +167,7 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
     """
     is_value = objective.baseline == "value"
     lines = value_formulas(objective, beta) if is_value else [_advantage(objective)]
-    has_token_kl = (
-        objective.beta > 0
-        and not objective.has_exact_kl
-        and (objective.kl_place == "loss" or objective.kl_credit != "whole")
-    )
-    if has_token_kl:
+    if objective.has_kl_scores or objective.kl_in_tokens:
         lines.insert(0, "d_it = log π(y_it) − log π_ref(y_it)")
     if objective.kl_in_tokens and not (is_value and objective.kl_credit == "to_go"):
         credit = KL_CREDITS[objective.kl_credit].formula.replace("β", beta)
@@ -191,11 +186,10 @@ def formulas_of(objective: Objective, beta: str) -> list[str]:
         low, high = objective.filter_low, objective.filter_high
         lines.append(f"f_i = 1[{low:g} ≤ (Π_t π_old/π_sampler)^(1/len_i) ≤ {high:g}]")
     terms = [_factors(objective) + index]
-    if objective.beta > 0 and objective.kl_place == "loss":
+    if objective.has_kl_scores:
         lines.append(KL_ESTIMATORS[objective.kl_estimator].formula)
-        terms += [] if objective.has_exact_kl else [f"{beta} κ"]
-    if objective.entropy_coefficient > 0:
-        lines.append("H_it = −Σ_v π(v) log π(v) after prefix y_i,<t")
+        terms.append(f"{beta} κ")
+    lines += _exact_formulas(objective)
     if objective.sampler_beta > 0:
         anchor = "π_sampler" if objective.corrects_sampler else "π_old"
         terms.append(f"{objective.sampler_beta:g} log(π/{anchor})")
@@ -209,6 +203,13 @@ def _factors(objective: Objective) -> str:
     filtered = "f " if _has_filter(objective) else ""
     corrected = "" if objective.sampler_correction == "none" else "q "
     return filtered + corrected + ("" if objective.ratio == "none" else "w ")
+
+
+def _exact_formulas(objective: Objective) -> list[str]:
+    lines = [KL_ESTIMATORS["exact"].formula] if objective.has_exact_kl else []
+    if objective.entropy_coefficient > 0:
+        lines.append("H_it = −Σ_v π(v) log π(v) after prefix y_i,<t")
+    return lines
 
 
 def gradient_formula(objective: Objective, beta: str) -> str:
