@@ -179,7 +179,7 @@ def exact_terms(
         if coefficient == 0:
             continue
         if not bool(values.detach().isfinite().all()):
-            raise DivergedError(f"the exact {name} is not finite; a lower --lr may keep it so")
+            raise DivergedError(f"the exact {name} is not finite; try a lower --lr")
         total = total + coefficient * (weights * values).sum()
     return total
 
