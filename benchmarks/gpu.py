@@ -281,7 +281,7 @@ def profile(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from klimb.config.train import TrainConfig
-    from klimb.core.objectives import reinforce
+    from klimb.core.surrogate import reinforce
     from klimb.policy.policy import Policy, SampleKey
     from klimb.rl.optimizer import PolicyOptimizer
 

@@ -11,10 +11,10 @@ from klimb.core.advantages import batch_mean, group_normalised, leave_one_out, n
 from klimb.core.aggregation import Denominators, aggregation, count_denominators
 from klimb.core.kl import adaptive_beta, exact_kl, k1, k2, k3
 from klimb.core.objective import Objective
-from klimb.core.objectives import reinforce
 from klimb.core.presets import PRESETS
 from klimb.core.score_weights import TokenBatch, score_weights
 from klimb.core.stream import streamed_weight_update
+from klimb.core.surrogate import reinforce
 from klimb.core.update import (
     adjusted_rewards,
     gradient_ascent,

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from klimb import KlimbError
-from klimb.core.shares import exact_interval
+from klimb.core.binomial import exact_interval
 
 
 def test_ends_by_hand():

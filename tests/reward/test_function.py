@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from klimb.errors import RewardError, RewardHangsError
+from klimb.reward.event_loop import EventLoop
 from klimb.reward.failures import Tolerance
 from klimb.reward.function import FunctionReward, load_function
-from klimb.reward.loop import EventLoop
 from klimb.reward.reward import Batch, WeightedSum
 from klimb.reward.state import TrainerState
 

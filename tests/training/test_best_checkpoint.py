@@ -18,8 +18,8 @@ from klimb.training.report.console import Display
 from klimb.training.report.report import write_report
 from klimb.training.run import train
 from klimb.training.setup import load_policy
+from klimb.training.storage.checkpoints import Checkpoints
 from klimb.training.storage.folder import RunFolder
-from klimb.training.storage.retention import Checkpoints
 from klimb.training.trainer import Trainer
 
 # The reward counts a letter; the judge likes one of them in each completion, and thinks less of any more.

@@ -100,9 +100,9 @@ def declaration(**changes):
 def test_the_declared_objective_says_what_truncation_means():
     plainly = declaration()
     words, formulas = declaration(top_p=0.9, top_k=50)
-    assert "the most likely tokens alone (top_k 50, top_p 0.9), renormalised" in words
+    assert "only the most likely tokens (top_k 50, top_p 0.9), renormalised" in words
     assert "the reference is restricted to the same tokens" in words
-    assert "how the set changes as the weights move is no part of the gradient" in words
+    assert "the gradient leaves out how the set changes with the weights" in words
     assert "Ratios compare" not in words  # reinforce has none
     assert any(
         line.startswith("S_it = the tokens kept in sampling: the 50 most likely; of these")

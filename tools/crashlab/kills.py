@@ -115,9 +115,9 @@ def trace_a_run(trace: Trace) -> None:
     from klimb.rl.optimizer import PolicyOptimizer
     from klimb.training import recorder, run, setup
     from klimb.training.evaluate.evaluator import Evaluator
+    from klimb.training.storage.checkpoints import Checkpoints
     from klimb.training.storage.folder import RunFolder
     from klimb.training.storage.resume import Resumption
-    from klimb.training.storage.retention import Checkpoints
 
     trace.during("loading the model", setup, "load_policy")
     trace.during("preflight", run, "run_preflight")

@@ -75,6 +75,6 @@ class ValueOptions:
         steps = self.value_warmup_steps or 0
         if not 0 <= steps < num_steps:
             raise ConfigError(
-                f"value_warmup_steps: expected 0 to {num_steps - 1}, since the policy moves in the other steps of "
-                f"num_steps {num_steps} alone, got {steps}"
+                f"value_warmup_steps: expected 0 to {num_steps - 1}, since the policy moves only in the other steps of "
+                f"num_steps {num_steps}, got {steps}"
             )

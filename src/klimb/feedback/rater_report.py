@@ -5,7 +5,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from klimb.core.shares import wilson_interval
+from klimb.core.binomial import wilson_interval
 from klimb.feedback.records import Choice, Side
 from klimb.io.show import Text, printable
 

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from klimb.core.shares import chance_log_odds, wilson_interval
+from klimb.core.binomial import chance_log_odds, wilson_interval
 from klimb.errors import DataError
 from klimb.feedback.comparison import Comparison
 from klimb.feedback.formats import Feedback

@@ -173,7 +173,7 @@ def _require_mergeable(files: AdapterFiles) -> None:
     if isinstance(start, str) and start.lower() not in _KEEPS_BASE:
         raise ModelNotFoundError(
             f"its adapter began with init_lora_weights {start!r}, which changes the base model too, so that it fits "
-            "that changed model alone: save it with peft's path_initial_model_for_weight_conversion, or merge it "
+            "only that changed model: save it with peft's path_initial_model_for_weight_conversion, or merge it "
             "where it was trained"
         )
     if config.get("alora_invocation_tokens"):

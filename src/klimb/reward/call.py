@@ -58,7 +58,7 @@ class Signature:
         if _ENVIRONMENTS in self._required():
             raise RewardError(
                 f"reward {name}: takes `environments`, which are those of TRL's agent training; klimb has none: give "
-                "the argument a default, or score the completions alone"
+                "the argument a default, or score only the completions"
             )
 
     def arguments(self, batch: Batch, log: RewardLog) -> tuple[list[Any], dict[str, Any]]:
@@ -106,7 +106,7 @@ class Signature:
     def _missing(self, name: str, known: Mapping[str, Any]) -> str:
         if name in ("completion_ids", _OLD_NAME):
             return (
-                f"reward {self._name}: takes `{name}`, the completions' tokens, and there are none where texts are "
+                f"reward {self._name}: takes `{name}`, the completions' tokens, and there are none if texts are "
                 "scored without the model that drew them"
             )
         columns = ", ".join(map(repr, sorted(known.keys() - set(RESERVED)))) or "none"

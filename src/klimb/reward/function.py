@@ -15,8 +15,8 @@ from typing import Any
 
 from klimb.errors import RewardError, RewardHangsError
 from klimb.reward.call import Signature, as_answers, describe
+from klimb.reward.event_loop import EventLoop, Running
 from klimb.reward.failures import Answer, Failed, answers
-from klimb.reward.loop import EventLoop, Running
 from klimb.reward.reward import Batch
 from klimb.reward.state import RewardLog
 from klimb.reward.timeout import TimeLimit

@@ -9,8 +9,8 @@ from typing import Any
 
 from klimb.config.address import TOKEN_VARIABLE, is_address, refuse_secrets
 from klimb.errors import ConfigError, RewardError
+from klimb.reward.event_loop import EventLoop
 from klimb.reward.function import FunctionReward, load_function
-from klimb.reward.loop import EventLoop
 from klimb.reward.reward import Reward, WeightedSum
 
 PEOPLE = "people"

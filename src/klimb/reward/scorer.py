@@ -44,7 +44,7 @@ RECORD = "reward.json"
 """Beside a model that klimb learned: how it was learned."""
 
 _PAIRS = (
-    "prompt and completion are read as one text; where the model was trained on the two as a pair, with a mark between "
+    "prompt and completion are read as one text; if the model was trained on the two as a pair, with a mark between "
     "them, call it from a function (docs/rewards.md)"
 )
 _BATCH_TOKENS = 2048  # that go through the model at once, with padding

@@ -134,7 +134,7 @@ def _value_words(config: TrainConfig) -> list[str]:
     optimiser = {"adamw": "AdamW", "sgd": "plain gradient descent"}[config.optimiser]
     warmup = ""
     if config.value_warmup_steps:
-        warmup = f" In the first {config.value_warmup_steps} steps the value function moves alone."
+        warmup = f" In the first {config.value_warmup_steps} steps only the value function moves."
     exact = (
         " With λ below 1 the advantages are biased unless the values are exact."
         if algorithm.trace_decay < 1
@@ -226,7 +226,7 @@ def _update_words(config: TrainConfig) -> str:
         way = {"linear": "linearly", "cosine": "along half a cosine"}[config.lr_schedule]
         parts.append(f"which falls {way} to 0 at the end of {config.num_steps} steps")
     if config.max_grad_norm is not None:
-        parts.append(f"the gradient scaled down to length {config.max_grad_norm:g} where it is longer")
+        parts.append(f"the gradient scaled down to length {config.max_grad_norm:g} if it is longer")
     if config.weight_decay:
         parts.append(f"the weights decayed by {config.weight_decay:g} times that rate")
     return ", ".join(parts) + "."

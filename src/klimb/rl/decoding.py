@@ -55,11 +55,11 @@ def _truncation_words(config: TrainConfig) -> list[str]:
         f"{name} {value:g}" for name, value in options.items() if value is not None and value != usual[name]
     )
     words = [
-        f"π is the distribution that tokens are drawn from: the most likely tokens alone ({chosen}), renormalised. "
+        f"π is the distribution that tokens are drawn from: only the most likely tokens ({chosen}), renormalised. "
         "Log-probs, entropies and the KL are those of this distribution, and the reference is restricted to the same "
         "tokens.",
         "Which tokens are kept is recorded in sampling and held constant: tokens that were left out get no gradient of "
-        "their own, and how the set changes as the weights move is no part of the gradient.",
+        "their own, and the gradient leaves out how the set changes with the weights.",
     ]
     if config.algorithm.ratio != "none":
         words.append(

@@ -14,8 +14,8 @@ from torch import Tensor
 from klimb.config.train import TrainConfig
 from klimb.core.aggregation import aggregation, count_denominators
 from klimb.core.objective import Objective
-from klimb.core.objectives import reinforce
 from klimb.core.score_weights import ScoreWeights, TokenBatch, find_score_weights
+from klimb.core.surrogate import reinforce
 from klimb.errors import DivergedError
 from klimb.policy.completions import Completions
 from klimb.policy.scores import TokenScores
@@ -179,7 +179,7 @@ def exact_terms(
         if coefficient == 0:
             continue
         if not bool(values.detach().isfinite().all()):
-            raise DivergedError(f"the exact {name} is not finite; a lower --lr may keep it so")
+            raise DivergedError(f"the exact {name} is not finite; try a lower --lr")
         total = total + coefficient * (weights * values).sum()
     return total
 

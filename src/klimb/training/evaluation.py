@@ -7,8 +7,8 @@ from klimb.training.evaluate.best import BestSoFar, rebuild_best, update_best
 from klimb.training.evaluate.estimates import Rows
 from klimb.training.evaluate.evaluator import Evaluator
 from klimb.training.observer import Observer
+from klimb.training.storage.checkpoints import Checkpoints
 from klimb.training.storage.folder import RunFolder
-from klimb.training.storage.retention import Checkpoints
 
 
 class BestCheckpoint:

@@ -26,12 +26,12 @@ from klimb.training.recorder import Recorder
 from klimb.training.report.console import Display
 from klimb.training.setup import describe, prepare
 from klimb.training.signals import Interruption, listening
+from klimb.training.storage.checkpoints import Checkpoints, note_last_good
 from klimb.training.storage.environment import ENVIRONMENT, describe_environment
 from klimb.training.storage.fingerprint import CLOCK, Fingerprint, read_moment, take_fingerprints
 from klimb.training.storage.folder import RunFolder
 from klimb.training.storage.read_only import ReadOnlyFolder
 from klimb.training.storage.resume import Resumption, plan_resumption
-from klimb.training.storage.retention import Checkpoints, note_last_good
 from klimb.training.trackers.tracking import trackings
 from klimb.training.trainer import Trainer
 from klimb.world import ALONE, World

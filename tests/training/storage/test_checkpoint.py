@@ -12,8 +12,8 @@ from klimb.errors import RunFolderError
 from klimb.policy.policy import Policy
 from klimb.reward.reward import WeightedSum
 from klimb.training.storage.checkpoint import open_weights
+from klimb.training.storage.checkpoints import Checkpoints
 from klimb.training.storage.folder import RunFolder
-from klimb.training.storage.retention import Checkpoints
 from klimb.training.trainer import Trainer
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from klimb.core.shares import exact_interval
+from klimb.core.binomial import exact_interval
 from klimb.feedback.annotation_tools import plain_prompt
 from klimb.feedback.console import wins_by_model
 from klimb.feedback.export import FORMS

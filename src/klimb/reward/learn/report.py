@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from klimb.config.reward import RewardConfig
-from klimb.core.shares import exact_interval
+from klimb.core.binomial import exact_interval
 from klimb.io.page import ACCENT, LINE, Figure, draw_figure, render
 from klimb.reward.learn.evaluation import Bin
 from klimb.reward.learn.results import RewardResult

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binom
 
 from klimb import KlimbError
-from klimb.core.shares import chance_log_odds, wilson_interval
+from klimb.core.binomial import chance_log_odds, wilson_interval
 
 
 def test_the_interval_by_hand():

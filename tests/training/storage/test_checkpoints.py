@@ -7,8 +7,8 @@ import pytest
 
 from klimb.errors import RunFolderError
 from klimb.training.storage import checkpoint, folder
+from klimb.training.storage.checkpoints import surplus
 from klimb.training.storage.folder import RunFolder
-from klimb.training.storage.retention import surplus
 
 
 @pytest.mark.parametrize(
