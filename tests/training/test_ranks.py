@@ -116,7 +116,7 @@ def test_a_signal_on_one_rank_stops_all_after_the_same_step(make_options, train_
 
     monkeypatch.setattr("klimb.training.signals.Interruption", Asked)
     config = make_options()
-    with pytest.raises(RunInterrupted, match="stopped after 2 updates") as caught:
+    with pytest.raises(RunInterrupted, match="stopped after 2 ") as caught:
         train_on(2, config)
     assert caught.value.exit_code == 143
     assert RunFolder(config.out).checkpoint_steps() == [2]
