@@ -203,7 +203,7 @@ def test_a_configuration_survives_json():
             {"keep_best": "x", "eval_every": 5, "judges": ("a", "b")},
             r"one of the judges \(a, b\), got 'x'",
         ),
-        ({"patience": 2, "eval_every": 5}, "patience: needs --keep-best JUDGE; set keep_best"),
+        ({"patience": 2, "eval_every": 5}, "patience: needs --keep-best JUDGE, the judge that"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: expected at least 1, got 0"),
         ({"track": ("excel",)}, "track: expected one of trackio, tensorboard, wandb, mlflow, got 'excel'"),
         ({"track": ("wandb", "wandb")}, "track: each tracker may be named once, got wandb, wandb"),

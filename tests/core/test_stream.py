@@ -148,7 +148,7 @@ def test_npy_files_that_cannot_be_streamed_are_named(tmp_path):
         "cut off": (np.ones((50, 3)), lambda data: data[:-8]),
         "Fortran": (np.asfortranarray(np.ones((4, 3))), lambda data: data),
         r"expected a matrix \(N, P\), got shape \(4,\)": (np.ones(4), lambda data: data),
-        "never unpickled": (np.array([[None]]), lambda data: data),
+        "never unpickles": (np.array([[None]]), lambda data: data),
     }
     for message, (array, change) in cases.items():
         np.save(tmp_path / "a.npy", array, allow_pickle=True)

@@ -216,7 +216,7 @@ FOLDERS = {
     "FSDP": (["pytorch_model_fsdp_0/__0_0.distcp"], "accelerate merge-weights"),
     "weights alone": (["model.safetensors"], r"model\.safetensors: put the model's config\.json"),
     "Meta's": (["params.json", "consolidated.00.pth"], "convert it to Hugging Face's"),
-    "several": (["checkpoint-5/config.json", "checkpoint-10/adapter_config.json"], "to be named: .*checkpoint-10"),
+    "several": (["checkpoint-5/config.json", "checkpoint-10/adapter_config.json"], "name one of them: .*checkpoint-10"),
     "a run's checkpoint": (["weights.safetensors", "optimiser.safetensors"], "checkpoint of a klimb run"),
     "a run": (["config.json", "metrics.jsonl", "model/config.json"], "folder of a klimb run: name its model"),
     "the hub's cache": (["snapshots/abc/config.json", "refs/main"], "the model in .*snapshots/abc"),

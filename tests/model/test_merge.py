@@ -186,7 +186,7 @@ REFUSED = {
     "an activated LoRA": ({"alora_invocation_tokens": [5]}, "an activated LoRA"),
     "a setting of a newer peft": ({"new_knob": 3, "idle": None}, r"does not know .*\(new_knob=3\)"),
     "a kind of a newer peft": ({"peft_type": "NEWLORA"}, "of the kind NEWLORA, which peft .* does not know"),
-    "no kind": ({"peft_type": None}, "names no peft_type"),
+    "no kind": ({"peft_type": None}, "has no peft_type"),
     "another rank": ({"r": 4}, "does not fit: .*size mismatch"),
     "fewer layers": ({"target_modules": ["q_proj"]}, "no place for 4 of its weights"),
     "more layers": ({"target_modules": [*TARGETS, "k_proj"]}, "its file lacks 4 of the weights"),
@@ -226,7 +226,7 @@ def test_adapters_in_folders_of_their_own_below_are_named(model_folder, tmp_path
     for name in ("one", "two"):
         make_adapter(tmp_path / name, model_folder, lora())
     with pytest.raises(
-        ModelNotFoundError, match=rf"name one of them:  {tmp_path / 'one'}, {tmp_path / 'two'}"
+        ModelNotFoundError, match=rf"name one of them: {tmp_path / 'one'}, {tmp_path / 'two'}"
     ):
         load(WRITER, tmp_path)
 

@@ -221,7 +221,7 @@ def test_an_argument_that_there_is_not_is_named_once(is_async):
         calls.append(1)
 
     reason = (
-        "takes `solution`, which is neither a column of the data nor an argument of TRL's;  .* are 'wanted'"
+        "takes `solution`, which is neither a column of the data nor an argument of TRL's; .* are 'wanted'"
     )
     with pytest.raises(RewardError, match=reason):
         ask(g if is_async else f).complete()

@@ -256,14 +256,14 @@ def test_when_a_request_has_failed_for_good_the_rest_is_asked_about_once(serve):
 def test_a_service_that_answers_too_slowly_has_not_answered(start, serve, end):
     url, seen = serve(dribbling(end, start))
     reward, _ = make(url, patience=Patience(timeout=0.4, num_attempts=2))
-    assert reasons(reward) == [f"reward {url}: no complete response within 0.4 s"] * 3
+    assert reasons(reward) == [f"reward {url}: no complete response within 0.4 s; raise --reward-timeout"] * 3
     assert len(seen) == 2
 
 
 def test_a_service_that_does_not_answer_at_all_is_given_up(serve, end):
     url, seen = serve(hanging(end))
     reward, pauses = make(url, patience=Patience(timeout=0.4, num_attempts=3))
-    assert "no complete response within 0.4 s" in reasons(reward)[0]
+    assert "no complete response within 0.4 s; raise --reward-timeout" in reasons(reward)[0]
     assert len(seen) == 3
     assert len(pauses) == 2
 

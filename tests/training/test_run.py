@@ -253,7 +253,7 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config
         "checkpoint_every": 1, "preflight": False,
     }  # fmt: skip
     config = make_config(**options)
-    with pytest.raises(DivergedError, match=r"not numbers|not finite") as caught:
+    with pytest.raises(DivergedError, match=r"are NaN|not finite") as caught:
         run(config)
     notes = caught.value.__notes__
     assert notes[0].startswith("3 steps were taken")

@@ -121,7 +121,7 @@ def test_a_prompt_under_other_names(read, columns, prompt):
         ({"prompt": [system("t"), user("q")], "system": "s"}, "differs from the system message"),
         ({"prompt": "q", "images": ["x.png"]}, "images: klimb reads only text"),
         ({"prompt": "q", "labels": [True]}, "labels: a preference has the columns chosen and rejected"),
-        ({"prompt": "q", "status": "contested"}, "status: 'contested' is not known"),
+        ({"prompt": "q", "status": "contested"}, "status: 'contested' is unknown"),
         (
             {"prompt": [{"role": "critic", "content": "q"}]},
             "prompt: message 1: the role 'critic' is not known",

@@ -97,7 +97,7 @@ def test_other_content_is_refused_by_name_and_can_be_accepted(
     run(config, cut_at=1)
     edit(tmp_path / changed)
     before = tree(config.out)
-    with pytest.raises(ConfigError, match="the content has changed since the run began:  ") as caught:
+    with pytest.raises(ConfigError, match="the content has changed since the run began: ") as caught:
         run(config, resume=True)
     assert f"{name}: " in str(caught.value)
     assert f"--accept {name}" in str(caught.value)
@@ -192,7 +192,7 @@ def test_a_run_without_a_good_checkpoint_is_refused(cut, run, tree):
     for step in (2, 4):
         cut_short(cut.out / "checkpoints" / f"step-00000{step}")
     before = tree(cut.out)
-    message = r"none of its checkpoints can be used:  .*step-000004.*cut short.*step-000002.*cut short"
+    message = r"none of its checkpoints can be used: .*step-000004.*cut short.*step-000002.*cut short"
     with pytest.raises(RunFolderError, match=message):
         run(cut, resume=True)
     assert tree(cut.out) == before

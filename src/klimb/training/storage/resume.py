@@ -204,7 +204,7 @@ def plan_resumption(config: TrainConfig, from_step: int | None = None) -> Resump
     if passed_over and (from_step is not None or folder.checkpoint_steps()[0] > 0):
         raise RunFolderError(
             f"{folder.path}: "
-            + ("none of its checkpoints can be used:  " if from_step is None else "cannot go back to that: ")
+            + ("none of its checkpoints can be used: " if from_step is None else "cannot go back to that: ")
             + "; ".join(line.removeprefix(_PASSED_OVER) for line in passed_over)
             + "; start a new run with --out"
         )
