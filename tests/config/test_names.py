@@ -109,10 +109,10 @@ def test_options_may_stand_in_sections_or_flat_and_under_former_names(tmp_path, 
     ("text", "message"),
     [
         ("[sampler]\n", r"unknown section \[sampler\]; the sections are model, data, reward"),
-        ("[sampling]\nlr = 1.0\n", r"lr: stands in \[sampling\], and belongs to \[optimizer\]"),
+        ("[sampling]\nlr = 1.0\n", r"lr: is in \[sampling\], but belongs in \[optimizer\]"),
         ("[sampling]\ntemprature = 1.0\n", r"unknown option 'temprature'; did you mean 'temperature'\?"),
-        ("lr = 1.0\n[optimizer]\nlr = 2.0\n", "lr: stands there twice"),
-        ("max_same = 0.5\n[guard]\nmax_duplicate_share = 0.5\n", "max_duplicate_share: stands there twice"),
+        ("lr = 1.0\n[optimizer]\nlr = 2.0\n", "lr: occurs twice"),
+        ("max_same = 0.5\n[guard]\nmax_duplicate_share = 0.5\n", "max_duplicate_share: occurs twice"),
     ],
 )
 def test_what_does_not_fit_in_a_file_of_options_is_named(text, message, tmp_path):

@@ -100,7 +100,7 @@ def test_what_is_left_out_is_printed_by_its_kind(tmp_path, capsys, monkeypatch):
     assert main(["feedback", "export", "feedback.db", "-o", "out.csv", "--overwrite"]) == 0
     capsys.readouterr()
     assert main(["feedback", "export", "feedback.db", "--form", "store", "-o", "all.jsonl"]) == 0
-    assert capsys.readouterr().out == "all.jsonl: 4 pairs with 3 judgements: all that feedback.db holds\n"
+    assert capsys.readouterr().out == "all.jsonl: 4 pairs with 3 judgements: everything in feedback.db\n"
     assert main(["feedback", "import", "all.jsonl", "--store", "feedback.db"]) == 0
     assert "nothing was added: the store has all of it already" in capsys.readouterr().out
     assert main(["feedback", "export", "feedback.db", "-o", "no/out.csv"]) == 2

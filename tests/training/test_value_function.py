@@ -131,7 +131,7 @@ def test_an_option_of_a_value_function_without_one_is_refused(option, make_optio
     [
         ({"value_lr": 0.0}, "value_lr: expected a finite number above 0, got 0.0"),
         ({"value_model": " "}, "value_model: expected head, self, or a model, got an empty name"),
-        ({"value_warmup_steps": 4}, "value_warmup_steps: expected 0 to 3, since .* num_steps 4 alone, got 4"),
+        ({"value_warmup_steps": 4}, "value_warmup_steps: expected 0 to 3, since .* num_steps 4, got 4"),
         ({"scale": "group_std"}, "scale: group_std divides by a spread of rewards"),
         ({"ratio": "sequence"}, "ratio: sequence is one number for a completion"),
     ],

@@ -40,10 +40,12 @@ def test_prompts_in_a_folder_of_datasets_that_changed_are_refused(make_options, 
     )
     run(config, cut_at=1)
     write_dataset(tmp_path / "prompts", [*PROMPTS[:-1], "sly"])  # as long as it was
-    with pytest.raises(ConfigError, match=r"other content: prompts: data\.arrow differs .*--accept prompts"):
+    with pytest.raises(
+        ConfigError, match=r"changed since the run began: prompts: data\.arrow differs .*--accept prompts"
+    ):
         run(config, resume=True)
     write_dataset(tmp_path / "prompts", PROMPTS)
-    assert "other content" not in run(config, resume=True)
+    assert "content has changed" not in run(config, resume=True)
 
 
 def edit(file):
@@ -99,7 +101,7 @@ def test_each_file_that_a_run_reads_is_refused_by_the_name_of_what_reads_it(
     then = take_fingerprints(config)
     assert check_fingerprints(then, take_fingerprints(config)) == []
     change(tmp_path / file)
-    with pytest.raises(ConfigError, match=f"other content: {name}: ") as caught:
+    with pytest.raises(ConfigError, match=f"changed since the run began: {name}: ") as caught:
         check_fingerprints(then, take_fingerprints(config))
     assert str(caught.value).endswith(f"--accept {name}")
 

@@ -93,7 +93,7 @@ def test_a_run_goes_back_with_another_beta(make_options, run):
     assert after[1]["grad_norm"] != before[1]["grad_norm"]
     run(replace(config, beta=0.2, lr=1e-3), resume=True, from_step=1)
     page = write_report(RunFolder.open(config.out)).read_text()
-    assert f"Until update 1 with other options: beta {config.beta}, lr {config.lr}." in page  # never 0.5
+    assert f"Until step 1 with other options: beta {config.beta}, lr {config.lr}." in page  # never 0.5
     assert page.count("with other options") == 1
 
 
@@ -308,7 +308,7 @@ def test_a_run_without_a_checkpoint_starts_again_in_its_folder(plain, run, essen
     run(cut, cut_at=0)
     assert (cut.out / "metrics.jsonl").read_text()
     screen = run(cut, resume=True)
-    assert f"Resuming {cut.out} from its beginning" in screen
+    assert f"Resuming {cut.out} from the beginning" in screen
     assert essence(cut.out) == essence(plain.out)
 
 
