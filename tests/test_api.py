@@ -232,7 +232,7 @@ def test_a_model_object_is_copied_into_the_run_and_left_as_it_is(train, model_fo
         run.model
     )  # the tokenizer of where it came from
     model.name_or_path = ""
-    with pytest.raises(ConfigError, match=r"tokenizer: .*give it"):
+    with pytest.raises(ConfigError, match=r"tokenizer: .*also give tokenizer="):
         train(model=model)
     with pytest.raises(ConfigError, match="model: expected a name of the hub"):
         train(model=object())

@@ -84,7 +84,7 @@ def test_a_file_that_takes_the_place_of_another_is_noticed(reads, file, tmp_path
 
 
 def test_a_file_that_was_changed_just_now_is_not_trusted(reads, file, monkeypatch):
-    monkeypatch.setattr(digest, "_SETTLED", -3_600_000_000_000)  # the clocks of processes and of files differ
+    monkeypatch.setattr(digest, "_SETTLED", 3_600_000_000_000)
     assert cached_sha256(file) == cached_sha256(file)
     assert len(reads) == 2
 

@@ -109,9 +109,9 @@ def test_no_more_logits_are_held_than_a_piece_of_them(make_model, monkeypatch):
     seen = []
     usual = SamplingDistribution.token_log_probs
 
-    def watched(self, logits, ids):
+    def watched(self, logits, ids, support=None):
         seen.append(logits.numel())
-        return usual(self, logits, ids)
+        return usual(self, logits, ids, support)
 
     monkeypatch.setattr(SamplingDistribution, "token_log_probs", watched)
     model = make_model("llama", vocab_size=10)

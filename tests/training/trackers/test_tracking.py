@@ -66,7 +66,7 @@ def test_a_tracker_gets_the_options_every_step_every_evaluation_and_the_report(n
     ]  # fmt: skip
     opened = got[0][1]
     assert (opened.project, opened.name, opened.run_id, opened.step) == ("tones", "run", None, 0)
-    assert opened.options == config.to_dict()
+    assert opened.options == replace(config, num_slices=1).to_dict()
     assert "KL(π‖π_ref)" in opened.notes
     metrics = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     logged = [
