@@ -19,7 +19,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085
         ("rows.json", POINTER, "a Git LFS pointer"),
         ("rows.jsonl.gz", POINTER, "a Git LFS pointer"),
         ("train-00000-of-00001.parquet", POINTER, "a Git LFS pointer.*hf download"),
-        ("rows.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), r"compressed by gzip: add \.gz to its name"),
+        (
+            "rows.jsonl",
+            gzip.compress(b'{"prompt": "a"}\n', mtime=0),
+            r"compressed by gzip: add \.gz to its name",
+        ),
         ("rows.csv", b"PK\x03\x04\x14\0\6\0", "a ZIP archive or an Excel workbook.*save the sheet as CSV"),
         ("rows.jsonl", b"PAR1\x15\4\x15", r"a Parquet file: name it \.parquet"),
         ("rows.csv", b"\xef\xbb\xbf\n<!DOCTYPE html><html><head>", "a page in HTML"),

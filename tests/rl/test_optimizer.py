@@ -109,7 +109,10 @@ def without(what):
         (without("exp_avg"), r"expected exp_avg, exp_avg_sq, step of .*, got exp_avg_sq, step"),
         (without("step"), r"expected exp_avg, exp_avg_sq, step of .*, got exp_avg, exp_avg_sq"),
         (lambda moments, _: moments.update({"other/step": torch.zeros(())}), "other/step belongs to none"),
-        (lambda moments, _: moments.update({"other/0/step": torch.zeros(())}), "other/0/step belongs to none"),
+        (
+            lambda moments, _: moments.update({"other/0/step": torch.zeros(())}),
+            "other/0/step belongs to none",
+        ),
         (
             lambda moments, name: moments.update({f"{name}/exp_avg": torch.zeros(2, 3)}),
             r"exp_avg as \(\d+, \d+\), got \(2, 3\)",
