@@ -76,9 +76,8 @@ def launch(arguments: Sequence[str], num_ranks: int, max_restarts: int) -> int:
             with _passing_signals(folder):
                 elastic_launch(config, sys.executable)("-m", "klimb", *arguments)
         except ChildFailedError as error:
-            return _read(folder / "exit") or _code_of_lost(
-                {rank: failure.exitcode for rank, failure in error.failures.items()}
-            )
+            code = _code_of_lost({rank: failure.exitcode for rank, failure in error.failures.items()})
+            return _read(folder / "exit") or code
         finally:
             del os.environ[_FOLDER]
         return _read(folder / "exit") or 0
