@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -189,9 +190,13 @@ def test_python_dash_m_klimb_is_the_command():
 
 def test_label_samples_pairs_and_serves_them(model_folder, prompts_file, monkeypatch, capsys):
     served = []
-    monkeypatch.setattr(
-        "klimb.pairwise.label.serve_in_browser", lambda store, *_, **__: served.append(store.where)
-    )
+
+    def serve(store, *_, **__):
+        served.append(store.where)
+        while store.progress("", per_pair=1).num_pairs < 6:  # the page is open while pairs are drawn
+            time.sleep(0.01)
+
+    monkeypatch.setattr("klimb.pairwise.label.serve_in_browser", serve)
     arguments = ["--model", str(model_folder), "--prompts", str(prompts_file), "--max-new-tokens", "3"]
     assert main(["label", *arguments, "--no-browser"]) == 0
     assert served == ["feedback.db"]

@@ -132,7 +132,7 @@ def test_a_checkpoint_that_is_not_there_is_named(checkpoints):
 
 def test_a_checkpoint_under_the_name_of_another_is_refused(checkpoints, folder):
     folder.checkpoint(3).rename(folder.checkpoint(5))
-    with pytest.raises(KlimbError, match=r"state\.json: the checkpoint is of 3 steps, not of 5"):
+    with pytest.raises(KlimbError, match=r"state\.json: the checkpoint is of step 3, not 5"):
         checkpoints.restore_weights(5)
 
 
