@@ -15,7 +15,7 @@ help:  ## list these commands
 demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model on it, judge it: three to five minutes
 	$(BIN)/klimb demo
 
-test: $(VENV)/.dev  ## the default tests: offline, CPU only, about eight minutes on two cores
+test: $(VENV)/.dev  ## the default tests: offline, CPU only, about nine minutes on two cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.dev .venv-trl/.done .venv-peers/.done  ## the tests that take minutes or download a model, those against TRL, OpenRLHF and verl among them
