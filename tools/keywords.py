@@ -19,7 +19,6 @@ from klimb.config.train import TrainConfig
 FILE = Path(__file__).parent.parent / "src" / "klimb" / "config" / "keywords.py"
 _OBJECTS = {"eval_prompts", "judges"}  # given as for `prompts` and `reward`
 KEYWORDS = {
-    "TrainKeywords": ("klimb.train", TrainConfig, {"model", "prompts", "reward", "out"}),
     "ResumeKeywords": ("klimb.Run.resume", TrainConfig, {"model", "prompts", "reward", "judges", "out"}),
     "RewardKeywords": ("klimb.RewardModel.fit", RewardConfig, {"feedback", "base", "out"}),
     "CompareKeywords": ("klimb.compare", CompareConfig, {"model", "prompts", "by", "out"}),
@@ -46,6 +45,13 @@ def render() -> str:
             for field in dataclasses.fields(config)
             if field.name not in without
         ]
+        if name == "ResumeKeywords":
+            lines += ["", "", "class TrainKeywords(ResumeKeywords, total=False):"]
+            lines += [
+                '    """Options of `klimb.train` and `klimb.check`: the same, and judges."""',
+                "",
+                "    judges: Any",
+            ]
     ruff = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(FILE), "-"]
     source = "\n".join(lines) + "\n"
     return subprocess.run(ruff, input=source, capture_output=True, text=True, check=True).stdout

@@ -176,7 +176,7 @@ def test_a_failing_reward_says_where_the_weights_are(model_folder, prompts_file,
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "klimb: reward judge.py:f: expected 8 numbers, one per completion, got 1" in error
-    assert "1 steps were taken; what was written stays in runs/x" in error
+    assert "steps taken: 1; what was written stays in runs/x" in error
     assert (tmp_path / "runs/x/checkpoints/step-000001/state.json").is_file()
 
 

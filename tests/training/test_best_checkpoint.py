@@ -335,7 +335,7 @@ def test_the_best_so_far_outlives_a_run_that_fails(make_config, scripted):
         run(config)
     folder = RunFolder.open(config.out)
     assert caught.value.__notes__ == [
-        f"3 steps were taken; what was written stays in {config.out}",
+        f"steps taken: 3; what was written stays in {config.out}",
         f"the last checkpoint is of step 3; resume from there with: klimb train --resume {config.out}",
     ]
     assert folder.read_best().step == 1
@@ -360,7 +360,7 @@ def judge(completions, **_):
     ) as caught:
         run(make_config(judges=(judge,), keep_best=judge, eval_every=1, num_steps=3))
     assert caught.value.__notes__ == [
-        f"3 steps were taken; what was written stays in {tmp_path / 'run'}",
+        f"steps taken: 3; what was written stays in {tmp_path / 'run'}",
         f"the last checkpoint is of step 3; resume from there with: klimb train --resume {tmp_path / 'run'}",
     ]
     assert (tmp_path / "run/checkpoints/step-000003/state.json").is_file()

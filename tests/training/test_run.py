@@ -228,7 +228,7 @@ def test_a_reward_that_fails_midway_loses_nothing(make_config, tmp_path):
         run(config)
     checkpoint = config.out / "checkpoints" / "step-000003"
     assert caught.value.__notes__ == [
-        f"3 steps were taken; what was written stays in {config.out}",
+        f"steps taken: 3; what was written stays in {config.out}",
         f"the last checkpoint is of step 3; resume from there with: klimb train --resume {config.out}",
     ]
     assert (checkpoint / "state.json").is_file()
@@ -256,7 +256,7 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_weights(make_config
     with pytest.raises(DivergedError, match=r"are NaN|not finite") as caught:
         run(config)
     notes = caught.value.__notes__
-    assert notes[0].startswith("3 steps were taken")
+    assert notes[0].startswith("steps taken: 3")
     assert any("the last good weights are those after step 2" in note for note in notes)
     sound = make_config(num_steps=2, out=tmp_path / "sound", **options)
     run(sound)

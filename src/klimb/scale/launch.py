@@ -1,7 +1,7 @@
 """Starting ranks as processes of this machine: `klimb train --ranks`, by torch's elastic launch.
 
 The launcher does nothing but start the ranks, start them again where one was lost, and hand them the signals that it
-gets. Ranks are told its folder by an environment variable; there each notes its process, and rank 0 its exit code.
+gets. An environment variable names its folder, to which each rank writes its process id, and rank 0 its exit code.
 """
 
 import contextlib

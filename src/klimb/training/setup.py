@@ -211,7 +211,7 @@ def _value_words(config: TrainConfig) -> str:
     source = {HEAD: "a head on the policy's last hidden state", SELF: "a copy of the policy's model"}
     words = source.get(config.value_source, config.value_source)
     if config.value_warmup_steps:
-        words += f"; in the first {config.value_warmup_steps} steps only it is trained"
+        words += f"; in steps 1 to {config.value_warmup_steps} the policy does not move"
     return words
 
 

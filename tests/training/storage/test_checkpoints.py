@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
     with pytest.raises(RunFolderError, match=r"cannot be written to: .*No space left on device") as caught:
         run(config)
     assert caught.value.__notes__ == [
-        f"6 steps were taken; what was written stays in {config.out}",
+        f"steps taken: 6; what was written stays in {config.out}",
         f"the last checkpoint is of step 4; resume from there with: klimb train --resume {config.out}",
     ]
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [
@@ -98,7 +98,7 @@ def test_a_full_disk_while_a_line_is_written_stops_the_run(make_options, run, mo
     monkeypatch.setattr(folder, "append_text", failing_from(folder.append_text, 6))
     with pytest.raises(RunFolderError, match="No space left on device") as caught:
         run(config)
-    assert "2 steps were taken" in caught.value.__notes__[0]
+    assert "steps taken: 2" in caught.value.__notes__[0]
     assert steps_of(config) == [2]
 
 

@@ -11,7 +11,7 @@ from klimb.reward.learn.evidence import part_of_texts, standardise
 
 _SPREAD = 0.8  # nats of a typical margin, of the ridge: learned from few judgements it is 0.03 to 3.2
 _AT_ONCE = 1_000  # flips in one product
-_DIGITS = 9  # to which statistics are told apart; what differs less differs by rounding
+_DIGITS = 9  # to which statistics are compared; smaller differences are rounding
 
 
 def chance_level(
@@ -28,7 +28,7 @@ def chance_level(
     level = #{C(s ∘ o) ≥ C(o)} / (1 + F), over F patterns s of M fair signs, and s = 1
 
     P(i) is the part of pair i, dealt as `cross_scores` deals them; H_i = x_i · Xᵀ (X Xᵀ / 4 + λ I)⁻¹ with the rows X of
-    the other parts: Newton's first step from w = 0, which predicts pair i from what is said of other prompts. λ makes
+    the other parts: Newton's first step from w = 0, which predicts pair i from the judgements of other prompts. λ makes
     a typical margin 0.8 nats; x are differences of standardised features. Ranks are among all patterns.
 
     A rater who flips a coin about each pair makes every sign pattern equally likely, and H depends on no answer. So the

@@ -116,7 +116,7 @@ class Checkpoints:
                 self.save(removes=not isinstance(error, GuardError))  # the last good weights may be older
             except OSError as failure:
                 error.add_note(f"the last steps could not be saved: {failure}")
-        error.add_note(f"{num_steps} steps were taken; what was written stays in {self._folder.path}")
+        error.add_note(f"steps taken: {num_steps}; what was written stays in {self._folder.path}")
         error.add_note(self._advice())
 
     def translate(self, error: OSError, num_steps: int) -> RunFolderError:
@@ -127,7 +127,7 @@ class Checkpoints:
             num_steps: Steps whose lines are written.
         """
         told = RunFolderError(f"{self._folder.path}: cannot be written to: {error}")
-        told.add_note(f"{num_steps} steps were taken; what was written stays in {self._folder.path}")
+        told.add_note(f"steps taken: {num_steps}; what was written stays in {self._folder.path}")
         told.add_note(self._advice())
         return told
 
