@@ -39,6 +39,10 @@ HALF_BILLION = {
     "kind": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
     "num_attention_heads": 14, "num_key_value_heads": 2,
 }  # fmt: skip
+ONE_AND_A_HALF_BILLION = {
+    "kind": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+    "num_attention_heads": 12, "num_key_value_heads": 2,
+}  # fmt: skip
 TINY = {
     "kind": "qwen2", "vocab_size": 1000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -49,22 +53,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "prompts": 16, "group": 8, "prompt_tokens": 256, "new_tokens": 256, "trl_batch": 16, "lora": None,
         "shape": HALF_BILLION, "micro_batch": {"float32": 32},
     },
+    "1.5b": {
+        "prompts": 16, "group": 8, "prompt_tokens": 256, "new_tokens": 512, "trl_batch": 16, "lora": None,
+        "shape": ONE_AND_A_HALF_BILLION, "micro_batch": {"bfloat16": 32, "float32": 16},
+    },
 }  # fmt: skip
 TINY_SETTING = {
     "prompts": 2, "group": 2, "prompt_tokens": 6, "new_tokens": 8, "trl_batch": 4, "lora": None, "shape": TINY,
 }  # fmt: skip
-PARTS = ("card", "correctness", "a", "b", "c", "0.5b", "profile", "memory")
+PARTS = ("card", "correctness", "a", "b", "c", "0.5b", "1.5b", "profile", "profile-0.5b", "memory")
 # What runs a setting: a side of vs_trl.py, in an environment.
 SIDES: dict[str, tuple[str, dict[str, str]]] = {
     "klimb": ("klimb", {}),
     "klimb, compiled": ("klimb", {"KLIMB_COMPILE": "on"}),
     "klimb, unpacked": ("klimb", {"KLIMB_PACKED": "off"}),
+    "klimb, unrecorded": ("klimb", {"KLIMB_CUDA_GRAPHS": "off"}),
     "TRL": ("trl", {}),
 }
 DEFAULT_SIDES = {
     ("a", "bfloat16"): list(SIDES),
     ("0.5b", "bfloat16"): list(SIDES),
     ("0.5b", "float32"): ["klimb"],
+    ("1.5b", "bfloat16"): ["klimb"],
+    ("1.5b", "float32"): [],
 }
 SHORTEST = 20.0  # seconds left under which no process is started
 
@@ -337,13 +348,13 @@ def profile(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def measure_profile(setting: dict[str, Any], folder: Path, out: Path, budget: Budget) -> dict[str, Any]:
-    """Profile klimb's phases in setting (a), in a process of its own."""
+    """Profile klimb's phases in a setting, in a process of its own."""
     job = make_job(setting, "bfloat16", folder)
     found: dict[str, Any] = {}
     for label in ("klimb", "klimb, compiled"):
         if setting.get("sides") and label not in setting["sides"]:
             continue
-        tables = out / label.replace(", ", "-")
+        tables = out / f"{label.replace(', ', '-')}-{setting['shape']['hidden_size']}"
         tables.mkdir(parents=True, exist_ok=True)
         result = call(
             [__file__, "--child", "--out", str(tables)], budget, given=json.dumps(job), extra=SIDES[label][1]
@@ -406,22 +417,22 @@ def table(results: dict[str, Any]) -> str:
 
 def _small_tables(results: dict[str, Any]) -> list[str]:
     lines: list[str] = []
-    if profiles := results.get("profile"):
-        lines += [
-            "",
-            "| profile of (a), bfloat16 | phase | card, s | operations | launches |",
-            "|---|---|---|---|---|",
-        ]
-    else:
-        profiles = {}
-    for label, phases in profiles.items():
-        if "error" in phases:
-            lines.append(f"| {label} | {' '.join(phases['error'].split())[-200:]} | | | |")
+    for part in ("profile", "profile-0.5b"):
+        if part not in results:
             continue
+        what = part.removeprefix("profile-") if part != "profile" else "a"
         lines += [
-            f"| {label} | {name} | {row['card_seconds']:.4f} | {row['operations']} | {sum(row['launches'].values())} |"
-            for name, row in phases.items()
-        ]
+            "", f"| profile of {what}, bfloat16 | phase | card, s | operations | launches |", "|---|---|---|---|---|"
+        ]  # fmt: skip
+        for label, phases in results[part].items():
+            if "error" in phases:
+                lines.append(f"| {label} | {' '.join(phases['error'].split())[-200:]} | | | |")
+                continue
+            lines += [
+                f"| {label} | {name} | {row['card_seconds']:.4f} | {row['operations']} | "
+                f"{sum(row['launches'].values())} |"
+                for name, row in phases.items()
+            ]
     if memory := results.get("memory"):
         lines += ["", "| memory | predicted, GB | measured, GB |", "|---|---|---|"]
         for label, row in memory.items():
@@ -441,9 +452,9 @@ def run_part(
         return measure_card(is_dry)
     if name == "correctness":
         return check_correctness(is_dry, budget)
-    setting = TINY_SETTING if is_dry else SETTINGS.get(name, SETTINGS["a"])
+    setting = TINY_SETTING if is_dry else SETTINGS.get(name.removeprefix("profile-"), SETTINGS["a"])
     setting = setting | {"sides": arguments.sides, "precisions": arguments.precisions}
-    if name == "profile":
+    if name.startswith("profile"):
         return measure_profile(setting, folder, arguments.out, budget)
     if name == "memory":
         return measure_memory(setting["shape"], folder, budget)

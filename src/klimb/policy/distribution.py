@@ -12,7 +12,8 @@ from torch import Tensor
 
 from klimb.config.decoding import DecodingOptions
 from klimb.errors import ArgumentError
-from klimb.kernels import vocabulary as kernels
+from klimb.kernels import vocabulary as on_cpu
+from klimb.kernels import vocabulary_gpu as on_gpu
 
 _SORTED_FIRST = (
     1024  # most likely tokens among which the nucleus mostly lies: sorting the rest takes far longer
@@ -103,8 +104,11 @@ class SamplingDistribution:
     ) -> Float[Tensor, "*batch"]:
         """Log-probs of the given tokens alone, in nats, differentiable in the logits."""
         is_constant = not (torch.is_grad_enabled() and logits.requires_grad)
-        if support is None and is_constant and logits.ndim == 2 and kernels.can_take(logits):
-            return kernels.token_log_probs(logits, ids, self.temperature, torch.get_num_threads())
+        if support is None and is_constant and logits.ndim == 2:
+            if on_cpu.can_take(logits):
+                return on_cpu.token_log_probs(logits, ids, self.temperature, torch.get_num_threads())
+            if on_gpu.can_take(logits):
+                return on_gpu.token_log_probs(logits, ids, self.temperature)
         scaled = self._scaled(logits, support)
         chosen = scaled.gather(-1, ids[..., None])[..., 0]
         return chosen - torch.logsumexp(scaled, dim=-1)
@@ -120,9 +124,11 @@ class SamplingDistribution:
 
         The support is held constant, so the gradient is 0 for tokens outside it.
         """
-        if support is None and kernels.can_take(logits):
+        if support is None and on_cpu.can_take(logits):
             num_threads = torch.get_num_threads()
-            return kernels.token_log_prob_gradients_(logits, ids, grad, self.temperature, num_threads)
+            return on_cpu.token_log_prob_gradients_(logits, ids, grad, self.temperature, num_threads)
+        if support is None and on_gpu.can_take(logits):
+            return on_gpu.token_log_prob_gradients_(logits, ids, grad, self.temperature)
         scale = grad[:, None] / self.temperature
         gradients = torch.softmax(self._scaled(logits, support), dim=-1).mul_(-scale)
         return logits.copy_(gradients.scatter_add_(1, ids[:, None], scale.to(gradients.dtype)))

@@ -312,7 +312,7 @@ def test_what_runs_off_the_cpu_gives_the_same_numbers(
     for name in (
         "model.matmul.is_on_cpu",
         "policy.engine.attention.is_on_cpu",
-        "policy.distribution.kernels.can_take",
+        "policy.distribution.on_cpu.can_take",
     ):
         monkeypatch.setattr(f"klimb.{name}", lambda _: False)
     monkeypatch.setattr("klimb.policy.engine.prefix.can_replay", lambda _: is_replayed)

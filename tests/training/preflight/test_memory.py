@@ -141,6 +141,18 @@ def test_what_is_multiplied_as_it_lies_is_not_laid_out_for_sampling():
     assert predict(as_it_lies).phases["sampling"]["weights packed for sampling"] == 0
 
 
+def test_recorded_passes_on_a_gpu_keep_gradients_and_their_memory_between_updates(monkeypatch):
+    on_gpu = replace(SIZE, is_on_gpu=True, scores="few")
+    found = predict(on_gpu, precision="bfloat16").phases
+    update = found["update"]
+    assert update["gradients of recorded passes"] == 2 * 1000
+    kept = update["activations"] + update["a layer on the way back"]
+    assert found["sampling"]["recorded passes"] == 2 * 1000 + kept
+    monkeypatch.setattr("klimb.training.preflight.memory.MOST_WORK", 44 * 1000 - 1)  # 2 · 7 + 6 · 5 tokens
+    for phases in (predict(on_gpu).phases, predict().phases):
+        assert "gradients of recorded passes" not in phases["update"]
+
+
 def test_activations_are_of_a_micro_batch_and_of_the_layers_that_keep_them():
     # A token keeps 4·8 + 4·8 + 2·4 + 2·16 = 104 numbers a layer. 2 prompts × 7 tokens + 6 × 5 tokens are 44, so that
     # two layers keep 2 · 44 · 104 numbers of 4 bytes; a quarter more is left free between them: 36,608 · 1.25 bytes.

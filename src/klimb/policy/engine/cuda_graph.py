@@ -31,13 +31,13 @@ def can_replay(weight: Tensor) -> bool:
 
 
 @cache
-def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
     """One for each device: libraries keep working memory for every stream that they have seen."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
-def _no_waiting() -> Iterator[None]:
+def no_waiting() -> Iterator[None]:
     """Within, what makes the processor wait for the GPU is an error."""
     usual = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(action="ignore"):  # PyTorch warns that it does not notice everything
@@ -146,7 +146,7 @@ class CUDAGraphDecoder:
         if not self._may_record:
             return self._compute()
         try:
-            with _no_waiting():
+            with no_waiting():
                 return self._compute()
         except RuntimeError:
             self._may_record = False
@@ -155,7 +155,7 @@ class CUDAGraphDecoder:
     def _record(self) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]:
         """Record the work of one token, which is not done yet."""
         device, graph = self._ids.device, torch.cuda.CUDAGraph()
-        stream = _recording_stream(device)
+        stream = recording_stream(device)
         try:
             with (
                 torch.cuda.device(device),

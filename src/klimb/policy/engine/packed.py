@@ -8,7 +8,9 @@ Axes: B prompts, L tokens of the longest, N completions, G of each prompt, T the
 H query heads in Hkv groups of R, D numbers a head.
 """
 
+import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ VARIABLE = "KLIMB_PACKED"
 LARGEST_MASK = 1 << 28
 """Numbers of a mask above which a batch is not packed: 0.5 GB in bfloat16. Only long and unequal texts reach it."""
 
+_READ = ("ids", "positions", "_lengths", "_prompt_of")  # what a pass reads of a row
 _ALIGNMENT = 16  # numbers: a row of a mask that begins elsewhere is copied at each call
 
 
@@ -35,6 +38,12 @@ def can_pack(model: Any) -> bool:
     if asked == "off" or is_capped or torch.are_deterministic_algorithms_enabled():
         return False
     return asked == "on" or not is_on_cpu(model.get_output_embeddings().weight)
+
+
+def size(completions: Completions) -> int:
+    """Count the tokens that go through the model, S."""
+    longest = max(len(prompt) for prompt in completions.prompts)
+    return len(completions.prompts) * longest + len(completions) * (completions.ids.shape[1] - 1)
 
 
 def mask_size(completions: Completions, repeats: int) -> int:
@@ -62,37 +71,71 @@ class PackedBatch:
 
     Args:
         completions: What is packed.
+        round_up: What makes L and T longer, by padding, so that few shapes occur; None where they stay as they are.
     """
 
-    def __init__(self, completions: Completions) -> None:
+    def __init__(self, completions: Completions, round_up: Callable[[int], int] | None = None) -> None:
         device, owners = completions.ids.device, completions.prompt_of.tolist()
         lengths = [len(prompt) for prompt in completions.prompts]
-        self._num_prompts, self._longest = len(lengths), max(lengths)
-        self._num_completions, self._num_new = len(owners), completions.ids.shape[1] - 1
+        longest, num_new = max(lengths), completions.ids.shape[1] - 1
+        self._num_prompts, self._num_completions = len(lengths), len(owners)
+        self._longest, self._num_new = (
+            map(round_up, (longest, num_new)) if round_up is not None and num_new else (longest, num_new)
+        )
         self._num_in_prompts = self._num_prompts * self._longest
         self._prompt_of = completions.prompt_of
         self._lengths = torch.tensor(lengths, device=device)
-        self._are_of_one_length = min(lengths) == self._longest
+        self._are_of_one_length = min(lengths) == longest
         group = self._num_completions // self._num_prompts
         self._group = group if owners == [row // group for row in range(len(owners)) if group] else None
         self._masks: dict[tuple[int | None, bool], Tensor] = {}
         padded = torch.tensor(
             [[*prompt, *[0] * (self._longest - len(prompt))] for prompt in completions.prompts]
         )
-        own = completions.ids[:, :-1]
+        own = F.pad(completions.ids[:, :-1], (0, self._num_new - num_new))
         self.ids = torch.cat([padded.to(device).flatten(), own.flatten()])[None]
         starts, new = self._lengths[self._prompt_of], torch.arange(self._num_new, device=device)
-        in_prompts = torch.arange(self._longest, device=device).repeat(self._num_prompts)
-        self.positions = torch.cat([in_prompts, (starts[:, None] + new).flatten()])[None]
+        # Padding takes places that texts have, since a model may know no more.
+        in_prompts = torch.arange(self._longest, device=device).clamp(max=longest - 1)
+        in_completions = starts[:, None] + new.clamp(max=max(num_new - 1, 0))
+        self.positions = torch.cat([in_prompts.repeat(self._num_prompts), in_completions.flatten()])[None]
         first = self._prompt_of * self._longest + starts - 1
         rows = torch.arange(self._num_completions, device=device)
-        later = self._num_in_prompts + rows[:, None] * self._num_new + new
+        later = self._num_in_prompts + rows[:, None] * self._num_new + new[:num_new]
         self.before: Int[Tensor, "N places"] = torch.cat([first[:, None], later], dim=1)
+
+    @property
+    def shape(self) -> tuple[int | bool | None, ...]:
+        """What decides the shapes of a pass: batches that have this in common differ in their numbers alone."""
+        return (
+            self._num_prompts,
+            self._longest,
+            self._num_completions,
+            self._num_new,
+            self._group,
+            self._are_of_one_length,
+        )
+
+    def clone(self) -> "PackedBatch":
+        """Copy the row, without the masks, which are found anew; `before` is not needed for a pass."""
+        copied = copy.copy(self)
+        copied._masks = {}
+        for name in _READ:
+            setattr(copied, name, getattr(self, name).clone())
+        return copied
+
+    def copy_(self, other: "PackedBatch") -> None:
+        """Put another row of the same shape in the place of this one's numbers."""
+        self._masks.clear()
+        for name in _READ:
+            getattr(self, name).copy_(getattr(other, name))
 
     def laid_out(
         self, prompts: Float[Tensor, "B L D"], tokens: Float[Tensor, "N T D"]
     ) -> Float[Tensor, "1 S D"]:
         """Lay out what is known of prompts and of completions as the row is."""
+        prompts = F.pad(prompts, (0, 0, 0, self._longest - prompts.shape[1]))
+        tokens = F.pad(tokens, (0, 0, 0, self._num_new - tokens.shape[1]))
         return torch.cat([prompts.flatten(0, 1), tokens.flatten(0, 1)])[None]
 
     def attend(

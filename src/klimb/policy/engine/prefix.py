@@ -18,6 +18,7 @@ from klimb.policy.engine import attention
 from klimb.policy.engine.cpu_decoder import CPUDecoder
 from klimb.policy.engine.cuda_graph import CUDAGraphDecoder, StaticCache, can_replay
 from klimb.policy.engine.packed import PackedBatch
+from klimb.policy.engine.recorded import RecordedPasses
 from klimb.policy.engine.vocabulary import Vocabulary
 
 
@@ -31,6 +32,7 @@ class Engine:
         trunk: The layers at its bottom that never move.
         trunk_depth: How many they are.
         packs: Whether given completions go through the model in one row with their prompts.
+        passes: Runs such rows, on a GPU as replays of what was recorded.
 
     Args:
         model: A transformers or peft model in evaluation mode.
@@ -45,6 +47,7 @@ class Engine:
         self.trunk = Trunk(list(decoder_layers(self.model) or [])[:trunk_depth])
         self.trunk_depth = trunk_depth
         self.packs = packs
+        self.passes = RecordedPasses(self.run_row, self.model, has_adapters=self.model is not model)
         self._backend: str | None = None
 
     @property
@@ -65,12 +68,14 @@ class Engine:
         """Compile the layers above the trunk by torch.compile, attention excepted."""
         AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attend))
         self._backend = backend
+        self.passes.forget()
         for layer in self._layers:
             layer.compile(dynamic=True, backend=backend)
 
     def uncompile(self) -> None:
         """Call the layers as they are again."""
         self._backend = None
+        self.passes.forget()
         for layer in self._layers:
             layer._compiled_call_impl = None
 
@@ -97,6 +102,12 @@ class Engine:
             return self.backbone(
                 input_ids=ids, position_ids=positions, use_cache=False, shared_prompts=shared_prompts
             ).last_hidden_state
+
+    def run_row(
+        self, row: PackedBatch, states: Float[Tensor, "1 S D"] | None = None
+    ) -> Float[Tensor, "1 S D"]:
+        """Run prompts and completions that were packed into one row."""
+        return self.run(row.ids, row.positions, row, states)
 
     @contextmanager
     def _attending(self) -> Iterator[None]:

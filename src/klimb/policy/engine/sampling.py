@@ -16,6 +16,7 @@ from klimb.policy.completions import Completions, TrunkStates
 from klimb.policy.distribution import SamplingDistribution, inverse_cdf
 from klimb.policy.engine import packed
 from klimb.policy.engine.prefix import Engine, Prefix
+from klimb.policy.engine.recorded import rounded
 from klimb.policy.engine.stopping import StopSearch, StopStrings
 from klimb.policy.supports import pack_support
 
@@ -101,9 +102,11 @@ def hidden_states(engine: Engine, completions: Completions) -> Float[Tensor, "n 
     states = completions.states if engine.trunk else None
     ids, mask = completions.ids, completions.mask
     if engine.packs and packed.mask_size(completions, engine.queries_per_key) <= packed.LARGEST_MASK:
-        row = packed.PackedBatch(completions)
+        is_recorded = engine.passes.takes(packed.size(completions))
+        row = packed.PackedBatch(completions, rounded if is_recorded else None)
         known = None if states is None else row.laid_out(states.prompts, states.tokens)
-        return engine.run(row.ids, row.positions, row, known)[0, row.before[mask]]
+        run = engine.passes if is_recorded else engine.run_row
+        return run(row, known)[0, row.before[mask]]
     prompt_states, token_states = (None, None) if states is None else (states.prompts, states.tokens)
     prefix = Prefix(engine, completions.prompts, completions.prompt_of, states=prompt_states)
     hidden = prefix.hidden[completions.prompt_of][:, None]

@@ -24,6 +24,7 @@ from klimb.model.trunk import find_trunk
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.engine import flash, vocabulary
 from klimb.policy.engine.cpu_decoder import CPUDecoder
+from klimb.policy.engine.recorded import MOST_WORK
 from klimb.policy.policy import Policy
 from klimb.policy.value_function import ValueFunction, ValueModel
 from klimb.training.evaluate.evaluator import EVALUATED_AT_ONCE
@@ -169,10 +170,29 @@ def predict_memory(
         )
     if config.algorithm.baseline == "value":
         _add_value_function(held, phases, size, value_size, config, longest_prompt)
+    _add_recorded(phases, size, config, longest_prompt)
     if copy:  # made in full width first, when moments and reference are not there yet
         later = held["reference"] + held["optimiser's moments"] + copy
         phases["loading"] = {"working copy in float32": max(4 * size.num_weights - later, 0)}
     return MemoryPrediction(held, phases)
+
+
+def _add_recorded(
+    phases: dict[str, dict[str, int]], size: ModelSize, config: TrainConfig, longest_prompt: int
+) -> None:
+    """Add what recorded passes keep on a GPU: gradients of their own, and the pass's memory between updates."""
+    num_samples = config.completions_per_step
+    at_once = min(config.micro_batch_size or num_samples, num_samples)
+    num_prompts = _prompts_of(at_once, config.completions_per_prompt, config.prompts_per_step)
+    num_tokens = num_prompts * longest_prompt + at_once * config.max_new_tokens
+    if not size.is_on_gpu or size.scores != "few" or num_tokens * size.num_weights > MOST_WORK:
+        return
+    gradients = (4 if config.precision == "float32" else 2) * size.num_moved
+    update = phases["update"]
+    update["gradients of recorded passes"] = gradients
+    phases["sampling"]["recorded passes"] = (
+        gradients + update["activations"] + update["a layer on the way back"]
+    )
 
 
 def _supports(size: ModelSize, config: TrainConfig) -> int:
