@@ -57,9 +57,7 @@ def make_policy(make_model, letter_tokenizer):
     def make(micro_batch_size=None, **truncation):
         model = make_model("gpt2", vocab_size=10, dtype=torch.float64)
         distribution = SamplingDistribution(0.9, **truncation)
-        return Policy(
-            model, letter_tokenizer, distribution=distribution, micro_batch_size=micro_batch_size
-        )
+        return Policy(model, letter_tokenizer, distribution=distribution, micro_batch_size=micro_batch_size)
 
     return make
 

@@ -132,7 +132,9 @@ def test_exact_gradients_are_the_expected_ones_of_the_estimators_by_enumeration(
     probs, constant = log_probs.exp().detach(), log_probs.detach()
     gradients = []
     for weight in (constant - reference, -constant):
-        (gradient,) = torch.autograd.grad((probs * weight * log_probs).sum(), own.head.weight, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            (probs * weight * log_probs).sum(), own.head.weight, retain_graph=True
+        )
         gradients.append(gradient)
 
     ids, same = kept.nonzero()[:, 0], hidden.expand(size, -1)
@@ -192,9 +194,7 @@ def make_policy(make_model, bare_tokenizer):
         (Lora(2, 4.0), True, {"min_p": 0.1}),
     ],
 )
-def test_a_policys_exact_scores_and_their_finite_differences(
-    make_policy, lora, shares_prompts, distribution
-):
+def test_a_policys_exact_scores_and_their_finite_differences(make_policy, lora, shares_prompts, distribution):
     policy = make_policy(lora=lora, distribution=SamplingDistribution(0.8, **distribution))
     policy.way = replace(policy.way, shares_prompts=shares_prompts)
     policy.reference._shares_prompts = shares_prompts
@@ -253,7 +253,9 @@ def test_a_truncated_policy_is_compared_with_its_reference_on_the_recorded_suppo
             prompt = completions.prompts[int(completions.prompt_of[row])]
             for place, token in enumerate(ids):
                 text = torch.tensor([prompt + ids[:place]])
-                logits = [model(text).logits[0, -1].detach() for model in (policy.model, policy.reference._model)]
+                logits = [
+                    model(text).logits[0, -1].detach() for model in (policy.model, policy.reference._model)
+                ]
                 kept, (log_prob, kl, entropy) = next(tokens)
                 own, other = (torch.log_softmax(row[kept], dim=0) for row in logits)
                 expected = own[int(kept[:token].sum())], exact_kl(own, other), -own.exp() @ own
