@@ -135,7 +135,7 @@ def surrogate(objective, new, batch, held):
 
 
 def _divisor(objective, row):
-    group = LENGTHS[GROUPS == GROUPS[row]].sum()
+    group = LENGTHS[GROUPS[row] == GROUPS].sum()
     num_completions = int((LENGTHS > 0).sum())
     return {
         "sequence_sum": num_completions,
