@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from klimb.config.train import TrainConfig
 from klimb.core.presets import PRESETS
 from klimb.core.score_weights import TokenBatch
 from klimb.data.prompts import PromptRow
+from klimb.errors import DivergedError
 from klimb.model.trainable import train_last_layers
 from klimb.model.trunk import decoder_layers
 from klimb.policy.distribution import SamplingDistribution
@@ -24,6 +26,7 @@ from klimb.rl.declaration import declare
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import rollout
 from klimb.rl.step import minibatches, take_step
+from klimb.rl.surrogates import cut_to_rows, make_surrogate
 
 ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]
 DRAW, LONGEST, LR = SampleKey(0, 0, [0, 1, 2]), 7, 0.05
@@ -173,6 +176,37 @@ def test_the_definition_by_tokens_is_the_definition_by_completions(make_policy):
         take_step(policy, REWARD, PolicyOptimizer(policy, options), ROWS, DRAW, options)
         moved.append(flatten(policy))
     np.testing.assert_allclose(moved[0], moved[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "words"),
+    [
+        # exp overflows float64 above 709.8: by the policy that drew, for whole completions, by the reference in k3.
+        ("importance_sampling", 800.0, r"log-ratio of 800 nats .* lower lr, or make fewer updates"),
+        ("vespo", 750.0, r"log-ratio of 75\d nats .* lower lr, or make fewer updates"),
+        ("grpo", -800.0, r"log-ratio of 800 nats .* use the estimator k2 or unbiased"),
+        ("dapo", math.nan, "log-prob is nan; lower lr"),
+    ],
+)
+def test_a_token_without_a_score_weight_is_named_by_its_completion_of_the_step(
+    make_policy, objective, change, words
+):
+    policy = make_policy(micro_batch_size=2)
+    drawn = drawn_for(policy)
+    drawn = dataclasses.replace(drawn, ref_log_probs=drawn.completions.token_log_probs)
+    options = config(objective=objective)
+    numbers = torch.tensor([7, 2, 8, 4])  # a minibatch
+    completions = drawn.completions.rows(numbers)
+    advantages, reference = (
+        cut_to_rows(completions, array, numbers)
+        for array in (find_token_advantages(drawn, options), drawn.ref_log_probs)
+    )
+    surrogate = make_surrogate(options, completions, advantages, reference, numbers=numbers)
+    rows = torch.tensor([3, 1])  # a micro-batch: completions 4 and 2 of the step
+    present = completions.token_log_probs[rows].clone()
+    present[1, 0] += change
+    with pytest.raises(DivergedError, match=rf"^completion 2 of the step, token 0: its {words}"):
+        surrogate(present, rows)
 
 
 def drawn_for(policy, **changes):
