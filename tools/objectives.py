@@ -3,22 +3,28 @@
 Run by `make format`; the tests compare.
 """
 
+import importlib.util
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 from klimb.core.objective import Objective
 from klimb.core.presets import PRESETS
 
-PAGE = Path(__file__).parent.parent / "docs" / "objectives.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "objectives.md"
 START, END = "<!-- presets: made by tools/objectives.py -->", "<!-- end of presets -->"
 
 
 def table() -> str:
     """Make the table."""
     lines = [
-        "| preset | KL | advantage | ratio | trust region | aggregation | corrections, masks | updates | reproduces |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| preset | KL | advantage | ratio | trust region | aggregation | corrections, masks | updates | reproduces "
+        "| checked |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    cases = _checked_cases()
     for name, preset in PRESETS.items():
         cells = [
             f"`{name}`",
@@ -30,6 +36,7 @@ def table() -> str:
             _masks(preset),
             f"{preset.num_epochs} × {preset.num_minibatches}",
             preset.reproduces,
+            ", ".join(by for by, kinds in cases.items() if _kind(preset) in kinds),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -41,6 +48,32 @@ def render() -> str:
     before, _, rest = page.partition(START)
     _, _, after = rest.partition(END)
     return f"{before}{START}\n\n{table()}\n\n{END}{after}"
+
+
+def _checked_cases() -> dict[str, set[tuple[str, ...]]]:
+    """Find which kinds of score weights the tests check, by what they are checked against."""
+    files = {
+        name: ROOT / "tests" / name
+        for name in ("core/test_score_weights.py", "parity/test_trl.py", "parity/test_peers.py")
+    }
+    hand, trl, peers = (_load(file) for file in files.values())
+    cases = {"by hand": hand.HAND, "TRL": trl.CASES, "OpenRLHF": peers.OPENRLHF, "verl": peers.VERL}
+    return {by: {_kind(objective) for objective, _ in found.values()} for by, found in cases.items()}
+
+
+def _load(file: Path) -> Any:
+    """Load a module of the tests, which find their helpers in `tests/`."""
+    if str(ROOT / "tests") not in sys.path:
+        sys.path.append(str(ROOT / "tests"))
+    spec = importlib.util.spec_from_file_location(f"_objectives_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _kind(objective: Objective) -> tuple[str, ...]:
+    return objective.ratio, str(objective.trust_region), objective.aggregation
 
 
 def _kl(preset: Objective) -> str:

@@ -14,6 +14,25 @@ class ArgumentError(KlimbError, ValueError):
     """An argument of a function has the wrong shape, dtype or value."""
 
 
+class LogRatioError(ArgumentError):
+    """The exponential of a token's log-ratio is too large a number.
+
+    Attributes:
+        log_ratio: In nats.
+        completion: The row of the completion.
+        token: The position of the token.
+        remedy: What to do.
+    """
+
+    def __init__(self, name: str, log_ratio: float, place: tuple[int, int], dtype: str, remedy: str) -> None:
+        self.log_ratio, self.remedy = log_ratio, remedy
+        self.completion, self.token = place
+        super().__init__(
+            f"{name}: the log-ratio {log_ratio:.4g} of completion {self.completion}, token {self.token}, is too large: "
+            f"its exponential overflows {dtype}; {remedy}"
+        )
+
+
 class ConfigError(KlimbError, ValueError):
     """An option of a run is unknown, missing, or does not go with another."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from klimb import KlimbError
 from klimb.cli.main import main
-from klimb.config.names import FORMER, meant_by
+from klimb.config.names import ELSEWHERE, FORMER, meant_by
 from klimb.config.sections import SECTIONS
 from klimb.config.train import TrainConfig, read_options
 
@@ -33,11 +33,19 @@ def test_every_option_is_of_one_section():
         ("max_same", "max_duplicate_share"),
         ("num_step", "num_steps"),
         ("temprature", "temperature"),
+        ("epsilon", "clip_low"),
+        ("num_iterations", "num_epochs"),
+        ("loss_type", "objective"),
         ("zebra", None),
     ],
 )
 def test_the_option_that_was_meant_is_found(written, meant):
     assert meant_by(written, KNOWN) == meant
+
+
+def test_names_of_other_libraries_are_none_of_klimbs_and_stand_for_options_that_there_are():
+    assert set(ELSEWHERE.values()) <= KNOWN
+    assert not set(ELSEWHERE) & KNOWN
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from klimb.core import baselines, masks, returns, whitening
 from klimb.core.advantages import BASELINES
 from klimb.core.length_penalty import overlong_penalty
 from klimb.core.values import explained_variance, value_weights
+from literal_surrogates import GROUPS, LENGTHS, LIMIT, OBJECTIVES, random_completions
 
 NAMES = ("weights", "rewards", "policy_log_probs", "ref_log_probs", "log_prob_grads")
 LIBRARIES = {
@@ -133,49 +134,27 @@ def test_dask_computes_on_a_cluster_of_two_workers(arguments):
     np.testing.assert_allclose(updated, klimb.rlhf_weight_update(**arguments, beta=0.3, lr=0.1), rtol=1e-13)
 
 
-TOKENS = ("advantages", "old_log_probs", "ref_log_probs", "sampler_log_probs")
-
-
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "rloo",
-        "trl_rloo",
-        "grpo",
-        "trl_grpo",
-        "dr_grpo",
-        "dapo",
-        "luspo",
-        "gmpo",
-        "cispo",
-        "sapo",
-        "prime_rl",
-        "deepseek_v3_2",
-    ],
-)
-def test_score_weights_are_the_same_on_every_library(library, name):
-    rng, convert = np.random.default_rng(2), LIBRARIES[library]
-    lengths, groups = np.array([3.0, 1.0, 4.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0])
-    is_token = np.arange(4) < lengths[:, None]
-    new, *others = (rng.normal(-1, 0.3, size=(4, 4)) for _ in range(5))
-    arrays = dict(zip(TOKENS, others, strict=True))
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_score_weights_of_every_axis_are_the_same_on_every_library(library, objective):
+    convert, is_counted = LIBRARIES[library], LENGTHS != 1
+    new, batch, _ = random_completions()
 
     def weigh(convert):
-        batch = klimb.TokenBatch(
-            convert(is_token),
-            **{key: convert(array) for key, array in arrays.items()},
-            is_counted=convert(lengths != 1),
-        )
+        arrays = {name: convert(array) for name, array in vars(batch).items() if array is not None}
+        counted = klimb.TokenBatch(**arrays | {"is_counted": convert(is_counted)})
         counts = klimb.count_denominators(
-            convert(lengths), convert(groups), convert(lengths != 1), max_length=5
+            convert(LENGTHS.astype(float)),
+            convert(GROUPS.astype(float)),
+            convert(is_counted),
+            max_length=LIMIT,
         )
-        return klimb.score_weights(convert(new), batch, klimb.PRESETS[name], counts)
+        return klimb.score_weights(convert(new), counted, objective, counts)
 
     found, expected = weigh(convert), weigh(np.asarray)
     assert type(found) is type(convert(new))
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-15)
-    gradients = rng.normal(size=(4, 4, 3))
+    gradients = np.random.default_rng(2).normal(size=(*new.shape, 3))
     np.testing.assert_allclose(
         np.asarray(klimb.policy_gradient(found, convert(gradients))),
         np.einsum("nt,ntp->p", expected, gradients),

@@ -220,6 +220,10 @@ def test_generalised_advantages_without_a_value_are_returns_to_go():
     rewards, is_token = np.array([[1.0, 2.0, 3.0], [4.0, np.nan, np.nan]]), [[True] * 3, [True, False, False]]
     advantages, _ = generalised_advantages(rewards, np.zeros((2, 3)), is_token, 1.0, 1.0)
     np.testing.assert_allclose(advantages, returns_to_go(rewards, is_token), rtol=1e-14)
+    values = np.random.default_rng(0).normal(size=(2, 3))  # with λ = 1: returns to go, less the value
+    advantages, returns = generalised_advantages(rewards, values, is_token, 0.9, 1.0)
+    np.testing.assert_allclose(returns, returns_to_go(rewards, is_token, 0.9), rtol=1e-14)
+    np.testing.assert_allclose(advantages, returns - np.where(is_token, values, 0.0), rtol=1e-13)
 
 
 def test_whitening_by_hand():

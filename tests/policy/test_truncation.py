@@ -297,6 +297,23 @@ def test_the_kl_on_the_support_is_the_mean_log_ratio_and_not_negative(make_model
     assert mean > 0
 
 
+def test_the_exact_kl_of_all_prefixes_is_that_of_the_truncated_completion(make_model, bare_tokenizer):
+    """By enumeration: E[Σ_t KL_t] = E[log π(y) − log π_ref(y)], both on the recorded supports; entropy likewise."""
+    policy = make_policy(
+        make_model, bare_tokenizer, options={"top_p": 0.9}, vocab_size=5, dtype=torch.float64, spread=0.15
+    )
+    completions = enumerate_completions(policy, [3, 1], 2)
+    move(policy)
+    completions = completions.with_ref_hidden(policy.ref_hidden_states(completions))
+    scores = policy.token_scores(completions)
+    log_probs = scores.log_probs.detach().sum(dim=1)
+    of_reference = policy.reference.log_probs(completions).sum(dim=1)
+    for found, values in ((scores.kl, log_probs - of_reference), (scores.entropy, -log_probs)):
+        expected = float(log_probs.exp() @ values)
+        assert float(log_probs.exp() @ found.detach().sum(dim=1)) == pytest.approx(expected, abs=1e-12)
+        assert expected > 1e-2
+
+
 def test_no_end_token_is_drawn_before_the_shortest_length(make_model, bare_tokenizer):
     free = sample(make_policy(make_model, bare_tokenizer, options={"top_p": 1.0}))
     assert int(free.lengths.min()) < 4

@@ -15,6 +15,7 @@ from klimb.errors import ArgumentError, DivergedError
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.policy.scores import TokenScores
+from klimb.policy.supports import unpack_support
 from klimb.reward.function import FunctionReward
 from klimb.reward.reward import WeightedSum
 from klimb.rl.advantages import find_token_advantages
@@ -53,11 +54,10 @@ def nothing(completions):
 
 @pytest.fixture
 def make_policy(make_model, letter_tokenizer):
-    def make(micro_batch_size=None):
+    def make(micro_batch_size=None, **truncation):
         model = make_model("gpt2", vocab_size=10, dtype=torch.float64)
-        return Policy(
-            model, letter_tokenizer, distribution=SamplingDistribution(0.9), micro_batch_size=micro_batch_size
-        )
+        distribution = SamplingDistribution(0.9, **truncation)
+        return Policy(model, letter_tokenizer, distribution=distribution, micro_batch_size=micro_batch_size)
 
     return make
 
@@ -68,29 +68,48 @@ def step(policy, options, function=count_bs, number=0):
     return take_step(policy, reward, PolicyOptimizer(policy, options), ROWS, key, options)
 
 
-def logits_of(model, completions):
-    """Log-probs of the whole vocabulary before each token, (N, T, V), of texts run one by one."""
+def log_probs_of(model, completions):
+    """Log-probs of every token that each one could have been, (N, T, V), of texts run one by one; −∞ of the others."""
     found = torch.zeros(*completions.ids.shape, 10, dtype=torch.float64)
+    kept = torch.ones(found.shape, dtype=torch.bool)
+    if completions.supports is not None:
+        kept[completions.mask] = unpack_support(completions.token_supports(), 10)
     for row, (owner, ids) in enumerate(
         zip(completions.prompt_of.tolist(), completions.rows_of_ids(), strict=True)
     ):
         prompt = completions.prompts[owner]
         logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
-        found[row, : len(ids)] = torch.log_softmax(logits / 0.9, dim=-1)
+        logits = (logits / 0.9).masked_fill(~kept[row, : len(ids)], -torch.inf)
+        found[row, : len(ids)] = torch.log_softmax(logits, dim=-1)
     return found
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "sum"])
-def test_two_updates_of_a_batch_are_along_the_literal_gradient(make_policy, aggregation):
-    # In the second update the policy has left its reference and the ratios are not 1.
+def expectation(log_probs, values):
+    """Σ_v π(v) x(v), where π(v) = 0 counts for nothing."""
+    return (log_probs.exp() * values.masked_fill(log_probs == -torch.inf, 0.0)).sum(dim=2)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "truncation"),
+    [
+        ("sequence_mean", {}),
+        ("sum", {}),
+        ("sequence_mean", {"top_p": 0.8}),
+        ("sum", {"top_k": 6, "min_p": 0.02}),
+    ],
+)
+def test_two_updates_of_a_batch_are_along_the_literal_gradient(make_policy, aggregation, truncation):
+    # In the second update the policy has left its reference and the ratios are not 1. With a truncated distribution
+    # all is on the supports that were recorded, those of the first update.
     options = config(
         aggregation=aggregation, kl_estimator="exact", beta=0.3, entropy_coefficient=0.2, num_epochs=2
     )
     if aggregation == "sum":
         options = config(**{**vars_of(options), "lr": 0.01})
-    policy, expected, reference = make_policy(micro_batch_size=2), make_policy(), make_policy().model
+    policy, expected, reference = make_policy(2, **truncation), make_policy(), make_policy().model
     drawn, stats = step(policy, options)
     completions, mask = drawn.completions, drawn.completions.mask
+    assert (completions.supports is None) == (not truncation)
     batch = TokenBatch(mask, find_token_advantages(drawn, options), completions.token_log_probs)
     counts = count_denominators(completions.lengths.double(), completions.prompt_of)
     scale = {
@@ -98,13 +117,13 @@ def test_two_updates_of_a_batch_are_along_the_literal_gradient(make_policy, aggr
         "sum": torch.ones(len(completions), 1),
     }[aggregation]
     with torch.no_grad():
-        ref = logits_of(reference, completions)
+        ref = log_probs_of(reference, completions)
     for _ in range(2):
-        log_probs = logits_of(expected.model, completions)
+        log_probs = log_probs_of(expected.model, completions)
         of_tokens = log_probs.gather(2, completions.ids[..., None])[..., 0] * mask
         c = score_weights(of_tokens.detach(), batch, options.algorithm, counts)
-        kl = (log_probs.exp() * (log_probs - ref)).sum(dim=2) * mask
-        entropy = -(log_probs.exp() * log_probs).sum(dim=2) * mask
+        kl = expectation(log_probs, log_probs - ref.masked_fill(ref == -torch.inf, 0.0)) * mask
+        entropy = -expectation(log_probs, log_probs) * mask
         total = (c * of_tokens).sum() + (scale * (0.2 * entropy - 0.3 * kl)).sum()
         weights = list(expected.trainable().values())
         gradients = torch.autograd.grad(total, weights)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from klimb.config.train import TrainConfig
 from klimb.core.presets import PRESETS
 from klimb.core.score_weights import TokenBatch
 from klimb.data.prompts import PromptRow
+from klimb.errors import DivergedError
+from klimb.model.trainable import train_last_layers
+from klimb.model.trunk import decoder_layers
 from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
@@ -22,6 +26,7 @@ from klimb.rl.declaration import declare
 from klimb.rl.optimizer import PolicyOptimizer
 from klimb.rl.rollout import rollout
 from klimb.rl.step import minibatches, take_step
+from klimb.rl.surrogates import cut_to_rows, make_surrogate
 
 ROWS = [PromptRow(text, {}, text) for text in ("abc", "d", "fghij")]
 DRAW, LONGEST, LR = SampleKey(0, 0, [0, 1, 2]), 7, 0.05
@@ -66,33 +71,48 @@ def flatten(policy):
     return torch.cat([p.detach().reshape(-1) for p in policy.trainable().values()]).numpy()
 
 
-def token_gradients(policy, completions):
-    """∇ log π of each token by plain automatic differentiation, one completion at a time."""
-    longest = completions.ids.shape[1]
-    found = np.zeros((len(completions), longest, len(flatten(policy))))
-    for row, length in enumerate(completions.lengths.tolist()):
-        scores = policy.log_probs(completions.rows(torch.tensor([row])))[0]
-        for token in range(length):
-            parameters = list(policy.trainable().values())
-            gradients = torch.autograd.grad(scores[token], parameters, retain_graph=True, allow_unused=True)
-            parts = [
-                torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-            ]
-            found[row, token] = torch.cat([part.reshape(-1) for part in parts]).numpy()
-    return found
+def gradient_of(total, policy):
+    """∇ of a scalar by plain automatic differentiation, (P,)."""
+    parameters = list(policy.trainable().values())
+    gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    return torch.cat([part.reshape(-1) for part in parts]).numpy()
 
 
-OFF_POLICY = {"num_epochs": 2, "lr": 0.5}
+def test_the_sum_by_score_weights_is_policy_gradient_of_the_gradients_of_tokens(make_policy):
+    policy = make_policy()
+    completions = drawn_for(policy).completions.with_states(None)
+    c = np.random.default_rng(0).normal(size=completions.ids.shape) * completions.mask.numpy()
+    log_probs = policy.log_probs(completions)
+    of_tokens = np.stack([[gradient_of(token, policy) for token in row] for row in log_probs])
+    found = gradient_of((torch.from_numpy(c) * log_probs).sum(), policy)
+    np.testing.assert_allclose(policy_gradient(c, of_tokens), found, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
-@pytest.mark.parametrize(
-    "objective",
-    ["grpo", "trl_rloo", "openrlhf_rloo", "gspo", "cispo", "dr_grpo", "sapo", "prime_rl", "deepseek_v3_2"],
-)
-def test_a_step_moves_the_weights_by_the_score_weights(make_policy, objective, micro_batch_size):
-    # Two updates of one batch: in the second the ratios are not 1, and the policy has left its reference.
-    options = config(objective=objective, num_minibatches=1, **OFF_POLICY)
+CASES = [
+    *[
+        (objective, size, 1)
+        for objective in (
+            *("grpo", "trl_rloo", "openrlhf_rloo", "gspo", "cispo", "dr_grpo", "sapo", "prime_rl"),
+            "deepseek_v3_2",
+        )
+        for size in (None, 2)
+    ],
+    ("grpo", None, 3),
+    ("cispo", 2, 2),
+    ("dapo", None, 2),
+    ("dr_grpo", 2, 2),
+]
+
+
+@pytest.mark.parametrize(("objective", "micro_batch_size", "num_minibatches"), CASES)
+def test_a_step_moves_the_weights_by_the_score_weights(
+    make_policy, objective, micro_batch_size, num_minibatches
+):
+    # Two epochs of one batch: in the second the ratios are not 1, and the policy has left its reference. The
+    # denominators are those of a minibatch, of the completions that count.
+    lr = 0.5 / num_minibatches
+    options = config(objective=objective, num_minibatches=num_minibatches, num_epochs=2, lr=lr)
     policy, expected = make_policy(micro_batch_size), make_policy()
     drawn, stats = take_step(policy, REWARD, PolicyOptimizer(policy, options), ROWS, DRAW, options)
     completions = drawn.completions
@@ -103,22 +123,48 @@ def test_a_step_moves_the_weights_by_the_score_weights(make_policy, objective, m
         completions.token_log_probs.numpy(),
         None if drawn.ref_log_probs is None else drawn.ref_log_probs.numpy(),
     )
-    counts = count_denominators(
-        completions.lengths.numpy(), completions.prompt_of.numpy(), max_length=LONGEST
-    )
-    plain = completions.with_states(None)
-    for _ in range(2):
-        log_probs = expected.log_probs(plain).detach().numpy()
-        c = score_weights(log_probs, batch, PRESETS[objective], counts)
-        moved = flatten(expected) + 0.5 * policy_gradient(c, token_gradients(expected, plain))
+    plain, is_counted = completions.with_states(None), find_counted(drawn, options)
+    parts = [part for epoch in range(2) for part in minibatches(drawn, num_minibatches, DRAW, epoch)]
+    for part in parts:
+        rows = part[is_counted[part]].numpy()
+        counts = count_denominators(
+            completions.lengths.numpy()[rows], completions.prompt_of.numpy()[rows], max_length=LONGEST
+        )
+        log_probs = expected.log_probs(plain)[torch.from_numpy(rows)]
+        c = score_weights(log_probs.detach().numpy(), batch.rows(rows), PRESETS[objective], counts)
+        moved = flatten(expected) + lr * gradient_of((torch.from_numpy(c) * log_probs).sum(), expected)
         with torch.no_grad():
             start = 0
             for weight in expected.trainable().values():
                 weight.copy_(torch.from_numpy(moved[start : start + weight.numel()]).reshape(weight.shape))
                 start += weight.numel()
-    assert stats.num_updates == 2
+    assert stats.num_updates == len(parts) == 2 * num_minibatches
     assert stats.drift > 1e-3
     np.testing.assert_allclose(flatten(policy), flatten(expected), rtol=0, atol=1e-10)
+
+
+def test_the_frozen_layers_run_once_per_batch_however_many_updates_there_are(make_model, letter_tokenizer):
+    """What they made of the completions in sampling is read by every minibatch and epoch, and changes nothing."""
+    moved = []
+    for keeps_states in (True, False):
+        model = make_model("llama", vocab_size=10, num_layers=3, dtype=torch.float64)
+        train_last_layers(model, 1)
+        policy = Policy(model, letter_tokenizer, micro_batch_size=4)
+        options = config(objective="grpo", num_minibatches=2, num_epochs=2, lr=0.01)
+        ran, usual = [], policy.log_probs
+
+        def log_probs(completions, ran=ran, usual=usual, keeps_states=keeps_states):
+            below = len(ran)
+            found = usual(completions if keeps_states else completions.with_states(None))
+            assert (len(ran) > below) == (not keeps_states)
+            return found
+
+        policy.log_probs = log_probs
+        for layer in decoder_layers(model)[:2]:
+            layer.self_attn.q_proj.register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        take_step(policy, REWARD, PolicyOptimizer(policy, options), ROWS, DRAW, options)
+        moved.append(flatten(policy))
+    np.testing.assert_allclose(*moved, rtol=0, atol=1e-10)
 
 
 def test_the_definition_by_tokens_is_the_definition_by_completions(make_policy):
@@ -130,6 +176,37 @@ def test_the_definition_by_tokens_is_the_definition_by_completions(make_policy):
         take_step(policy, REWARD, PolicyOptimizer(policy, options), ROWS, DRAW, options)
         moved.append(flatten(policy))
     np.testing.assert_allclose(moved[0], moved[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("objective", "change", "words"),
+    [
+        # exp overflows float64 above 709.8: by the policy that drew, for whole completions, by the reference in k3.
+        ("importance_sampling", 800.0, r"log-ratio of 800 nats .* lower lr, or make fewer updates"),
+        ("vespo", 750.0, r"log-ratio of 75\d nats .* lower lr, or make fewer updates"),
+        ("grpo", -800.0, r"log-ratio of 800 nats .* use the estimator k2 or unbiased"),
+        ("dapo", math.nan, "log-prob is nan; lower lr"),
+    ],
+)
+def test_a_token_without_a_score_weight_is_named_by_its_completion_of_the_step(
+    make_policy, objective, change, words
+):
+    policy = make_policy(micro_batch_size=2)
+    drawn = drawn_for(policy)
+    drawn = dataclasses.replace(drawn, ref_log_probs=drawn.completions.token_log_probs)
+    options = config(objective=objective)
+    numbers = torch.tensor([7, 2, 8, 4])  # a minibatch
+    completions = drawn.completions.rows(numbers)
+    advantages, reference = (
+        cut_to_rows(completions, array, numbers)
+        for array in (find_token_advantages(drawn, options), drawn.ref_log_probs)
+    )
+    surrogate = make_surrogate(options, completions, advantages, reference, numbers=numbers)
+    rows = torch.tensor([3, 1])  # a micro-batch: completions 4 and 2 of the step
+    present = completions.token_log_probs[rows].clone()
+    present[1, 0] += change
+    with pytest.raises(DivergedError, match=rf"^completion 2 of the step, token 0: its {words}"):
+        surrogate(present, rows)
 
 
 def drawn_for(policy, **changes):

@@ -16,8 +16,9 @@ class ObjectiveOptions:
     """The objective: a preset and changes to it. Fields that are not given are as in the preset."""
 
     objective: str = "reinforce"
-    """Objective: the name of a preset, such as reinforce, rloo, grpo, dr_grpo, dapo, gspo or cispo (docs/objectives.md
-    lists all), or file.py:name for an Objective record of your own."""
+    """Objective: the name of a preset, such as reinforce, rloo, grpo, dr_grpo, dapo, gspo, cispo or ppo
+    (docs/objectives.md lists all), or file.py:name for an Objective record of your own. Each option from baseline to
+    value_clip changes one part of it; None: as the preset has it."""
 
     baseline: (
         Literal[
@@ -36,7 +37,8 @@ class ObjectiveOptions:
     ) = None
     """Advantage estimator: none, batch_mean, leave_one_out (RLOO, unbiased; `rloo` means the same), group_mean,
     group_normalised (GRPO, also divided by the group's standard deviation; `grpo` means the same), length_weighted
-    (OPO), greedy (ReMax; one more completion per prompt), or value."""
+    (OPO), greedy (ReMax; one more completion per prompt), or value (a value function and generalised advantages,
+    PPO)."""
 
     beta: float | None = None
     """KL coefficient, in reward units per nat: the price of moving one nat away from the reference. With beta 0 and
@@ -71,16 +73,16 @@ class ObjectiveOptions:
     """ddof, 0 or 1, of the standard deviation of `scale`."""
 
     whiten_tokens: bool | None = None
-    """Normalise the advantages of all tokens of a batch to mean 0 and variance 1."""
+    """Whiten: normalise the advantages of all tokens of a batch to mean 0 and variance 1."""
 
     whiten_ddof: Literal[0, 1] | None = None
     """ddof, 0 or 1, of the variance of `whiten_tokens`."""
 
     discount: float | None = None
-    """Discount of later tokens' rewards, from 0 to 1."""
+    """Discount of later tokens' rewards (γ), from 0 to 1."""
 
     trace_decay: float | None = None
-    """Decay of generalised advantages (λ of GAE), from 0 to 1."""
+    """Decay of generalised advantages (λ of GAE), from 0 to 1; used with the baseline value."""
 
     ratio: Literal["none", "token", "sequence", "sequence_mean"] | None = None
     """Probability ratio to the policy that sampled the completions: per token (token), per completion (sequence), the
@@ -96,14 +98,16 @@ class ObjectiveOptions:
     clipped_geometric (GMPO), gamma (VESPO), or unbounded."""
 
     clip_low: float | None = None
-    """Lower bound of the trust region. clipped: 1 minus the smallest ratio. truncated: the smallest ratio.
-    probability_bounded: largest fall of a probability. clipped_geometric: largest fall of a log-ratio."""
+    """Lower bound of the trust region. clipped: the ε of PPO, 1 minus the smallest ratio. truncated: the smallest
+    ratio. probability_bounded: largest fall of a probability. clipped_geometric: largest fall of a log-ratio."""
 
     clip_high: float | None = None
-    """Upper bound of the trust region, like clip_low."""
+    """Upper bound of the trust region, like clip_low: clipped: the largest ratio minus 1; and so on. Bounds act only
+    with several updates per batch: see num_epochs and num_minibatches."""
 
     clip_dual: float | None = None
-    """With trust_region clipped, tokens with a negative advantage and a ratio above this are dropped. inf: never."""
+    """With trust_region clipped, tokens with a negative advantage and a ratio above this are dropped (dual clip). inf:
+    never."""
 
     ratio_cap: float | None = None
     """With trust_region probability_bounded, the largest ratio that weights a token. inf: no limit."""
@@ -154,13 +158,13 @@ class ObjectiveOptions:
     per token. inf: no limit."""
 
     overlong_buffer: float | None = None
-    """Last share of max_new_tokens over which the length penalty rises from 0 (DAPO). 0: no penalty."""
+    """Last share of max_new_tokens, from 0 to 1, over which the length penalty rises from 0 (DAPO). 0: no penalty."""
 
     overlong_factor: float | None = None
     """Length penalty at max_new_tokens, in reward units."""
 
     num_epochs: int | None = None
-    """Passes over each batch of completions."""
+    """Passes over each batch of completions (PPO epochs)."""
 
     num_minibatches: int | None = None
     """Minibatches, each with one update of the weights, in each pass over a batch; the completions of a prompt stay
@@ -170,7 +174,7 @@ class ObjectiveOptions:
     """Coefficient of the value function's loss."""
 
     value_clip: float | None = None
-    """Largest change of a value from its value at sampling."""
+    """Largest change of a value from its value at sampling, in reward units. inf: no limit."""
 
     @property
     def preset(self) -> Objective:

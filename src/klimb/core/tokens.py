@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from klimb.core import checks
 from klimb.core.types import Array, ArrayLike
-from klimb.errors import ArgumentError
+from klimb.errors import ArgumentError, LogRatioError
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,4 @@ def require_no_overflow(xp: Any, name: str, result: Array, log_ratio: Array, rem
     if checks.all_finite(xp, result):
         return
     row, token = (int(axis[0]) for axis in xp.nonzero(~xp.isfinite(result)))
-    raise ArgumentError(
-        f"{name}: the log-ratio {float(log_ratio[row, token]):.4g} of completion {row}, token {token}, is too large: "
-        f"its exponential overflows {result.dtype}; {remedy}"
-    )
+    raise LogRatioError(name, float(log_ratio[row, token]), (row, token), str(result.dtype), remedy)

@@ -137,7 +137,7 @@ def _one_update(
         advantages = cut_to_rows(completions, advantages, rows)
         reference = None if reference is None else cut_to_rows(completions, reference, rows)
         old = None if old is None else cut_to_rows(completions, old, rows)
-    surrogate = make_surrogate(config, completions, advantages, reference, old)
+    surrogate = make_surrogate(config, completions, advantages, reference, old, numbers=rows)
     slices = rollout.slices and cut_slices(rollout.slices, rows, len(rollout.completions))
     stats = optimizer.step(surrogate, completions, slices=slices, is_on_policy=is_first)
     if isinstance(surrogate, SumOfTokens):

@@ -16,7 +16,7 @@ from klimb.core.aggregation import aggregation, count_denominators
 from klimb.core.objective import Objective
 from klimb.core.score_weights import ScoreWeights, TokenBatch, find_score_weights
 from klimb.core.surrogate import reinforce
-from klimb.errors import DivergedError
+from klimb.errors import ArgumentError, DivergedError, KlimbError, LogRatioError
 from klimb.policy.completions import Completions
 from klimb.policy.scores import TokenScores
 
@@ -113,6 +113,7 @@ class SumOfTokens:
         old_log_probs: log π_old of their tokens, (N, T), where the objective corrects for the sampler; where that is
             None the present weights are those that drew, and this update's own pass finds it. Without a correction,
             what the sampler recorded stands for it.
+        numbers: Which completions of the step these are, (N,), for errors; in order from 0 where None.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class SumOfTokens:
         ref_log_probs: Float[Tensor, "N T"] | None,
         max_length: int,
         old_log_probs: Float[Tensor, "N T"] | None = None,
+        numbers: Int[Tensor, " N"] | None = None,
     ) -> None:
         self.stats = WeightStats()
+        self._numbers = torch.arange(len(completions)) if numbers is None else numbers
         self._objective = objective
         recorded = completions.token_log_probs
         self._is_old = objective.corrects_sampler and old_log_probs is None
@@ -147,7 +150,10 @@ class SumOfTokens:
         if self._is_old:
             batch = replace(batch, old_log_probs=present)
         denominators = self._denominators.rows(rows)
-        found = find_score_weights(present, batch, self._objective, denominators)
+        try:
+            found = find_score_weights(present, batch, self._objective, denominators)
+        except ArgumentError as error:
+            raise self._diverged(error, present, rows) from error
         self.stats.add(found)
         total = (found.weights * log_probs).sum()
         if isinstance(scores, TokenScores):
@@ -156,6 +162,21 @@ class SumOfTokens:
             weights = aggregation(lengths, self._objective.aggregation, denominators)
             total = total + exact_terms(scores, weights, self._objective)
         return total
+
+    def _diverged(
+        self, error: ArgumentError, log_probs: Float[Tensor, "n T"], rows: Int[Tensor, " n"]
+    ) -> KlimbError:
+        """Name the token of the step that has no score weight; other errors stay as they are."""
+        if isinstance(error, LogRatioError):
+            row, token, remedy = error.completion, error.token, error.remedy
+            found = f"its log-ratio of {error.log_ratio:.4g} nats is too large to be exponentiated"
+        elif not bool(log_probs.isfinite().all()):
+            row, token = (~log_probs.isfinite()).nonzero()[0].tolist()
+            found, remedy = f"its log-prob is {float(log_probs[row, token])}", "lower lr"
+        else:
+            return error
+        number = int(self._numbers[int(rows[row])])
+        return DivergedError(f"completion {number} of the step, token {token}: {found}; {remedy}")
 
 
 def exact_terms(
@@ -190,12 +211,14 @@ def make_surrogate(
     advantages: Float[Tensor, "N T"] | Float[Tensor, " N"],
     ref_log_probs: Float[Tensor, "N T"] | None,
     old_log_probs: Float[Tensor, "N T"] | None = None,
+    numbers: Int[Tensor, " N"] | None = None,
 ) -> SumOfCompletions | SumOfTokens:
     """Make what an update of some completions ascends; advantages of one axis are of whole completions."""
     if advantages.ndim == 1:
         return SumOfCompletions(advantages)
+    objective, longest = config.algorithm, config.max_new_tokens
     return SumOfTokens(
-        config.algorithm, completions, advantages, ref_log_probs, config.max_new_tokens, old_log_probs
+        objective, completions, advantages, ref_log_probs, longest, old_log_probs, numbers=numbers
     )
 
 

@@ -18,7 +18,7 @@ from klimb.policy.engine.exact import Prefixes, exact_scores
 from klimb.policy.engine.vocabulary import Vocabulary
 from klimb.policy.key import SampleKey
 from klimb.policy.policy import Policy
-from klimb.policy.supports import pack_support
+from klimb.policy.supports import pack_support, unpack_support
 
 NUM_TOKENS, WIDTH, SIZE = 5, 4, 11
 
@@ -106,20 +106,49 @@ def test_one_token_by_hand():
     assert float(layer.weight.grad[0]) == pytest.approx(0.19775, abs=1e-5)
 
 
-def test_the_exact_gradient_is_the_expected_one_of_the_unbiased_estimator_by_enumeration():
-    # E_v[d_v ∇ log π(v)] over all tokens v, at one prefix.
+TRUNCATED = {
+    "all tokens": ({}, SIZE),
+    "top_k": ({"top_k": 4}, 4),
+    "top_p": ({"top_p": 0.7}, 2),
+    "min_p": ({"min_p": 0.05}, 7),
+    "together": ({"top_k": 7, "top_p": 0.95, "min_p": 0.01}, 6),
+    "one token": ({"top_k": 1}, 1),
+}
+
+
+@pytest.mark.parametrize(("options", "size"), TRUNCATED.values(), ids=TRUNCATED)
+def test_exact_gradients_are_the_expected_ones_of_the_estimators_by_enumeration(options, size):
+    """KL: E_v[d_v ∇ log π(v)]; entropy: −E_v[log π(v) ∇ log π(v)]; over the tokens v of the support, at one prefix."""
     own, other = vocabulary(1), vocabulary(2)
     hidden = torch.linspace(-1, 1, WIDTH, dtype=torch.float64)[None]
-    every, same = torch.arange(SIZE), hidden.expand(SIZE, -1)
-    log_probs = torch.log_softmax(own.head(hidden)[0], dim=0)
-    difference = (log_probs - torch.log_softmax(other.head(hidden)[0], dim=0)).detach()
-    (log_probs.exp().detach() * difference * log_probs).sum().backward()
-    expected = own.head.weight.grad.clone()
-    own.head.weight.grad = None
-    scores = exact_scores(same, own, Prefixes(every, SamplingDistribution(), None, same, other))
-    scores[1].mean().backward()  # which does not depend on the token
-    torch.testing.assert_close(own.head.weight.grad, expected, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(scores[0].detach(), log_probs.detach(), rtol=1e-12, atol=1e-14)
+    distribution = SamplingDistribution(0.9, **options)
+    # By hand: both models on the policy's support, each with a sum of 1 there.
+    logits = own.head(hidden)[0] / 0.9
+    kept = distribution.support(torch.log_softmax(logits.detach(), dim=0)[None])
+    kept = torch.ones(SIZE, dtype=torch.bool) if kept is None else kept[0]
+    assert int(kept.sum()) == size
+    log_probs = torch.log_softmax(logits[kept], dim=0)
+    reference = torch.log_softmax(other.head(hidden)[0].detach()[kept] / 0.9, dim=0)
+    probs, constant = log_probs.exp().detach(), log_probs.detach()
+    gradients = []
+    for weight in (constant - reference, -constant):
+        (gradient,) = torch.autograd.grad(
+            (probs * weight * log_probs).sum(), own.head.weight, retain_graph=True
+        )
+        gradients.append(gradient)
+
+    ids, same = kept.nonzero()[:, 0], hidden.expand(size, -1)
+    supports = pack_support(kept.expand(size, -1))
+    found = exact_scores(same, own, Prefixes(ids, distribution, supports, same, other))
+    torch.testing.assert_close(found[0].detach(), constant, rtol=1e-12, atol=1e-14)
+    for scores, value, expected in zip(
+        found[1:], (probs @ (constant - reference), -probs @ constant), gradients, strict=True
+    ):
+        torch.testing.assert_close(scores.detach(), value.expand(size), rtol=1e-12, atol=1e-14)
+        (gradient,) = torch.autograd.grad(scores.mean(), own.head.weight, retain_graph=True)
+        torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
+        assert bool(expected.abs().max() > 1e-2) == (size > 1)
+        assert (gradient[~kept] == 0).all()
 
 
 def completions_of(policy):
@@ -127,6 +156,14 @@ def completions_of(policy):
     drawn = policy.sample(prompts, 2, max_new_tokens=4, key=SampleKey(0, 0, [0, 1]))
     assert isinstance(drawn, Completions)
     return drawn
+
+
+def support_sizes(completions):
+    """How many tokens each drawn one could have been."""
+    supports = completions.token_supports()
+    if supports is None:
+        return torch.full((int(completions.lengths.sum()),), SIZE)
+    return unpack_support(supports, SIZE).sum(dim=1)
 
 
 @pytest.fixture
@@ -145,10 +182,20 @@ def make_policy(make_model, bare_tokenizer):
     return make
 
 
-@pytest.mark.parametrize("shares_prompts", [True, False])
-@pytest.mark.parametrize("lora", [None, Lora(2, 4.0)], ids=["all", "lora"])
-def test_a_policys_exact_scores_and_their_finite_differences(make_policy, lora, shares_prompts):
-    policy = make_policy(lora=lora)
+@pytest.mark.parametrize(
+    ("lora", "shares_prompts", "distribution"),
+    [
+        (None, True, {}),
+        (None, False, {}),
+        (Lora(2, 4.0), True, {}),
+        (Lora(2, 4.0), False, {}),
+        (None, True, {"top_k": 4}),
+        (None, False, {"top_p": 0.7}),
+        (Lora(2, 4.0), True, {"min_p": 0.1}),
+    ],
+)
+def test_a_policys_exact_scores_and_their_finite_differences(make_policy, lora, shares_prompts, distribution):
+    policy = make_policy(lora=lora, distribution=SamplingDistribution(0.8, **distribution))
     policy.way = replace(policy.way, shares_prompts=shares_prompts)
     policy.reference._shares_prompts = shares_prompts
     completions = completions_of(policy)
@@ -159,7 +206,9 @@ def test_a_policys_exact_scores_and_their_finite_differences(make_policy, lora, 
     torch.testing.assert_close(
         scores.entropy.detach(), completions.token_entropies.to(torch.float64), rtol=0, atol=1e-6
     )
-    assert (scores.kl[mask] > 0).all()
+    sizes = support_sizes(completions)
+    assert (scores.kl[mask] > 0).equal(sizes > 1)  # one token alone has probability 1 in both
+    assert (sizes < SIZE).any() == bool(distribution)
     assert not scores.kl[~mask].any()
     assert not scores.entropy[~mask].any()
 
@@ -184,20 +233,38 @@ def test_a_policys_exact_scores_and_their_finite_differences(make_policy, lora, 
             )
 
 
-def test_a_truncated_policy_is_compared_with_its_reference_on_the_same_support(make_policy):
-    policy = make_policy(distribution=SamplingDistribution(1.0, top_k=3))
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.1}])
+def test_a_truncated_policy_is_compared_with_its_reference_on_the_recorded_support(make_policy, options):
+    """Also once the policy has moved on, and would itself keep other tokens."""
+    policy = make_policy(distribution=SamplingDistribution(1.0, **options))
     completions = completions_of(policy)
     completions = completions.with_ref_hidden(policy.ref_hidden_states(completions))
-    kl = policy.token_scores(completions).kl.detach()
-    row, place = 0, 0  # by the models alone, after the first prompt
-    ids = torch.tensor([completions.prompts[0]])
-    found = []
-    for model in (policy.model, policy.reference._model):
-        logits = model(ids).logits[0, -1]
-        found.append(logits)
-    kept = found[0] >= found[0].topk(3).values[-1]
-    log_probs = [torch.log_softmax(logits[kept], dim=0) for logits in found]
-    assert float(kl[row, place]) == pytest.approx(float(exact_kl(*log_probs).detach()), rel=1e-9)
+    drawn_from = unpack_support(completions.token_supports(), SIZE)
+    num_others = 0
+    for noise in (0.0, 0.3):
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for weight in policy.trainable().values():
+                weight.add_(noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+        scores = policy.token_scores(completions)
+        found = torch.stack([scores.log_probs, scores.kl, scores.entropy])[:, completions.mask].detach()
+        tokens = iter(zip(drawn_from, found.T, strict=True))
+        for row, ids in enumerate(completions.rows_of_ids()):  # by the models alone
+            prompt = completions.prompts[int(completions.prompt_of[row])]
+            for place, token in enumerate(ids):
+                text = torch.tensor([prompt + ids[:place]])
+                logits = [
+                    model(text).logits[0, -1].detach() for model in (policy.model, policy.reference._model)
+                ]
+                kept, (log_prob, kl, entropy) = next(tokens)
+                own, other = (torch.log_softmax(row[kept], dim=0) for row in logits)
+                expected = own[int(kept[:token].sum())], exact_kl(own, other), -own.exp() @ own
+                assert [float(log_prob), float(kl), float(entropy)] == pytest.approx(
+                    [float(value) for value in expected], rel=1e-9, abs=1e-12
+                )
+                present = policy.distribution.support(torch.log_softmax(logits[0], dim=0)[None])
+                num_others += not bool((present[0] == kept).all())
+        assert (num_others > 0) == (noise > 0)
 
 
 def test_without_the_references_states_the_exact_kl_is_refused_and_entropy_is_not(make_policy):
