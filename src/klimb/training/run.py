@@ -130,7 +130,8 @@ def _train(
     inputs, rows, eval_rows = prepare(config, observer, functions)
     policy, reward = inputs.policy, inputs.reward
     if world.rank == 0:
-        observer = Observers(observer, *trackings(config, resumption.step if resumption else 0))
+        resumed = (resumption.step, resumption.evaluations) if resumption else ()
+        observer = Observers(observer, *trackings(config, *resumed))
     content = take_fingerprints(config, functions) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
     require_alike(config, content, world)

@@ -19,6 +19,8 @@ class TensorBoardTracker(Tracker):
     by its place.
     """
 
+    purges = True
+
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._last_step = 0

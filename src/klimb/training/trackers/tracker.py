@@ -41,7 +41,14 @@ class Table:
 
 
 class Tracker:
-    """One tracking library; each method may raise whatever the library raises, and the run survives it."""
+    """One tracking library; each method may raise whatever the library raises, and the run survives it.
+
+    Attributes:
+        purges: Whether `open` removes the points that the run has from `TrackedRun.step` on, so that all are sent anew;
+            else a resumed run leaves out what an earlier process sent.
+    """
+
+    purges: bool = False
 
     def open(self, run: TrackedRun) -> str:
         """Begin to track a run, or continue one, and return the id with which it can be continued."""
