@@ -167,6 +167,7 @@ def test_a_tracker_that_purges_gets_all_points_from_the_checkpoint_on(
 ):
     lines, _ = notebook
     monkeypatch.setattr(Notebook, "purges", True)
+    monkeypatch.setattr(Notebook, "keeps_points", False)
     config = make_options(track=("wandb",), eval_every=2)
     run(config, cut_at=3)
     lines["wandb"].clear()

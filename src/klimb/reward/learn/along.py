@@ -1,4 +1,4 @@
-"""A reward that is learned while people judge, so that they see how far it has come and when it is enough."""
+"""A reward fitted while people judge, so that they see its accuracy and when they can stop."""
 
 import threading
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How well scores predict what people said, with intervals.
+"""How well scores predict people's judgements: accuracy and calibration, with intervals.
 
 Axes: M pairs, n texts.
 """

@@ -1,4 +1,4 @@
-"""A reward model's page: what it is worth, and where it may mislead."""
+"""A reward model's report page: its accuracy, and where it may mislead."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What an earlier process of a run sent to a tracker, so that a resumed run does not send it twice."""
+"""Records which points were sent to a tracker, so that a resumed run does not send them twice."""
 
 import hashlib
 import json

@@ -20,6 +20,7 @@ class TensorBoardTracker(Tracker):
     """
 
     purges = True
+    keeps_points = False
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None

@@ -1,4 +1,4 @@
-"""The observer between a run and a tracker: what is logged when, and that a tracker's failure stays its own."""
+"""The observer between a run and a tracker: what is logged when; a failing tracker never stops the run."""
 
 import json
 import math
@@ -110,8 +110,8 @@ class Tracking(Observer):
             self._has_failed = True
             said = " ".join(redact(str(error)).split())[:_MOST_SAID] or type(error).__name__
             warn(
-                f"track: {self._name} failed and is left out from here on ({printable(said)}); the run goes "
-                "on, and its folder has everything"
+                f"track: {self._name} failed and is left out from here on ({printable(said)}); the run "
+                "continues, and its folder has everything"
             )
 
     def _open(self) -> Tracker:
@@ -139,7 +139,7 @@ class Tracking(Observer):
 
     def _once(self, tracker: Tracker, point_name: str, content: object, send: Callable[[], None]) -> None:
         """Send a point, unless an earlier process of the run sent the same one and the tracker still has it."""
-        if tracker.purges or self._sent is None:
+        if not tracker.keeps_points or self._sent is None:
             send()
         elif not self._sent.has(point_name, content):
             send()
