@@ -76,7 +76,7 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 		openrlhf==0.11.0 verl==0.9.1
 	@touch $@
 
-dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheel with the kernels, and a pure-Python wheel, in dist/
+dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheels with the kernels (also for ARM, with a cross compiler), pure-Python wheel: dist/
 	.venv-dist/bin/python tools/dist.py
 
 .venv-dist/.done: pyproject.toml

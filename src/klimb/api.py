@@ -1,4 +1,4 @@
-"""klimb from Python: train a policy, learn a reward, compare two models. The command line calls the same functions."""
+"""The Python API: train a policy, fit a reward model, compare two models. The command line calls the same functions."""
 
 import contextlib
 import html
@@ -175,7 +175,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary for each step; docs/metrics.md says what stands in it."""
+        """One dictionary for each step; docs/metrics.md describes its fields."""
         return self._files.read("metrics")
 
     @property
@@ -200,7 +200,7 @@ class Run:
 
     @cached_property
     def policy(self) -> Policy:
-        """The fine-tuned policy, loaded when it is first asked for."""
+        """The fine-tuned policy, loaded on first use."""
         return Policy.load(self.model, has_reference=False, trust_remote_code=self.config.trust_remote_code)
 
     def resume(
@@ -257,7 +257,7 @@ def compare(
     say: Say = tell,
     **options: Unpack[CompareKeywords],
 ) -> ComparisonResult:
-    """Let two models answer the same prompts, and rewards or people say whose answers are better.
+    """Sample answers of two models to the same prompts, and have rewards or people judge which are better.
 
     Args:
         a: A `Run`, a `Policy`, a folder, a .gguf file, a name of the hub, or a transformers model with its tokenizer

@@ -1,4 +1,4 @@
-"""A learned reward from Python: fitted to feedback, asked for scores, saved, shown."""
+"""`klimb.RewardModel`: fit a reward to feedback, score texts, save it."""
 
 import contextlib
 import html
@@ -54,7 +54,7 @@ class RewardModel:
         say: Say = tell,
         **options: Unpack[RewardKeywords],
     ) -> "RewardModel":
-        """Learn a reward from what people said.
+        """Fit a reward model to people's judgements.
 
         Args:
             feedback: A file of docs/feedback-formats.md, a store of `klimb label`, a list of these, or rows as
@@ -82,7 +82,7 @@ class RewardModel:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `reward.json` says of how it was learned; empty for a model that klimb did not learn."""
+        """The content of `reward.json`: how it was learned; empty for a model that klimb did not learn."""
         try:
             return json.loads((Path(self.folder) / "reward.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -95,7 +95,7 @@ class RewardModel:
 
     @property
     def verdict(self) -> str | None:
-        """What it is worth, in a sentence; None for a model that klimb did not learn."""
+        """A one-sentence verdict on its accuracy; None for a model that klimb did not learn."""
         return self.record.get("verdict")
 
     @property
@@ -145,7 +145,7 @@ class RewardModel:
 
     @cached_property
     def as_reward(self) -> "ClassifierReward":
-        """The model, loaded when it is first asked for."""
+        """The model, loaded on first use."""
         from klimb.reward.classifier import ClassifierReward
 
         return ClassifierReward(str(self.folder), device=self._device)

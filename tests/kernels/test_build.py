@@ -2,6 +2,8 @@
 
 import ctypes
 import importlib.util
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +82,9 @@ def test_a_compiler_that_fails_at_all_leaves_no_library_and_says_why(build, tmp_
 
 
 READELF = shutil.which("readelf")
+ARM_COMPILER = shutil.which("aarch64-linux-gnu-gcc")
+ARM_EMULATOR = shutil.which("qemu-aarch64")
+OLDEST_GLIBC = (2, 17)  # of a wheel tagged manylinux_2_17
 
 
 @pytest.mark.skipif(READELF is None, reason="readelf (binutils) says what a library needs")
@@ -91,3 +96,44 @@ def test_the_library_needs_nothing_but_the_c_library():
     allowed = ("libc.", "libm.", "ld-linux", "ld-musl")
     assert needed
     assert all(name.startswith(allowed) for name in needed), needed
+
+
+def glibc_versions(file):
+    found = subprocess.run(
+        [READELF, "--version-info", "--wide", file], capture_output=True, text=True, check=True
+    )
+    names = re.findall(r"Name: GLIBC_([0-9.]+)", found.stdout)
+    return {tuple(map(int, name.split("."))) for name in names}
+
+
+@pytest.mark.skipif(READELF is None, reason="readelf (binutils) says what a library needs")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_the_library_loads_on_the_oldest_glibc_of_its_wheel():
+    versions = glibc_versions(KERNELS / "_compiled.so")
+    assert versions
+    assert max(versions) <= OLDEST_GLIBC
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ARM_COMPILER is None, reason="aarch64-linux-gnu-gcc is not installed")
+@pytest.mark.skipif(READELF is None, reason="readelf (binutils) says what a library needs")
+def test_a_library_built_for_arm_is_tagged_so_loads_under_an_emulator_and_is_right(
+    build, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
+    file, warnings, data = build(ARM_COMPILER)
+    assert not warnings
+    assert data["tag"] == "py3-none-linux_aarch64"
+    header = subprocess.run([READELF, "--file-header", file], capture_output=True, text=True, check=True)
+    assert "AArch64" in header.stdout
+    assert max(glibc_versions(file)) <= OLDEST_GLIBC
+    if ARM_EMULATOR is None:
+        pytest.skip("built and tagged; qemu-aarch64 (qemu-user) is not installed, so the library was not run")
+    program, driver = tmp_path / "driver", Path(__file__).with_name("driver.c")
+    link = [ARM_COMPILER, "-O1", "-o", program, driver, file, "-lm", f"-Wl,-rpath,{file.parent}"]
+    subprocess.run(link, check=True)
+    libraries = "/usr/aarch64-linux-gnu"  # of Debian's libc6-arm64-cross
+    done = subprocess.run(
+        [ARM_EMULATOR, "-L", libraries, program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "neon\n"), done.stderr

@@ -116,7 +116,7 @@ def test_a_reward_is_learned_along_and_raters_are_told_of_it(model_folder, promp
         serve,
     )
     assert told[0].startswith("A reward learned from ")
-    assert "of pairs as people did" in told[0]
+    assert "of held-out pairs" in told[0]
     assert any(line.startswith("A reward learned from ") for line in said)
     assert any('--criterion "long / short" --out learned/reward' in line for line in said)
 

@@ -1,4 +1,4 @@
-"""One command, few verbs; what they do is imported when they run, so that `klimb --help` answers at once."""
+"""The command `klimb` and its verbs. Each verb imports its code when it runs, so that `klimb --help` is fast."""
 
 import itertools
 import sys

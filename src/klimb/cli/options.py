@@ -1,4 +1,4 @@
-"""The verbs of the command line, and the options of each, from which tyro makes it."""
+"""The verbs of the command line and the options of each; tyro builds the parser from them."""
 
 from dataclasses import dataclass
 from pathlib import Path

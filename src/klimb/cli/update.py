@@ -1,4 +1,4 @@
-"""The definition for people with files: arrays in, new weights out."""
+"""`klimb update`: the weight update on arrays in files."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Rewards that are named by an address, and what may not stand in one."""
+"""Rewards named by a URL, and what a URL must not contain."""
 
 from collections.abc import Sequence
 

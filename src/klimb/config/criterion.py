@@ -1,4 +1,4 @@
-"""What people look for, in their own words, as the options give it."""
+"""The option `criterion`: words that describe good and bad answers."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ _FORM = "words for it and against it, such as 'cheerful, happy / gloomy, sad'"
 
 @dataclass(frozen=True)
 class Criterion:
-    """Words that a text which people like brings to mind, and words for the others.
+    """Words that describe good texts, and words that describe bad ones.
 
     Attributes:
         liked: Words that stand for what is liked.

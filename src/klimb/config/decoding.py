@@ -9,7 +9,7 @@ from klimb.io.show import quote
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """Which tokens are drawn from, what ends a completion, and what the system says."""
+    """Truncation of the sampling distribution, stop strings, and the system prompt."""
 
     top_p: float = 1.0
     """Sample from the smallest set of most likely tokens that together have this probability. 1: all tokens. In

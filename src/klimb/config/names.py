@@ -133,7 +133,7 @@ def present_value(option: str, value: str) -> str:
 
 
 def meant_by(name: str, known: Collection[str]) -> str | None:
-    """Find the option that someone meant by a name which is none; None where nothing is near.
+    """Find the option closest to an unknown name; None if none is close.
 
     Args:
         name: What was written, with underscores.
@@ -147,7 +147,7 @@ def meant_by(name: str, known: Collection[str]) -> str | None:
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Say that there is no such option, and which may be meant, in the words of a file of options."""
+    """Write an error message for an unknown option, with the closest known one."""
     meant = meant_by(name, known)
     if meant is not None:
         return f"unknown option {name!r}; did you mean {meant!r}?"

@@ -17,7 +17,7 @@ PEOPLE = "people"
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig(DecodingOptions):
-    """How completions are drawn, and how people are asked about them."""
+    """How completions are sampled, and how the comparison page shows them."""
 
     prompt_column: str = "prompt"
     """Column of the prompts, plain text or chat messages."""
@@ -90,7 +90,7 @@ class JudgeConfig(DecodingOptions):
         ).with_environment()
 
     def read_guidelines(self) -> str:
-        """What raters are to look for, in Markdown; "" where nothing was written down.
+        """The guidelines for raters, in Markdown; "" if there are none.
 
         Raises:
             ConfigError: The file cannot be read.
@@ -147,7 +147,7 @@ class LabelConfig(JudgeConfig):
             raise ConfigError(f"num_pairs_per_prompt: expected at least 1, got {self.num_pairs_per_prompt}")
 
     def read_guidelines(self) -> str:
-        """The guidelines, and what the criterion's words say of what is better."""
+        """The guidelines, followed by the words of the criterion."""
         written = super().read_guidelines()
         if self.criterion is None:
             return written

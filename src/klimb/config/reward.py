@@ -1,4 +1,4 @@
-"""The options of learning a reward, checked before anything is loaded."""
+"""The options of reward learning, checked before anything is loaded."""
 
 import math
 from dataclasses import dataclass, fields

@@ -88,7 +88,7 @@ class TrainConfig(  # dataclasses take fields from the last base to the first
 
     @property
     def measures_kl(self) -> bool:
-        """Whether the KL from the reference is needed: to be paid for, aimed at, or kept below a bound."""
+        """Whether the KL from the reference is needed: for the penalty, for `kl_target`, or for a guard."""
         return self.algorithm.beta > 0 or self.kl_target is not None or self.max_kl is not None
 
     def _check_publishing(self) -> None:

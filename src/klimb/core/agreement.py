@@ -1,4 +1,4 @@
-"""How much raters agree about the same things.
+"""Inter-rater agreement: observed agreement and Krippendorff's alpha.
 
 Axes: U things that were judged, C categories; n_uc raters put thing u in category c, n_u = Σ_c n_uc of them.
 """
@@ -11,7 +11,7 @@ from klimb.errors import ArgumentError
 
 
 def observed_agreement(counts: ArrayLike) -> float:
-    """Find how often two raters of the same thing say the same.
+    """Compute how often two raters of the same item agree.
 
     A = (1/U) Σ_u Σ_c n_uc (n_uc − 1) / (n_u (n_u − 1))
 
@@ -38,7 +38,7 @@ def observed_agreement(counts: ArrayLike) -> float:
 
 
 def krippendorff_alpha(counts: ArrayLike) -> float:
-    """Find how much better than chance raters agree: Krippendorff's α for categories without an order.
+    """Compute Krippendorff's α, the agreement of raters beyond chance, for unordered categories.
 
     α = 1 − D_o / D_e,  n = Σ_u n_u,  n_c = Σ_u n_uc
     D_o = (1/n) Σ_u Σ_{c≠k} n_uc n_uk / (n_u − 1)

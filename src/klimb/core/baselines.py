@@ -1,4 +1,4 @@
-"""Baselines that objectives of the field subtract besides those of `advantages.py`, and what they divide by.
+"""More baselines and scales of published objectives, besides those of `advantages.py`.
 
 Axes: B prompts, G completions per prompt. `is_valid` as there: a sample that does not count reaches no mean, no spread.
 """

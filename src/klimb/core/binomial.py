@@ -1,4 +1,4 @@
-"""Shares: how far one that was observed may be from the true one, and whether chance explains it better than skill."""
+"""Binomial shares: confidence intervals, and the odds of chance against skill."""
 
 import math
 
@@ -10,7 +10,7 @@ _NEGLIGIBLE = 1e-17  # of the sum so far
 
 
 def wilson_interval(num_hits: float, num_trials: float, quantile: float = 1.96) -> tuple[float, float]:
-    """Find the interval in which the true share lies that h hits in n trials came from.
+    """Compute Wilson's confidence interval of a share, from h hits in n trials.
 
     m ± w,  m = (h + z²/2) / (n + z²),  w = z √(h (n − h) / n + z²/4) / (n + z²)
 
@@ -46,7 +46,7 @@ def wilson_interval(num_hits: float, num_trials: float, quantile: float = 1.96) 
 
 
 def exact_interval(num_successes: int, num_trials: int, tail: float = 0.025) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a share: of k successes among n independent trials.
+    """Compute Clopper and Pearson's exact interval of a share, from k successes in n independent trials.
 
     lower: the p with P(X ≥ k | n, p) = tail, 0 for k = 0;   upper: the p with P(X ≤ k | n, p) = tail, 1 for k = n
 
@@ -83,7 +83,7 @@ def exact_interval(num_successes: int, num_trials: int, tail: float = 0.025) -> 
 
 
 def chance_log_odds(num_hits: float, num_trials: float, skill: float, chance: float = 0.5) -> float:
-    """Find how much likelier chance makes h hits in n trials than skill does, as a logarithm.
+    """Compute the log-odds of chance against skill, given h hits in n trials.
 
     log Λ = h log(c / q) + (n − h) log((1 − c) / (1 − q))
 

@@ -39,7 +39,7 @@ def corrections(
     low: float = 0.0,
     high: float = math.inf,
 ) -> Float[Array, "N T"]:
-    """Weigh tokens by how much likelier the policy that is trained from draws them than the sampler did.
+    """Importance weights of tokens, π_old/π_sampler, for a sampler that differs from the policy.
 
     q = π_old/π_sampler;   truncate: min(max(q, low), high);   mask: 0 where q < low or q > high
 
@@ -117,7 +117,7 @@ def sequence_filter(
 
 
 def effective_sample_share(score_weights: ArrayLike, is_token: ArrayLike) -> float:
-    """Find what share of the tokens would, weighted equally, say as much as all do as they are weighted.
+    """Compute the effective sample size of the weights, as a share of the tokens.
 
     (Σ |c|)² / (n Σ c²)
 

@@ -48,7 +48,7 @@ def kl_scores(
     *,
     estimator: str = "unbiased",
 ) -> Float[Array, "n T"]:
-    """Differentiate an estimate of the KL by each token's log-prob.
+    """Compute the derivative of a KL estimate in each token's log-prob.
 
     k1: 1;   k2: d;   k3: 1 − e^(−d);   unbiased: ρ d
 

@@ -13,7 +13,7 @@ from klimb.errors import ArgumentError
 def overlong_penalty(
     lengths: ArrayLike, max_length: int, buffer: float, factor: float = 1.0
 ) -> Float[Array, " N"]:
-    """Take off reward where a completion reaches into the last tokens before the limit.
+    """Penalise completions that come close to the length limit.
 
     p = min(0, −(len − (L − buffer)) / buffer · factor)
 

@@ -13,7 +13,7 @@ from klimb.core.types import Array, ArrayLike
 
 
 def uniform_groups(rewards: ArrayLike, *, is_valid: ArrayLike | None = None) -> Bool[Array, " B"]:
-    """Find the prompts whose rewards are all equal: no completion of theirs has an advantage.
+    """Find the prompts whose rewards are all equal, so that none of their completions has an advantage.
 
     u_b = 1[max_g r_bg = min_g r_bg]
 

@@ -1,4 +1,4 @@
-"""What comparisons say about scores: the Bradley–Terry model, with ties after Davidson.
+"""The Bradley–Terry model of comparisons, with Davidson's extension for ties.
 
 Throughout, d = s(left) − s(right) is the margin of one comparison, in nats, and o the judgement:
 1 for left, −1 for right, 0 for a tie. ν ≥ 0 says how readily people call a tie; ν = 0 is
@@ -17,7 +17,7 @@ from klimb.errors import ArgumentError
 
 
 def preference_probabilities(margins: ArrayLike, tie: float = 0.0) -> Float[Array, "M 3"]:
-    """Find how likely left, right and a tie are.
+    """Compute the probabilities of left, right and a tie.
 
     P(left) = e^{d/2} / Z,  P(right) = e^{−d/2} / Z,  P(tie) = ν / Z,  Z = e^{d/2} + e^{−d/2} + ν
 
@@ -47,7 +47,7 @@ def preference_probabilities(margins: ArrayLike, tie: float = 0.0) -> Float[Arra
 
 
 def preference_nll(margins: ArrayLike, outcomes: ArrayLike, tie: float = 0.0) -> Float[Array, " M"]:
-    """Find the negative log-likelihood of the judgements, comparison by comparison.
+    """Compute the negative log-likelihood of each judgement.
 
     ℓ = log(e^{d/2} + e^{−d/2} + ν) − o d/2 − (1 − |o|) log ν
 
@@ -87,7 +87,7 @@ def preference_nll(margins: ArrayLike, outcomes: ArrayLike, tie: float = 0.0) ->
 
 
 def preference_accuracy(margins: ArrayLike, outcomes: ArrayLike) -> float:
-    """Find the share of comparisons, ties left out, that the margins order as people did.
+    """Compute the pairwise accuracy: the share of judgements, without ties, that the margins agree with.
 
     A margin of exactly 0 counts as half.
 
@@ -115,7 +115,7 @@ def preference_accuracy(margins: ArrayLike, outcomes: ArrayLike) -> float:
 
 
 def preference_disagreement(margins: ArrayLike) -> Float[Array, " M"]:
-    """Find how much an answer would tell about which member of an ensemble is right.
+    """Compute the disagreement of an ensemble about each pair: the information gained from a judgement.
 
     I = H(mean_k p_k) − mean_k H(p_k),  p_k = σ(d_k),  H(p) = −p log p − (1 − p) log(1 − p)
 

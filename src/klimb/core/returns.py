@@ -1,4 +1,4 @@
-"""Returns and advantages of tokens: what follows a token is credited to it.
+"""Returns and advantages of tokens.
 
 Axes: N completions, T tokens.
 """
@@ -52,7 +52,7 @@ def generalised_advantages(
     discount: float = 1.0,
     trace_decay: float = 0.95,
 ) -> tuple[Float[Array, "N T"], Float[Array, "N T"]]:
-    """Estimate advantages of tokens by a value function.
+    """Generalised advantage estimation (GAE): advantages of tokens from a value function.
 
     δ_t = r_t + γ V_{t+1} − V_t,   A_t = Σ_l (γλ)^l δ_{t+l},   R_t = A_t + V_t
 

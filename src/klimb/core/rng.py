@@ -1,4 +1,4 @@
-"""Random numbers that are counted, not carried.
+"""A counter-based random number generator.
 
 Each number is a pure function of what it is for. Nothing is stored between draws, so the
 size of a batch, the number of workers, or a stop and a resume cannot change which numbers a

@@ -1,4 +1,4 @@
-"""Score weights: the numbers that the log-probs' gradients are summed with, of any objective.
+"""Score weights: the coefficient of each token's log-prob gradient, for any objective.
 
 Axes: n completions of a micro-batch, T tokens.
 

@@ -1,4 +1,4 @@
-"""The definition on gradients that do not fit in memory: row blocks, one after the other.
+"""The weight update for gradients larger than memory, read in row blocks.
 
 Axes: N samples, P parameters, n samples of a block.
 """

@@ -1,4 +1,4 @@
-"""How often the completions of one model, A, beat those of another, B.
+"""The win rate of model A over model B, with its interval.
 
 An outcome o says which of two completions was preferred: 1 A's, −1 B's, 0 neither; between them stands the mean of
 what several raters said.

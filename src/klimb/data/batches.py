@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files, batch by batch, and checked before they are believed."""
+"""Rows of Parquet and Arrow files, read and validated batch by batch."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Row blocks of a matrix in a file, read without mapping or loading the whole."""
+"""Row blocks of a matrix in a file, read without loading or mapping the whole file."""
 
 import json
 import math

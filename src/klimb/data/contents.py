@@ -1,4 +1,4 @@
-"""Files that are something else than their names say: pointers of Git LFS, archives, pages of a website."""
+"""Files whose content does not match their name: Git LFS pointers, archives, HTML pages."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Chat messages as other tools write them, brought into one form: text under `role` and `content`.
+"""Chat messages of other tools, converted to one form: text under `role` and `content`.
 
 Role names of ShareGPT, Open-Assistant and Gemma are mapped, parts of Gemini and types of LangChain are read, content in
 parts is joined, keys without a value are dropped. What cannot be read as text is refused by its name.

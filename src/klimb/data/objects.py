@@ -1,4 +1,4 @@
-"""Rows from Python objects: lists, data sets and tables as people hold them in a notebook."""
+"""Rows from Python objects: lists, data sets, data frames."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Rows of a file by number, read when they are asked for: what is kept of each is where it stands."""
+"""Rows of a file by number: only their offsets are kept in memory, and a row is read when it is needed."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""`klimb demo`: a reward is learned from what people said, SmolLM2 learns to please it, another judge looks on."""
+"""`klimb demo`: fit a reward to people's ratings, fine-tune SmolLM2 on it, and evaluate with a held-out judge."""
 
 import time
 from dataclasses import replace
@@ -89,7 +89,7 @@ def run_demo(out: Path | None, seed: int, *, label: bool = False) -> RunResult:
         say(
             "The demo continues nevertheless, so that you see each step: expect no gain that you would notice."
         )
-    say("\n[bold]2. The policy, fine-tuned to please it[/]")
+    say("\n[bold]2. The policy, fine-tuned on this reward[/]")
     say(
         "Evaluated before and after by the reward, and by VADER, a lexicon of rated words that is never trained on."
     )

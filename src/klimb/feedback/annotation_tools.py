@@ -1,4 +1,4 @@
-"""Judgements as Label Studio and Argilla import them, each with the settings of a project that they fit."""
+"""Exports of judgements for Label Studio and Argilla, each with matching project settings."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""What a person sees of a store of feedback on the terminal."""
+"""Terminal output about a feedback store."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What is known of raters from their answers, and how klimb reports it."""
+"""The report on raters, made from their answers."""
 
 import math
 import shlex

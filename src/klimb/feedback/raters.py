@@ -1,4 +1,4 @@
-"""What each rater's answers say about the rater: whether they go by place, by chance, against themselves or others.
+"""Tests of raters: position bias, random answers, contradicting themselves, disagreeing with the others.
 
 Nothing here knows which answer is right. A rater who flips a coin about pairs that nobody else judged, each once,
 leaves no trace in answers; then only the reward's test on held-out prompts shows it (`klimb.reward.learn.verdict`).

@@ -1,4 +1,4 @@
-"""Feedback from wherever it is: files of many formats, and stores; and its import into a store."""
+"""Feedback from files of many formats and from stores, and its import into a store."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a line now and then, with what is done a second and the time that is left.
+"""Progress of long work: an occasional line with the rate and the time left.
 
 Lines and nothing else, so that a log file shows them as a terminal does; work that is soon done prints none.
 """

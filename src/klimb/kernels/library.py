@@ -1,4 +1,4 @@
-"""The compiled half of the kernels: found beside this file, or done without; and which of its paths is used.
+"""The compiled kernels: loads the library beside this file if it is there, and selects one of its paths.
 
 A path is the same functions compiled for one kind of processor: `avx512` (F, BW, CD, DQ and VL), `avx2` (with FMA and
 F16C), and what every processor of the kind can run, called `neon` on 64-bit ARM and `generic` elsewhere; `numpy`

@@ -1,4 +1,4 @@
-"""How many processors a container may use: its control groups limit time, and the system shows it all processors."""
+"""How many processors a container may use: control groups limit its CPU time although it sees all processors."""
 
 import contextlib
 import math

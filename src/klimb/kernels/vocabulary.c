@@ -4,6 +4,16 @@
  */
 #include "vectors.h"
 
+#if defined(__GLIBC__) && defined(__PIC__) && !defined(__PIE__)
+/* glibc 2.29 gave log a new version without SVID error handling. The first version returns the same numbers, and with
+ * it the library loads on every glibc from 2.17 on. */
+#if defined(__x86_64__)
+__asm__(".symver log, log@GLIBC_2.2.5");
+#elif defined(__aarch64__)
+__asm__(".symver log, log@GLIBC_2.17");
+#endif
+#endif
+
 enum { RUN = 1024 }; /* numbers summed in float32 before they are added in float64 */
 
 struct rows { /* of logits */

@@ -1,4 +1,4 @@
-"""What a process takes of its machine: memory, so that a long run stays as it began, and threads."""
+"""Settings of memory allocation and threads, so that a long run's memory does not grow."""
 
 import contextlib
 import ctypes

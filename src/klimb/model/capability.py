@@ -1,4 +1,4 @@
-"""What multiplies matrices on this machine's CPU, found out by trying, once in a process.
+"""Which matrix-product paths this CPU can run, tested once per process.
 
 Whether a library can do it depends on the processor, on how PyTorch was built, and on variables such as
 ONEDNN_MAX_CPU_ISA, and none of them is asked: two small products are formed and compared with the exact result.

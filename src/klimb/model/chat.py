@@ -1,4 +1,4 @@
-"""From a prompt, text or chat messages, to what a model reads: the text that its chat template makes, and token ids.
+"""Prompts (text or chat messages) to model input: applies the chat template and tokenizes.
 
 A chat template is a program of the model's maker; whatever it raises becomes a `DataError` with its words.
 """

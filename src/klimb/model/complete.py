@@ -1,4 +1,4 @@
-"""Whether a model that was loaded is the one in its files: every weight found, every weight read, all of it finite."""
+"""Checks that a loaded model matches its files: every weight found, every weight used, all finite."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -109,7 +109,7 @@ def require_room(model: Any, tokenizer: Any, *, pads: bool) -> None:
     own = getattr(tokenizer, "vocab_size", None) or 0
     if own > rows:
         raise ModelNotFoundError(
-            f"its tokenizer has {own:,} tokens and the model {rows:,} embeddings: it is another model's tokenizer; "
+            f"its tokenizer has {own:,} tokens and the model {rows:,} embeddings: it belongs to another model; "
             "take the one that the model was saved with"
         )
     names = ["bos_token", "eos_token", "sep_token", "cls_token", *(["pad_token"] if pads else [])]

@@ -1,4 +1,4 @@
-"""From a GGUF file to a safetensors folder."""
+"""Converts a GGUF file to a safetensors folder."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Where the definition's gradients come from: ∇ log π of each sample of a small model, in row blocks.
+"""Per-sample gradients ∇ log π of a small model, in row blocks.
 
 Axes: N samples, P parameters, n samples of a block.
 """

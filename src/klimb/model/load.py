@@ -1,4 +1,4 @@
-"""From a folder, a hub name or a GGUF file to a model and its tokenizer, which are what is in the files."""
+"""Loads a model and its tokenizer from a folder, a hub name or a GGUF file, and checks them."""
 
 import contextlib
 import re

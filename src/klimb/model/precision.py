@@ -1,4 +1,4 @@
-"""What the model computes in: the weights themselves, or a copy of them in half the bytes."""
+"""Compute precision: the float32 weights themselves, or a bfloat16 copy of them."""
 
 import copy
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What a model's files may make this process do: no pickle is read, and none of their code runs unless allowed."""
+"""Safe loading of model files: no pickle is read, and no code of theirs runs unless you allow it."""
 
 import contextlib
 import re

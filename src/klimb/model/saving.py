@@ -1,4 +1,4 @@
-"""A model saved so that whatever opened the folder that it came from opens the new one."""
+"""Saves a model in a form that opens wherever the original did."""
 
 import contextlib
 import json

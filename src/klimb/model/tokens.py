@@ -1,4 +1,4 @@
-"""What can be wrong between a text, its tokens, and the model that is to read them."""
+"""Checks that a tokenizer fits its model, and that a text can be tokenized."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

@@ -1,1 +1,1 @@
-"""Completions of models that people and rewards judge: pairs to label, and one model against another."""
+"""Pairwise comparison of completions: pairs to label, and one model against another."""

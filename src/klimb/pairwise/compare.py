@@ -1,4 +1,4 @@
-"""`klimb compare`: two models answer the same prompts, and rewards or people say whose answers are better.
+"""`klimb compare`: two models answer the same prompts; rewards or people judge which answers are better.
 
 Axes: B prompts, G comparisons a prompt.
 """

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal of a comparison, and while completions are sampled."""
+"""Terminal output of a comparison and of the sampling before it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What came of a comparison: the two sides, what each judge said, and examples."""
+"""The result of a comparison: the two sides, each judge's verdicts, and examples."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What judges said of the completions of two models, A and B, counted up.
+"""Counts the judges' verdicts on the completions of two models, A and B.
 
 Axes: B prompts, G comparisons a prompt, M comparisons with an opinion.
 """

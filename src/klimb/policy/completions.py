@@ -1,4 +1,4 @@
-"""What a policy answered: token ids, where they end and why, and how likely they were.
+"""Completions: token ids, lengths, finish reasons and log-probs.
 
 Axes: B prompts, N completions, T tokens of the longest completion.
 """

@@ -1,4 +1,4 @@
-"""Completions of prompts as texts, for people who look at a policy."""
+"""`Policy.generate`: completions of prompts, as texts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the random numbers of a batch are counted by."""
+"""The key of a batch's random numbers: seed and step."""
 
 from dataclasses import dataclass
 

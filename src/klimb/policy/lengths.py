@@ -1,4 +1,4 @@
-"""Whether prompts fit the model that is to continue them."""
+"""Checks that prompts fit the model's context."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -164,12 +164,12 @@ class Policy:
         return self._working.take_gradients()
 
     def moved(self) -> None:
-        """Take note that the weights were moved."""
+        """Note that the weights have changed."""
         self.num_updates += 1
         self._working.refresh()
 
     def restore(self, weights: Mapping[str, Tensor], num_updates: int) -> None:
-        """Put earlier weights back in the place of the present ones, a tensor at a time.
+        """Restore earlier weights, one tensor at a time.
 
         The parameters stay the same objects, so whatever holds them, such as an optimiser, moves the weights that were
         put back.

@@ -1,4 +1,4 @@
-"""What a reward function is called with, and what it returned: TRL's signature.
+"""Calls a reward function with TRL's signature and checks what it returns.
 
 `f(prompts=…, completions=…, completion_ids=…, trainer_state=…, log_extra=…, log_metric=…, **columns)`
 

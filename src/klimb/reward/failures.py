@@ -1,4 +1,4 @@
-"""What a reward says of a completion, when it says anything, and how many may fail.
+"""Rewards of a batch, some of which may have failed, and how many failures are allowed.
 
 Axes: N completions.
 """

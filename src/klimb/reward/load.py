@@ -1,4 +1,4 @@
-"""From the names in a configuration to rewards."""
+"""Loads rewards from their names in a configuration."""
 
 import json
 import os

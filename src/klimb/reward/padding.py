@@ -1,4 +1,4 @@
-"""Where a classification model reads its score, and padding under which it reads there alone and in a batch.
+"""The position of a classification model's score, and padding that keeps it the same in a batch.
 
 transformers' decoders score the rightmost token that is not `config.pad_token_id`; BART and T5 score an end token, and
 XLNet the last position. Encoders score their first token, and padding does not concern them.

@@ -1,4 +1,4 @@
-"""What a run has learned from people, step by step: written down before the step is taken, and never changed after.
+"""A run's record of people's judgements: written before each step and never changed afterwards.
 
 The store may change later: a pair that was skipped is asked again of others. So a step that is taken again after an
 interruption, and a reward that is refitted, go by this record.

@@ -1,4 +1,4 @@
-"""How pleasant a text sounds to people: VADER's lexicon, each word of it rated by ten people."""
+"""The built-in reward `vader`: sentiment of a text by VADER's lexicon of rated words."""
 
 from functools import cache
 from typing import Any

@@ -84,7 +84,7 @@ def find_generalised_advantages(
 def find_token_rewards(
     rollout: Rollout, config: TrainConfig
 ) -> tuple[Bool[Tensor, "N T"], Float[Tensor, "N T"]]:
-    """Find what each token earns, as a value function predicts it: the reward with the last, and the KL to go."""
+    """Compute each token's reward for the value function: the reward at the last token, less the KL penalty."""
     algorithm, completions = config.algorithm, rollout.completions
     is_token = completions.mask & has_reward(rollout)[:, None]
     zeros = torch.zeros_like(completions.token_log_probs)

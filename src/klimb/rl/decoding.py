@@ -1,4 +1,4 @@
-"""What options of sampling mean for the objective, in words and as formulas; nothing where they are the defaults."""
+"""What the sampling options mean for the declared objective, in words and formulas; empty for the defaults."""
 
 from klimb.config.train import TrainConfig
 

@@ -95,7 +95,7 @@ def watch_kl(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
 
 
 def watch_low_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
-    """Whether the entropy has fallen below `min_entropy`, in nats per token: the policy says the same over and over."""
+    """Whether the entropy has fallen below `min_entropy`, in nats per token: the policy repeats itself."""
     entropy, stated = steps[-1]["entropy"], bounds.options.min_entropy
     bound = _LEAST_SHARE_OF_ENTROPY * steps[0]["entropy"] if stated is None else stated
     if entropy >= bound:
@@ -110,7 +110,7 @@ def watch_low_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
 
 
 def watch_high_entropy(steps: Sequence[Step], bounds: Bounds) -> Finding | None:
-    """Whether the entropy has risen above `max_entropy`, in nats per token: the policy comes apart."""
+    """Whether the entropy has risen above `max_entropy`, in nats per token: the policy's text becomes random."""
     entropy, stated = steps[-1]["entropy"], bounds.options.max_entropy
     bound = steps[0]["entropy"] + _MOST_ADDED_ENTROPY if stated is None else stated
     if entropy <= bound:
@@ -185,7 +185,7 @@ GUARDS: tuple[Guard, ...] = (
 
 
 class Guards:
-    """Runs every guard on each step, and stops the run or slows it down where a stated bound is passed.
+    """Runs every guard on each step; stops the run or lowers its learning rate where a bound is passed.
 
     Slowing halves the learning rate from the next step on, at most `MOST_SLOWINGS` times, and then stops.
 
@@ -214,7 +214,7 @@ class Guards:
         return [finding for finding in findings if finding.guard not in known]
 
     def act(self, findings: Sequence[Finding]) -> str | None:
-        """Slow the run down, or stop it, where a stated bound is passed.
+        """Lower the learning rate, or stop the run, where a bound from the options is passed.
 
         Returns:
             What was done, if anything was.

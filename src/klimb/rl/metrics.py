@@ -15,6 +15,9 @@ from klimb.rl.rollout import Rollout
 FORMER = {"ended": "eos_rate", "same": "duplicate_rate", "failed": "reward_failures"}
 """Metrics that had another name in klimb 0.1, and their present names."""
 
+TIMED = frozenset({"seconds", "completions_per_second", "peak_memory_bytes"})
+"""Metrics of the machine, which differ when the same step is taken again."""
+
 
 def with_present_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the metrics of a step that an earlier version wrote, in `metrics.jsonl` or in a checkpoint."""

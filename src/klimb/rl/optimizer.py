@@ -1,4 +1,4 @@
-"""Moving the policy's weights along the gradient of a surrogate.
+"""The optimizer: updates the policy's weights along the gradient of a surrogate.
 
 Axes: N completions of the whole batch, T tokens.
 """
@@ -104,7 +104,7 @@ class Trainable(Protocol):
 
 
 class PolicyOptimizer:
-    """An optimiser with a schedule of its rate and clipping, that ascends.
+    """An optimizer by gradient ascent, with a learning-rate schedule and gradient clipping.
 
     Attributes:
         rate_scale: What the scheduled learning rate is multiplied by.
@@ -223,7 +223,7 @@ class PolicyOptimizer:
         )
 
     def skip(self) -> UpdateStats:
-        """Let an update pass without moving the weights; it counts as one, so that updates stay counted alike."""
+        """Skip an update: the weights stay, and the update still counts."""
         self._policy.moved()
         return UpdateStats(grad_norm=0.0, lr=0.0, sampler_gap_mean=0.0, sampler_gap_max=0.0, is_skipped=True)
 

@@ -189,7 +189,7 @@ def reward_inputs(
     texts: list[str],
     state: TrainerState | None = None,
 ) -> Batch:
-    """Put completions of some rows' prompts, and their texts, as a reward gets them."""
+    """Build the inputs of a reward from completions and their prompts' rows."""
     owners = [rows[int(index)] for index in completions.prompt_of]
     columns = {name: [row.columns[name] for row in owners] for name in rows[0].columns}
     as_read = [policy.render(row.prompt, row.columns) for row in rows]
@@ -207,7 +207,7 @@ def reward_inputs(
 
 
 def trainer_state(config: TrainConfig, num_prompts: int, step: int) -> TrainerState:
-    """How far a run is, as reward functions are told.
+    """The `trainer_state` that reward functions receive.
 
     Args:
         config: The run's options.

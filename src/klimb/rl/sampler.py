@@ -1,4 +1,4 @@
-"""What a rollout's completions come from: by default the policy itself."""
+"""The sampler of a rollout's completions; by default the policy itself."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""What changes from step to step by a rule: the learning rate, and the KL coefficient where it aims at a target."""
+"""Schedules: the learning rate, and the adaptive KL coefficient with `kl_target`."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an update ascends: the sum of log-probs by their score weights.
+"""The surrogate of an update: log-probs, summed with their score weights.
 
 Axes: N completions of an update, n of a micro-batch, T tokens.
 """
@@ -29,7 +29,7 @@ Surrogate = Callable[[Any, Tensor], Tensor]
 
 @dataclass
 class WeightStats:
-    """What score weights show of themselves, over the tokens of updates.
+    """Statistics of the score weights over the tokens of updates.
 
     Attributes:
         parts: Of each micro-batch, in order, sums over its tokens by name, `masked` ones count tokens, and the largest
@@ -213,7 +213,7 @@ def make_surrogate(
     old_log_probs: Float[Tensor, "N T"] | None = None,
     numbers: Int[Tensor, " N"] | None = None,
 ) -> SumOfCompletions | SumOfTokens:
-    """Make what an update of some completions ascends; advantages of one axis are of whole completions."""
+    """Make the surrogate of an update; advantages with one axis are per completion."""
     if advantages.ndim == 1:
         return SumOfCompletions(advantages)
     objective, longest = config.algorithm, config.max_new_tokens

@@ -1,4 +1,4 @@
-"""What a run is given as Python objects: prompts and models become files of its folder, functions get names."""
+"""Python objects given to a run: prompts and models are written to its folder, functions get names."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""What a run reports to: files, a terminal, a tracker."""
+"""The observer interface, through which a run reports to files, a terminal or a tracker."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ class Observer:
         """The steps are over, and the best weights are kept."""
 
     def run_interrupted(self, num_steps: int) -> None:
-        """The run leaves after so many steps, because it was asked to; it can be resumed."""
+        """The run was stopped by a signal after so many steps; it can be resumed."""
 
     def run_finished(self, folder: "RunFolder", summary: "Summary") -> None:
         """The model is written, and the policy was evaluated for the last time."""

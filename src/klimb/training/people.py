@@ -1,4 +1,4 @@
-"""People as the reward of a run: where what they say is kept, that no other run asks them, and how it ends for them."""
+"""People as the reward of a run: the store of their judgements, its lock, and how the page ends."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What ranks agree on before a run's first step: slices, the time, and that all are made of the same."""
+"""What ranks agree on before the first step: slices, the time, and the same options, files and versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -39,7 +39,7 @@ from klimb.world import ALONE, World
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run left its files, and what it changed."""
+    """The result of a run: its folder and its summary."""
 
     folder: RunFolder
     summary: Summary
@@ -130,7 +130,8 @@ def _train(
     inputs, rows, eval_rows = prepare(config, observer, functions)
     policy, reward = inputs.policy, inputs.reward
     if world.rank == 0:
-        observer = Observers(observer, *trackings(config, resumption.step if resumption else 0))
+        step, evaluations = (resumption.step, resumption.evaluations) if resumption else (0, [])
+        observer = Observers(observer, *trackings(config, step, evaluations))
     content = take_fingerprints(config, functions) | {ENVIRONMENT: describe_environment(policy.model.device)}
     content |= {CLOCK: {"moment": current_moment().isoformat()}}
     require_alike(config, content, world)
@@ -224,7 +225,7 @@ class _Run:
             self._num_recorded = self._trainer.step
 
     def finish(self, before: Rows | None, evaluations: Sequence[Rows]) -> Summary:
-        """Run to the end, or leave a folder from which the run can be resumed, and say so in what is raised.
+        """Run to the end, or raise with a message that says how to resume.
 
         Args:
             before: The evaluation of the policy before its run; None where the run is resumed.

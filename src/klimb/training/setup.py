@@ -1,4 +1,4 @@
-"""What a run is made of, read and loaded before its first step."""
+"""Reads and loads everything that a run needs before its first step."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The trainer: takes one step after another, and knows no screen, no file and no signal."""
+"""The trainer: takes one step after another; it handles no display, files or signals."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class StepResult:
 
 @dataclass
 class Trainer:
-    """A policy on its way: what a step works on, and how many steps were taken.
+    """Takes the steps of a run: holds the policy, the optimizer and the number of steps taken.
 
     Attributes:
         config: The options of the run.
@@ -91,7 +91,7 @@ class Trainer:
         *,
         value_function: ValueFunction | None = None,
     ) -> "Trainer":
-        """Begin at the policy's present weights, with an optimiser that remembers nothing.
+        """Begin at the policy's present weights, with an optimizer without state.
 
         Raises:
             ArgumentError: The objective has a value function, and none is given.

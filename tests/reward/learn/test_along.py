@@ -23,11 +23,11 @@ def found(accuracy, low, high, count=40):
 
 def test_words_say_whether_it_is_enough_and_how_many_more_may_be():
     assert words_of(found(0.68, 0.55, 0.80)) == (
-        "A reward learned from 40 answers orders 0.68 of pairs as people did (0.55 to 0.80): better than chance. It "
-        "is enough to train on; more answers make it better."
+        "A reward learned from 40 answers agrees with people on 0.68 of held-out pairs (0.55 to 0.80): better than "
+        "chance. It is enough to train on; more answers make it better."
     )
     # n = 1.96² · 0.6 · 0.4 / 0.1² = 92.2
-    assert words_of(found(0.60, 0.45, 0.75)).endswith("not better than chance yet; about 93 answers may do.")
+    assert words_of(found(0.60, 0.45, 0.75)).endswith("not better than chance yet; about 93 answers may be enough.")
     assert words_of(found(0.48, 0.33, 0.63)).endswith("(0.33 to 0.63): not better than chance yet.")
 
 
@@ -57,7 +57,7 @@ def test_it_learns_again_as_more_is_said(tmp_path, model_folder, monkeypatch):
             assert along.words == ""  # of so few nothing is said
             store.add_comparisons(comparisons(24))
             first = wait_for(lambda: along.words)
-            assert "from 24 answers orders 1.00" in first
+            assert "from 24 answers agrees with people on 1.00" in first
             assert "better than chance" in first
             store.add_comparisons(comparisons(40))
             assert "from 40 answers" in wait_for(lambda: along.words, past=first)

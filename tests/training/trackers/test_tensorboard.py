@@ -44,11 +44,11 @@ def test_event_files_have_the_metrics_the_evaluations_the_completions_and_the_op
 
 
 def test_a_resumed_run_continues_its_curve_and_has_each_step_once(make_options, run):
-    config = make_options(track=("tensorboard",))
+    config = make_options(track=("tensorboard",), eval_every=2)
     run(config, cut_at=3)
     assert [event.step for event in read(config.out).Scalars("train/reward")] == [0, 1, 2]
     run(config, resume=True)
     found = read(config.out)
     assert [event.step for event in found.Scalars("train/reward")] == [0, 1, 2, 3]
-    assert [event.step for event in found.Scalars("eval/reward")] == [0, 4]
+    assert [event.step for event in found.Scalars("eval/reward")] == [0, 2, 4, 4]
     assert len(list((config.out / "tensorboard").iterdir())) == 2

@@ -8,6 +8,7 @@ import pytest
 from klimb.errors import MissingExtraError
 from klimb.training.run import check
 from klimb.training.trackers import registry, tracking
+from klimb.training.trackers.sent import SentPoints
 from klimb.training.trackers.tracker import Tracker
 
 
@@ -134,8 +135,56 @@ def test_a_run_that_is_cut_off_is_closed_as_failed_and_continues_under_its_id(no
     run(config, resume=True)
     opened = lines["wandb"][0][1]
     assert (opened.run_id, opened.step) == ("run-1", 2)
-    assert [line[1] for line in lines["wandb"] if line[0] == "log"] == [2, 3, 4]
+    assert logged_steps(lines["wandb"]) == [3, 4]  # step 2 was sent before the crash
     assert lines["wandb"][-1] == ("close", "finished")
+
+
+def logged_steps(lines):
+    return [line[1] for line in lines if line[0] == "log"]
+
+
+def test_each_point_reaches_a_tracker_once_however_often_a_run_crashes(notebook, make_options, run):
+    lines, _ = notebook
+    config = make_options(track=("wandb",), eval_every=2)
+    run(config, cut_at=3)
+    run(config, resume=True, cut_at=2)
+    run(config, resume=True)
+    assert logged_steps(lines["wandb"]) == [0, 0, 1, 2, 2, 3, 4, 4]  # each evaluation before its step
+    names = [line[2] for line in lines["wandb"] if line[0] == "table"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_steps_that_came_out_differently_are_sent_as_well(notebook, make_options, run):
+    lines, _ = notebook
+    config = make_options(track=("wandb",), num_steps=5)
+    run(config, cut_at=4)
+    run(replace(config, lr=0.5), resume=True, from_step=2)
+    assert logged_steps(lines["wandb"]) == [0, 0, 1, 2, 3, 2, 3, 4, 5]
+
+
+def test_a_tracker_that_purges_gets_all_points_from_the_checkpoint_on(
+    notebook, make_options, run, monkeypatch
+):
+    lines, _ = notebook
+    monkeypatch.setattr(Notebook, "purges", True)
+    monkeypatch.setattr(Notebook, "keeps_points", False)
+    config = make_options(track=("wandb",), eval_every=2)
+    run(config, cut_at=3)
+    lines["wandb"].clear()
+    run(config, resume=True)
+    assert calls(lines["wandb"])[1:3] == ["log", "completions/step-000002"]  # purged, and not evaluated again
+    assert logged_steps(lines["wandb"]) == [2, 2, 3, 4, 4]
+
+
+def test_a_line_that_a_crash_cut_off_counts_as_not_sent(tmp_path):
+    SentPoints(tmp_path, "wandb").add("step 0", {"reward": 1.0})
+    with (tmp_path / "tracked.jsonl").open("a") as file:
+        file.write('{"tracker": "wandb", "poi')
+    sent = SentPoints(tmp_path, "wandb")
+    assert sent.has("step 0", {"reward": 1.0})
+    assert not sent.has("step 0", {"reward": 1.5})
+    assert not sent.has("step 1", {"reward": 1.0})
+    assert not SentPoints(tmp_path, "mlflow").has("step 0", {"reward": 1.0})
 
 
 def test_another_tracker_may_join_when_a_run_is_resumed(notebook, make_options, run):

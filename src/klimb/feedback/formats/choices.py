@@ -1,4 +1,4 @@
-"""Candidates of a row, and which of them someone chose, by whatever name they call it."""
+"""The candidates of a row and which one was chosen, under the many names that data sets use."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What was read from files of feedback, and what was not."""
+"""The result of reading feedback files: what was read and what was refused."""
 
 from collections import Counter
 from dataclasses import dataclass, field

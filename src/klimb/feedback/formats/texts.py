@@ -1,4 +1,4 @@
-"""Prompts and completions of a row, under the names and in the forms that people have them."""
+"""Prompts and completions of a row, under the many names and forms that data sets use."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""How a pair is shown to a rater: nothing tells where a completion comes from, and sides are as good as drawn."""
+"""How a pair is shown to a rater: without its source, and with sides assigned pseudo-randomly."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Who may ask the comparison page's server for what.
+"""Access control of the comparison page's server.
 
 On this machine everything is allowed, but only to pages of the server itself; elsewhere raters and owner each come with
 a link, whose token becomes a cookie. What is not listed here as a rater's is the owner's.
@@ -122,7 +122,10 @@ class Guard:
             return refuse(request, 401, "A link is needed", _ASK_FOR_LINK)
         if role == "rater" and path not in _FOR_RATERS:
             return refuse(
-                request, 403, "Not for raters", "Results and exports are for whoever runs the study."
+                request,
+                403,
+                "Not for raters",
+                "Only the person who runs the study can open results and exports.",
             )
         return self._exchange(request, str(token), path) if is_link else None
 

@@ -1,4 +1,4 @@
-"""Who uses a store: a lock beside a SQLite file, which the kernel releases when its process ends, however it ends."""
+"""The lock on a SQLite store: a file beside it; the kernel releases the lock whenever the process ends."""
 
 import contextlib
 import fcntl

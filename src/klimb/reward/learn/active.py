@@ -1,4 +1,4 @@
-"""What to ask people next: the pairs about which an ensemble's members disagree.
+"""Active learning: the next pairs to label are those where the ensemble disagrees most.
 
 Axes: n texts, M pairs, D features, K members.
 """

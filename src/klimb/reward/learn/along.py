@@ -1,4 +1,4 @@
-"""A reward that is learned while people judge, so that they see how far it has come and when it is enough."""
+"""A reward fitted while people judge, so that they see its accuracy and when they can stop."""
 
 import threading
 from collections.abc import Sequence
@@ -120,9 +120,9 @@ class _Learner:
 
 
 def words_of(found: Evaluation) -> str:
-    """Say what a reward is worth that was learned from what people said so far."""
+    """Describe the accuracy of the reward that was learned from the judgements so far."""
     share = (
-        f"A reward learned from {found.num_clear} answers orders {found.accuracy:.2f} of pairs as people did "
+        f"A reward learned from {found.num_clear} answers agrees with people on {found.accuracy:.2f} of held-out pairs "
         f"({found.accuracy_low:.2f} to {found.accuracy_high:.2f})"
     )
     if found.beats_chance and (found.chance or 0.0) <= _MOST_CHANCE:
@@ -133,4 +133,4 @@ def words_of(found: Evaluation) -> str:
     needed = pairs_needed(found.accuracy)
     if needed is None or needed <= found.num_clear:
         return f"{share}: not better than chance yet."
-    return f"{share}: not better than chance yet; about {needed} answers may do."
+    return f"{share}: not better than chance yet; about {needed} answers may be enough."

@@ -1,4 +1,4 @@
-"""Whether answers at random would teach as much: an exact test by flipping the answers' signs.
+"""A permutation test of the learned reward: random sign flips of the answers.
 
 Axes: n texts, M pairs without a tie, D features, F flips.
 """

@@ -1,4 +1,4 @@
-"""What a person sees of a learned reward on the terminal."""
+"""Terminal output about a learned reward."""
 
 from rich.console import Console
 from rich.markup import escape

@@ -1,4 +1,4 @@
-"""How well scores predict what people said, with intervals.
+"""How well scores predict people's judgements: accuracy and calibration, with intervals.
 
 Axes: M pairs, n texts.
 """
@@ -47,7 +47,7 @@ class Evaluation:
         num_pairs: M.
         num_clear: How many of them are no tie.
         num_texts: n, the texts in them.
-        accuracy: Pairwise accuracy, ties left out: the share of pairs that are ordered as people did.
+        accuracy: Pairwise accuracy, ties left out: the share of pairs that are ordered as people judged.
         accuracy_low: Lower end of its 95 % interval, over prompts or texts drawn anew.
         accuracy_high: Upper end.
         nll: Mean negative log-likelihood, in nats per pair.

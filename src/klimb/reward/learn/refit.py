@@ -183,8 +183,8 @@ class RefittedReward:
         with contextlib.suppress(ArgumentError):
             share = preference_accuracy(pairs.margins(before), pairs.outcomes)
             self._say(
-                f"step {due + 1}: reward {self.name} refitted with {len(pairs)} judgements of this run, of which it "
-                f"ordered {share:.2f} as people did when the run began"
+                f"step {due + 1}: reward {self.name} refitted with {len(pairs)} judgements of this run, on which its "
+                f"pairwise accuracy was {share:.2f} when the run began"
             )
 
 

@@ -1,4 +1,4 @@
-"""A reward model's page: what it is worth, and where it may mislead."""
+"""A reward model's report page: its accuracy, and where it may mislead."""
 
 from typing import Any
 
@@ -43,10 +43,10 @@ def _learning_curve(result: RewardResult) -> Figure:
         axes.set_xticks(counts, [f"{count:,.0f}" for count in counts], rotation=30)
         axes.minorticks_off()
         axes.set_xlabel("prompts (or texts) learned from")
-        axes.set_ylabel("held-out pair accuracy")
+        axes.set_ylabel("held-out pairwise accuracy")
 
     caption = (
-        "How often the model orders two held-out texts as people did, by how much it learned from; the band is the "
+        "Pairwise accuracy on held-out texts, against the number of prompts learned from; the band is the "
         "95 % interval. If it still rises, more judgements will help."
     )
     return draw_figure("Judgements needed", caption, draw)

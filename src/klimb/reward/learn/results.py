@@ -1,4 +1,4 @@
-"""What comes of learning a reward."""
+"""The result of reward learning."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

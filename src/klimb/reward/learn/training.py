@@ -1,4 +1,4 @@
-"""From judgements to a reward model: `klimb reward train`."""
+"""`klimb reward train`: fits a reward model to judgements."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Whether a learned reward is worth anything, in a sentence: for the terminal, its page, and whoever trains on it."""
+"""A one-sentence verdict on a learned reward, for the terminal, its report and `klimb train`."""
 
 import math
 

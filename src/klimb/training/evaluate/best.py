@@ -1,4 +1,4 @@
-"""Which weights of a run are kept, and why: what `best.json` holds."""
+"""The best weights of a run and why they were chosen: the content of `best.json`."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Means over the prompts that a policy is judged by, and how sure they are.
+"""Means over the evaluation prompts, with 95 % intervals.
 
 An evaluation is the rows of `evaluations.jsonl` that were written at one time. Prompts, not completions, are the
 independent samples: means are taken for each prompt first, and a 95 % interval is 1.96 standard errors of those.

@@ -1,4 +1,4 @@
-"""Evaluating a policy: completions of the evaluation prompts, and what rewards and judges think of them."""
+"""Evaluates a policy: samples completions of the evaluation prompts and scores them with rewards and judges."""
 
 import math
 from dataclasses import dataclass

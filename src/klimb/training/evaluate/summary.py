@@ -1,4 +1,4 @@
-"""The result of a run on the prompts it is judged by: before, after, and how sure that is."""
+"""The result of a run on the evaluation prompts: before, after, and the change with its interval."""
 
 import math
 import statistics

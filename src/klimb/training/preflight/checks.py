@@ -81,7 +81,7 @@ def check_end_tokens(policy: Policy, rows: Sequence[PromptRow]) -> CheckResult:
         return CheckResult("ends", "warned", words, "name one as eos_token_id in its generation_config.json")
     plain = next((prompt for prompt in prompts if isinstance(prompt, str)), None)
     if plain is not None and policy.encode(plain)[-1:] in [[end] for end in end_ids]:
-        words = "the tokenizer puts an end token after a prompt, so the model is asked to go on after its end"
+        words = "the tokenizer puts an end token after a prompt, so the model would have to continue after its end"
         return CheckResult("ends", "warned", words, "set add_eos_token to false in its tokenizer_config.json")
     if all(isinstance(prompt, str) for prompt in prompts):
         return CheckResult("ends", "passed", f"{named}; prompts are plain text, no chat template is used")

@@ -1,4 +1,4 @@
-"""A few completions drawn before the first step, and what they tell of policy, sampler and rewards.
+"""The probe: a few completions sampled before the first step, to check policy, sampler and rewards.
 
 They are drawn from random numbers of their own: a run is the same with the probe and without.
 """

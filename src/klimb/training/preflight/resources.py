@@ -1,4 +1,4 @@
-"""How much memory this process has, and how much more there is, as the system or the GPU says; and room on the disk."""
+"""Memory in use and available, on the CPU or GPU, and free disk space."""
 
 import contextlib
 import os

@@ -1,1 +1,1 @@
-"""What a person sees of a run: the terminal and the report."""
+"""How a run is shown: terminal, notebook and report."""

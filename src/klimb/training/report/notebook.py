@@ -1,4 +1,4 @@
-"""What a person sees of a run in a notebook: a bar, live curves, and a sample of completions."""
+"""The display of a run in a notebook: a progress bar, live curves, and sample completions."""
 
 import html
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def is_in_notebook() -> bool:
 
 
 class NotebookDisplay(Observer):
-    """Shows a run in one output of a notebook, which is replaced as the run goes on."""
+    """Shows a run in one output of a notebook, which is updated as the run proceeds."""
 
     def __init__(self) -> None:
         self._handle: Any = None

@@ -1,4 +1,4 @@
-"""Curves of what an objective's score weights show: ratios, tokens left out, and the effective sample size."""
+"""Curves of the score weights: ratios, clipped and masked tokens, effective sample size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run is made of beside its options: the content of its files, by SHA-256."""
+"""Fingerprints of a run's inputs: the SHA-256 of its files."""
 
 import contextlib
 import functools

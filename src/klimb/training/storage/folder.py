@@ -1,4 +1,4 @@
-"""A run is a folder: what is in it, and how it is written so that nothing is ever half there."""
+"""A run's folder: its files, and how they are written atomically."""
 
 import contextlib
 import fcntl

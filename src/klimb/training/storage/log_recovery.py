@@ -1,4 +1,4 @@
-"""How far the lines of a run's files can be believed, and where to cut them."""
+"""Recovers a run's logs after a crash: which lines are complete, and where to cut the rest."""
 
 import json
 from collections.abc import Iterator

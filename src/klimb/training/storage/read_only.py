@@ -1,4 +1,4 @@
-"""The folder of a run as all ranks but the first have it: they read it, and what they would write, rank 0 writes."""
+"""A run's folder for every rank but 0: they read it, and only rank 0 writes."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Continuing a run that was interrupted, at its newest good checkpoint, so that it ends as if it never had been."""
+"""Resumes an interrupted run from its newest good checkpoint, to the same result as an uninterrupted one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -19,6 +19,9 @@ class TensorBoardTracker(Tracker):
     by its place.
     """
 
+    purges = True
+    keeps_points = False
+
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._last_step = 0

@@ -1,4 +1,4 @@
-"""What a tracker is: a place that takes a run's configuration, numbers, tables of texts, and its report."""
+"""The interface of a tracker, which receives a run's configuration, metrics, tables and report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,16 @@ class Table:
 
 
 class Tracker:
-    """One tracking library; each method may raise whatever the library raises, and the run survives it."""
+    """One tracking library; each method may raise whatever the library raises, and the run survives it.
+
+    Attributes:
+        purges: Whether `open` removes the points that the run has from `TrackedRun.step` on.
+        keeps_points: Whether points that were sent are there after the process was killed, and a resumed run need not
+            send them again.
+    """
+
+    purges: bool = False
+    keeps_points: bool = True
 
     def open(self, run: TrackedRun) -> str:
         """Begin to track a run, or continue one, and return the id with which it can be continued."""

@@ -1,9 +1,9 @@
-"""The observer between a run and a tracker: what is logged when, and that a tracker's failure stays its own."""
+"""The observer between a run and a tracker: what is logged when; a failing tracker never stops the run."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from klimb.training.evaluate.summary import Summary, show_prompt
 from klimb.training.observer import Observer
 from klimb.training.storage.folder import RunFolder
 from klimb.training.trackers.registry import make_tracker
+from klimb.training.trackers.sent import SentPoints, reproducible
 from klimb.training.trackers.tracker import Outcome, Table, TrackedRun, Tracker
 
 RUN_IDS = "trackers.json"
@@ -31,14 +32,16 @@ _STEPS_BETWEEN_TABLES = 10  # of completions that were trained on
 _MOST_SAID = 200  # characters of what a library says of its failure
 
 
-def trackings(config: TrainConfig, step: int = 0) -> list[Observer]:
+def trackings(config: TrainConfig, step: int = 0, evaluations: Sequence[Rows] = ()) -> list[Observer]:
     """Make the observers that report to the trackers which a configuration names.
 
     Args:
         config: The run's options.
         step: Steps taken when the run is taken up; 0 for a new one.
+        evaluations: The evaluations that a resumed run has and does not make again.
     """
-    return [Tracking(name, config.track_project, step) for name in config.track]
+    latest = evaluations[-1] if evaluations and evaluations[-1][0]["step"] == step else None
+    return [Tracking(name, config.track_project, step, latest) for name in config.track]
 
 
 class Tracking(Observer):
@@ -51,10 +54,12 @@ class Tracking(Observer):
         name: The tracker's name.
         project: The project, or experiment, that the run belongs to.
         step: Steps taken when the run is taken up; 0 for a new one.
+        latest: The evaluation after exactly these steps, where the run has it already.
     """
 
-    def __init__(self, name: str, project: str, step: int = 0) -> None:
-        self._name, self._project, self._step = name, project, step
+    def __init__(self, name: str, project: str, step: int = 0, latest: Rows | None = None) -> None:
+        self._name, self._project, self._step, self._latest = name, project, step, latest
+        self._sent: SentPoints | None = None  # known once the tracker is open
         self._tracker: Tracker | None = None  # opened at the first event after the run's folder was made
         self._run: TrackedRun | None = None
         self._has_failed = False
@@ -105,8 +110,8 @@ class Tracking(Observer):
             self._has_failed = True
             said = " ".join(redact(str(error)).split())[:_MOST_SAID] or type(error).__name__
             warn(
-                f"track: {self._name} failed and is left out from here on ({printable(said)}); the run goes "
-                "on, and its folder has everything"
+                f"track: {self._name} failed and is left out from here on ({printable(said)}); the run "
+                "continues, and its folder has everything"
             )
 
     def _open(self) -> Tracker:
@@ -115,11 +120,32 @@ class Tracking(Observer):
         tracker = make_tracker(self._name)
         run = replace(self._run, run_id=read_run_ids(self._run.folder).get(self._name))
         run_id = tracker.open(run)
+        self._sent = SentPoints(run.folder, self._name)
+        if tracker.purges and run.run_id is not None and self._latest is not None:
+            self._send_evaluation(tracker, self._latest)  # purged, and not made again
         if run_id != run.run_id:  # read again: another tracker may have written its own meanwhile
             write_run_ids(run.folder, read_run_ids(run.folder) | {self._name: run_id})
         return tracker
 
     def _log_evaluation(self, tracker: Tracker, rows: Rows) -> None:
+        point_name = f"{rows[0]['when']}, {rows[0]['step']} steps"
+        self._once(tracker, point_name, rows, lambda: self._send_evaluation(tracker, rows))
+
+    def _log_step(self, tracker: Tracker, metrics: dict[str, Any], rollout: Rollout) -> None:
+        point_name = f"step {metrics['step']}"
+        self._once(
+            tracker, point_name, reproducible(metrics), lambda: self._send_step(tracker, metrics, rollout)
+        )
+
+    def _once(self, tracker: Tracker, point_name: str, content: object, send: Callable[[], None]) -> None:
+        """Send a point, unless an earlier process of the run sent the same one and the tracker still has it."""
+        if not tracker.keeps_points or self._sent is None:
+            send()
+        elif not self._sent.has(point_name, content):
+            send()
+            self._sent.add(point_name, content)
+
+    def _send_evaluation(self, tracker: Tracker, rows: Rows) -> None:
         found = point(rows, self._judges)
         names = metric_names(found.means)
         values = {f"eval/{names[name]}": estimate.mean for name, estimate in found.means.items()}
@@ -128,7 +154,7 @@ class Tracking(Observer):
         tracker.log_table(found.step, f"completions/{rows[0]['when']}", completions_table(rows))
 
     @staticmethod
-    def _log_step(tracker: Tracker, metrics: dict[str, Any], rollout: Rollout) -> None:
+    def _send_step(tracker: Tracker, metrics: dict[str, Any], rollout: Rollout) -> None:
         step = metrics["step"]
         tracker.log(step, flat_metrics(metrics))
         if step % _STEPS_BETWEEN_TABLES == 0:

@@ -13,8 +13,11 @@ from klimb.training.trackers.tracker import Outcome, Table, TrackedRun, Tracker
 class WandbTracker(Tracker):
     """Reports to W&B; its files are in `RUN/wandb/` unless WANDB_DIR names another folder.
 
-    The axis of every curve is a metric `step` of klimb's, so that a resumed run may log a step again.
+    The axis of every curve is a metric `step` of klimb's, so that a resumed run may log a step again. It does: W&B
+    writes points in blocks of 32 KiB, and loses the last block when the process is killed.
     """
+
+    keeps_points = False
 
     def __init__(self) -> None:
         self._run: Any = None
