@@ -261,6 +261,7 @@ def whole(options_in, run, tmp_path_factory):
     return folder / "run", shown, robot
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_a_run_learns_from_people_alone_and_tells_them_how_it_ended(whole):
     folder, shown, robot = whole
     assert f"http://127.0.0.1:{robot.port}/" in shown
