@@ -26,11 +26,12 @@ class Robot(threading.Thread):
         super().__init__(daemon=True)
         self.port, self.most, self.rule = port, most, rule
         self.num_judged, self.last, self.asked = 0, "", []
+        self.has_left = threading.Event()
 
     def run(self):
         deadline = time.monotonic() + 120
         with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20) as client:
-            while time.monotonic() < deadline and self.num_judged < self.most:
+            while time.monotonic() < deadline and self.num_judged < self.most and not self.has_left.is_set():
                 with contextlib.suppress(httpx.HTTPError):
                     if self._go_on(client):
                         return

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -26,12 +27,20 @@ from robot import Robot, free_port
 from runs import lines_of, start_process
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_farewell():
+    """Runs of this process tell their robots for a second that all is over."""
+    with mock.patch("klimb.feedback.server.live._FAREWELL", 1.0):
+        yield
+
+
 @pytest.fixture
 def robot():
     port = free_port()
     made = Robot(port)
     made.start()
-    return made
+    yield made
+    made.has_left.set()
 
 
 @pytest.fixture
