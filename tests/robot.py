@@ -26,7 +26,7 @@ class Robot(threading.Thread):
         super().__init__(daemon=True)
         self.port, self.most, self.rule = port, most, rule
         self.num_judged, self.last, self.asked = 0, "", []
-        self.has_left = threading.Event()
+        self.has_left, self.pause = threading.Event(), 0.1  # seconds between two looks at the page
 
     def run(self):
         deadline = time.monotonic() + 120
@@ -35,11 +35,12 @@ class Robot(threading.Thread):
                 with contextlib.suppress(httpx.HTTPError):
                     if self._go_on(client):
                         return
-                time.sleep(0.02)
+                time.sleep(self.pause)
 
     def _go_on(self, client):
         state = client.get("/api/next").json()
         question = state["question"]
+        self.pause = 0.0 if question else 0.1
         if question is None:
             self.last = state["rest"]["note"]
             return state["rest"]["stage"] == "over"

@@ -51,19 +51,22 @@ def ask(tmp_path, monkeypatch):
     def ask(prompts, texts, say, tell=ignore):
         serve = ServeOptions(port=free_port(), rater="ann")
         reward = PeopleReward(People(tmp_path / "people.db", serve, tell))
-        said = threading.Thread(target=answer_all, args=(tmp_path / "people.db", say), daemon=True)
+        is_over = threading.Event()
+        said = threading.Thread(target=answer_all, args=(tmp_path / "people.db", say, is_over), daemon=True)
         said.start()
         batch = Batch(prompts, texts)
         try:
             return reward(batch)
         finally:
             reward.finish("over", has_finished=True)
+            is_over.set()
+            said.join(30)
 
-    def answer_all(file, say):
-        while not file.exists():
-            time.sleep(0.02)
+    def answer_all(file, say, is_over):
+        while not (file.exists() or is_over.wait(0.02)):
+            pass
         with Store.open(file) as store:
-            for _ in range(500):
+            while not is_over.is_set():
                 if (question := store.next_question("ann")) is not None:
                     store.judge(
                         Answer(
@@ -73,7 +76,8 @@ def ask(tmp_path, monkeypatch):
                             f"k{question.pair_id}",
                         )
                     )
-                time.sleep(0.01)
+                else:
+                    is_over.wait(0.05)
 
     return ask
 
