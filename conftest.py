@@ -18,7 +18,7 @@ if not os.environ.get("KLIMB_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 _NUM_CHECKED = (
-    50  # calls of a function within one test; binding the arguments of all took two fifths of the tests' time
+    8  # calls of a function within one test; binding the arguments of all took two fifths of the tests' time
 )
 with_shapes = jaxtyping.jaxtyped
 num_calls: Counter[int] = Counter()

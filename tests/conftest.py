@@ -1,4 +1,4 @@
-"""Tiny models made on the spot, no network, several host devices for JAX, and a browser where there is one."""
+"""No network, several host devices for JAX, fixtures of all tests, and a browser where there is one."""
 
 import os
 
@@ -10,48 +10,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
-from matmul_paths import every_product_path, use_products  # noqa: F401  fixtures
-from runs import (  # noqa: F401  fixtures
-    cut,
-    essence,
-    make_config,
-    make_options,
-    make_setting,
-    options_in,
-    plain,
-    run,
-    tree,
-)
-
+FIXTURES = ("matmul_paths", "runs", "tiny_models")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_OPTIONS = [
     "--headless=new",
@@ -62,139 +24,51 @@ BROWSER_OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    """One token a byte, two end tokens, and a chat template."""
-    vocab = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<|end|>",
-        additional_special_tokens=["<|stop|>", "<|user|>", "<|assistant|>", "<|system|>"],
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+def pytest_configure(config):
+    """Load the fixtures that load PyTorch, except in the process that only hands tests out to others."""
+    if config.getoption("dist", "no") == "no":
+        for name in FIXTURES:
+            config.pluginmanager.import_plugin(name)
 
 
-SHAPE = {
-    "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "attention_dropout": 0.3,
-}
-WINDOW = 5  # tokens: the tests' prompts and completions are longer
+@pytest.fixture(scope="session", autouse=True)
+def no_sync():
+    """Files need not outlive a power cut of the tests; tools/crashlab, which tests that, runs in other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
-def _gpt2(*, hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, **special):
-    return GPT2LMHeadModel(
-        GPT2Config(
-            n_embd=hidden_size,
-            n_layer=num_hidden_layers,
-            n_head=4,
-            vocab_size=vocab_size,
-            n_positions=max_position_embeddings,
-            resid_pdrop=0.3,
-            embd_pdrop=0.3,
-            attn_pdrop=0.3,
-            **special,
-        )
-    )
+class BlankCanvas:
+    """Takes a figure's curves and draws none of them: layout and letters take nine tenths of a short run's time."""
+
+    def __init__(self, figure):
+        self.figure = figure
+
+    def print_svg(self, buffer, **_):
+        buffer.write("<svg></svg>")
 
 
-def _bloom(*, hidden_size, num_hidden_layers, vocab_size, max_position_embeddings, **special):  # noqa: ARG001  it has no limit
-    return BloomForCausalLM(
-        BloomConfig(
-            hidden_size=hidden_size, n_layer=num_hidden_layers, n_head=4, vocab_size=vocab_size, **special
-        )
-    )
+@pytest.fixture(scope="session", autouse=True)
+def blank_figures():
+    """Leave figures of pages blank; a test that looks at them takes `drawn_figures`."""
+    from klimb.io import page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "FigureCanvasSVG", BlankCanvas)
+        yield
 
 
-FAMILIES = {
-    "llama": lambda **sizes: LlamaForCausalLM(LlamaConfig(**sizes, **SHAPE)),
-    "qwen2": lambda **sizes: Qwen2ForCausalLM(Qwen2Config(**sizes, **SHAPE)),
-    "qwen3": lambda **sizes: Qwen3ForCausalLM(Qwen3Config(**sizes, **SHAPE, head_dim=8)),
-    "mistral": lambda **sizes: MistralForCausalLM(MistralConfig(**sizes, **SHAPE, sliding_window=WINDOW)),
-    "gemma": lambda **sizes: GemmaForCausalLM(GemmaConfig(**sizes, **SHAPE, head_dim=8)),
-    "gemma2": lambda **sizes: Gemma2ForCausalLM(
-        Gemma2Config(**sizes, **SHAPE, head_dim=8, sliding_window=WINDOW, attn_implementation="eager")
-    ),
-    "phi": lambda **sizes: PhiForCausalLM(PhiConfig(**sizes, **SHAPE)),
-    "phi3": lambda **sizes: Phi3ForCausalLM(Phi3Config(**sizes, **SHAPE)),
-    "gpt2": _gpt2,
-    "bloom": _bloom,
-}
+@pytest.fixture
+def drawn_figures(monkeypatch):
+    """Draw the figures of pages as they are."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    from klimb.io import page
 
-@pytest.fixture(scope="session")
-def make_model():
-    """Build a tiny random model of a family; its configuration has dropout."""
-
-    def make(family="llama", *, vocab_size=261, num_layers=2, dtype=torch.float32, seed=0, spread=0.4):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = FAMILIES[family](
-                hidden_size=16,
-                num_hidden_layers=num_layers,
-                vocab_size=vocab_size,
-                max_position_embeddings=64,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=None,
-            )
-            for parameter in model.parameters():
-                if parameter.ndim > 1:  # wide enough that predictions differ from token to token
-                    torch.nn.init.normal_(parameter, std=spread)
-        return model.to(dtype)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def bare_tokenizer():
-    """What a policy needs of a tokenizer where no text is involved: token 0 ends."""
-    return SimpleNamespace(eos_token_id=0)
-
-
-class LetterTokenizer:
-    """Each letter a to j is a token; a ends."""
-
-    eos_token_id = 0
-    all_special_ids = (0,)
-    chat_template = None
-
-    def __call__(self, text, add_special_tokens=True):  # noqa: ARG002  it has none to add
-        return type("Encoded", (), {"input_ids": [ord(letter) - ord("a") for letter in text]})
-
-    def batch_decode(self, rows, **_):
-        return ["".join(chr(ord("a") + token) for token in row) for row in rows]
-
-    def convert_ids_to_tokens(self, ids):
-        return [chr(ord("a") + token) for token in ids]
-
-
-@pytest.fixture(scope="session")
-def letter_tokenizer():
-    """One token a letter, for texts as short as their test."""
-    return LetterTokenizer()
-
-
-@pytest.fixture(scope="session")
-def model_folder(make_model, tokenizer, tmp_path_factory):
-    """A tiny Llama, saved as Hugging Face does, that names both end tokens."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    model = make_model("llama", vocab_size=len(tokenizer), spread=0.1)
-    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|end|>", "<|stop|>"])
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    monkeypatch.setattr(page, "FigureCanvasSVG", FigureCanvasSVG)
 
 
 @pytest.fixture

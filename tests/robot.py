@@ -26,19 +26,21 @@ class Robot(threading.Thread):
         super().__init__(daemon=True)
         self.port, self.most, self.rule = port, most, rule
         self.num_judged, self.last, self.asked = 0, "", []
+        self.has_left, self.pause = threading.Event(), 0.1  # seconds between two looks at the page
 
     def run(self):
         deadline = time.monotonic() + 120
         with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20) as client:
-            while time.monotonic() < deadline and self.num_judged < self.most:
+            while time.monotonic() < deadline and self.num_judged < self.most and not self.has_left.is_set():
                 with contextlib.suppress(httpx.HTTPError):
                     if self._go_on(client):
                         return
-                time.sleep(0.02)
+                time.sleep(self.pause)
 
     def _go_on(self, client):
         state = client.get("/api/next").json()
         question = state["question"]
+        self.pause = 0.0 if question else 0.1
         if question is None:
             self.last = state["rest"]["note"]
             return state["rest"]["stage"] == "over"

@@ -130,6 +130,7 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_report_of_a_run(run, visit):
     page, noted = visit(write_report(run).as_uri(), run.report.as_uri())
     require_harmless(page, noted)
@@ -137,6 +138,7 @@ def test_the_report_of_a_run(run, visit):
     assert [payload[:80] for payload in PAYLOADS if shown_of(payload) not in texts] == []
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_page_of_a_comparison(tmp_path, visit):
     page, noted = visit(comparison(tmp_path).page.as_uri(), (tmp_path / "c.html").as_uri())
     require_harmless(page, noted)
@@ -162,6 +164,7 @@ def comparison(tmp_path):
     return result
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_page_of_a_learned_reward(tmp_path, visit):
     from klimb.feedback.pairs import Pairs
 
@@ -217,6 +220,7 @@ def serving(store):
         listening.close()
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_page_of_results(store, visit):
     with serving(store) as served:
         page, noted = visit(f"{served}/results", served)

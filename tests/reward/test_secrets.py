@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from klimb.config.reward import RewardConfig
 from klimb.reward.learn.training import train_reward
 
 SECRET = "hunter2"  # noqa: S105
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_no_secret_of_an_address_is_in_a_learned_rewards_options(model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KLIMB_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "f.jsonl"

@@ -91,7 +91,9 @@ def test_the_sum_by_score_weights_is_policy_gradient_of_the_gradients_of_tokens(
 
 CASES = [
     *[
-        (objective, size, 1)
+        pytest.param(
+            objective, size, 1, marks=pytest.mark.slow if size and objective not in ("grpo", "gspo") else []
+        )
         for objective in (
             *("grpo", "trl_rloo", "openrlhf_rloo", "gspo", "cispo", "dr_grpo", "sapo", "prime_rl"),
             "deepseek_v3_2",

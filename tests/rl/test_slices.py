@@ -85,7 +85,9 @@ def flatten(policy):
     return torch.cat([p.detach().reshape(-1) for p in policy.trainable().values()]).numpy()
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3, 4]
+)
 def test_a_step_on_ranks_is_rlhf_weight_update_on_the_whole_batch(wide_policies, size):
     config = TrainConfig.from_dict(
         OPTIONS
@@ -157,10 +159,13 @@ SETTINGS = {
 }
 
 
+LONG = ("a value model", "greedy", "tokens whitened")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(changes, id=name, marks=[pytest.mark.slow] if name == "a value model" else [])
+        pytest.param(changes, id=name, marks=[pytest.mark.slow] if name in LONG else [])
         for name, changes in SETTINGS.items()
     ],
 )

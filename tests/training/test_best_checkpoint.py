@@ -226,9 +226,16 @@ def test_the_report_draws_the_evaluations_and_says_what_is_kept_and_why(turned):
     assert "<h3>Reward and the judge rules.py:measure along the run</h3>" in text
     assert "<h3>The judge rules.py:measure against distance</h3>" not in text
     assert f"Dotted: the weights that are kept, step {choice.step}." in text
-    assert f">step {choice.step}</text>" in text
     assert "A mean that was chosen for being the highest flatters a little." in text
     assert write_report(result.folder).read_text() == text
+
+
+@pytest.mark.usefixtures("drawn_figures")
+def test_the_step_that_is_kept_is_marked_in_the_figures(turned, tmp_path):
+    _, result, _ = turned
+    shutil.copytree(result.folder.path, tmp_path / "run")
+    text = write_report(RunFolder.open(tmp_path / "run")).read_text()
+    assert f">step {result.summary.best.step}</text>" in text
 
 
 def test_an_unfinished_run_has_its_evaluations_drawn(turned, tmp_path):

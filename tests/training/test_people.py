@@ -4,8 +4,8 @@ import os
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -26,12 +26,20 @@ from robot import Robot, free_port
 from runs import lines_of, start_process
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_farewell():
+    """Runs of this process tell their robots for a second that all is over."""
+    with mock.patch("klimb.feedback.server.live._FAREWELL", 1.0):
+        yield
+
+
 @pytest.fixture
 def robot():
     port = free_port()
     made = Robot(port)
     made.start()
-    return made
+    yield made
+    made.has_left.set()
 
 
 @pytest.fixture
@@ -42,19 +50,22 @@ def ask(tmp_path, monkeypatch):
     def ask(prompts, texts, say, tell=ignore):
         serve = ServeOptions(port=free_port(), rater="ann")
         reward = PeopleReward(People(tmp_path / "people.db", serve, tell))
-        said = threading.Thread(target=answer_all, args=(tmp_path / "people.db", say), daemon=True)
+        is_over = threading.Event()
+        said = threading.Thread(target=answer_all, args=(tmp_path / "people.db", say, is_over), daemon=True)
         said.start()
         batch = Batch(prompts, texts)
         try:
             return reward(batch)
         finally:
             reward.finish("over", has_finished=True)
+            is_over.set()
+            said.join(30)
 
-    def answer_all(file, say):
-        while not file.exists():
-            time.sleep(0.02)
+    def answer_all(file, say, is_over):
+        while not (file.exists() or is_over.wait(0.02)):
+            pass
         with Store.open(file) as store:
-            for _ in range(500):
+            while not is_over.is_set():
                 if (question := store.next_question("ann")) is not None:
                     store.judge(
                         Answer(
@@ -64,7 +75,8 @@ def ask(tmp_path, monkeypatch):
                             f"k{question.pair_id}",
                         )
                     )
-                time.sleep(0.01)
+                else:
+                    is_over.wait(0.05)
 
     return ask
 
@@ -261,6 +273,7 @@ def whole(options_in, run, tmp_path_factory):
     return folder / "run", shown, robot
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_a_run_learns_from_people_alone_and_tells_them_how_it_ended(whole):
     folder, shown, robot = whole
     assert f"http://127.0.0.1:{robot.port}/" in shown

@@ -98,9 +98,8 @@ def test_the_exit_code_of_the_command_tells_of_the_signal(signum, code, signalli
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_from_outside_ends_the_real_command(signum, code, make_options):
     config = make_options()
     command = [

@@ -36,6 +36,7 @@ def no_copies(monkeypatch):
         ),
     ],
 )
+@pytest.mark.usefixtures("drawn_figures")
 def test_no_reference_is_kept_or_run_and_no_kl_is_told_of(way, make_options, run, monkeypatch):
     monkeypatch.setattr(Reference, "log_probs", lambda *_: pytest.fail("a pass through the reference"))
     config = make_options(beta=0.0, preflight=True, eval_every=2, **way)

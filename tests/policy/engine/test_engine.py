@@ -286,9 +286,21 @@ def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_
         assert float(torch.nn.functional.cosine_similarity(gradients[0], half, dim=0)) > 0.999
 
 
+OFF_CPU = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi")
+
+
 @pytest.mark.parametrize("is_replayed", [False, True], ids=["as it grows", "in fixed room"])
-@pytest.mark.parametrize("moves", ["all weights", "the last layer", "an adapter"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "gpt2", "phi"])
+@pytest.mark.parametrize(
+    ("family", "moves"),
+    [
+        *((family, "all weights") for family in OFF_CPU),
+        *(
+            pytest.param(family, moves, marks=[] if family in ("gemma2", "gpt2") else pytest.mark.slow)
+            for family in OFF_CPU
+            for moves in ("the last layer", "an adapter")
+        ),
+    ],
+)
 def test_what_runs_off_the_cpu_gives_the_same_numbers(
     family, moves, is_replayed, make_model, bare_tokenizer, monkeypatch
 ):

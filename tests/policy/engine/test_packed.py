@@ -35,8 +35,20 @@ def scores_and_gradients(policy, completions):
     return [log_probs.detach(), *torch.autograd.grad(log_probs.square().sum(), weights, allow_unused=True)]
 
 
-@pytest.mark.parametrize("moves", ["all weights", "the last layer", "an adapter"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "phi", "phi3"])
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2", "phi", "phi3")
+
+
+@pytest.mark.parametrize(
+    ("family", "moves"),
+    [
+        *((family, "all weights") for family in FAMILIES),
+        *(
+            pytest.param(family, moves, marks=[] if family in ("mistral", "gpt2") else pytest.mark.slow)
+            for family in FAMILIES
+            for moves in ("the last layer", "an adapter")
+        ),
+    ],
+)
 def test_a_packed_batch_gives_the_same_scores_and_gradients(
     family, moves, make_model, bare_tokenizer, monkeypatch
 ):

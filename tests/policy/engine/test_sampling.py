@@ -85,8 +85,16 @@ def test_gradients_through_shared_prompts_equal_the_plain_way(family, make_model
         )
 
 
-@pytest.mark.parametrize("family", SHARED)
-@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize(
+    ("family", "micro_batch_size"),
+    [
+        *((family, None) for family in SHARED),
+        *(
+            pytest.param(family, 3, marks=[] if family in ("gemma2", "gpt2") else pytest.mark.slow)
+            for family in SHARED
+        ),
+    ],
+)
 def test_in_float32_the_shared_and_the_plain_way_agree(family, micro_batch_size, make_model, bare_tokenizer):
     policy = make_policy(make_model, bare_tokenizer, family, micro_batch_size=micro_batch_size)
     assert policy.way.shares_prompts, policy.way.reason

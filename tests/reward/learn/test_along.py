@@ -27,7 +27,9 @@ def test_words_say_whether_it_is_enough_and_how_many_more_may_be():
         "chance. It is enough to train on; more answers make it better."
     )
     # n = 1.96² · 0.6 · 0.4 / 0.1² = 92.2
-    assert words_of(found(0.60, 0.45, 0.75)).endswith("not better than chance yet; about 93 answers may be enough.")
+    assert words_of(found(0.60, 0.45, 0.75)).endswith(
+        "not better than chance yet; about 93 answers may be enough."
+    )
     assert words_of(found(0.48, 0.33, 0.63)).endswith("(0.33 to 0.63): not better than chance yet.")
 
 

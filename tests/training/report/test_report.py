@@ -17,6 +17,8 @@ from klimb.training.report.figures import running_mean
 from klimb.training.report.report import write_report
 from klimb.training.storage.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 
 def evaluation(when, prompt_index, reward, *, kl=0.0, completion="text", prompt=None):
     return {

@@ -3,7 +3,11 @@
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from klimb.training.report.weights import draw_weight_figures
+
+pytestmark = pytest.mark.usefixtures("drawn_figures")
 
 
 def rows(**weights):
