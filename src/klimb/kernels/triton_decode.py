@@ -6,8 +6,8 @@ Axes: n rows, D hidden size, H query heads in Hkv groups of R, K numbers a head,
 a prompt's keys, C places of a completion's, S parts in which a prompt's keys are read.
 """
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]  not everywhere
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 _NO_KEY = tl.constexpr(-float("inf"))
 
@@ -69,7 +69,7 @@ def _rotated(
 
 
 @triton.jit
-def rotate_and_store(  # noqa: PLR0917  a kernel takes no records
+def rotate_and_store(
     query, key, value, cos, sin, query_norm, key_norm, out, key_room, value_room, newest,
     num_tokens, query_stride, key_stride, value_stride, num_heads, num_groups, room, half,
     EPSILON: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
@@ -85,7 +85,22 @@ def rotate_and_store(  # noqa: PLR0917  a kernel takes no records
     size = 2 * half
     if head < num_heads:
         target = ((owner * num_heads + head) * num_tokens + token) * size
-        _rotated(query, row, head, query_stride, cos, sin, query_norm, out, target, half, EPSILON, HAS_NORM, BLOCK, WIDE)
+        _rotated(
+            query,
+            row,
+            head,
+            query_stride,
+            cos,
+            sin,
+            query_norm,
+            out,
+            target,
+            half,
+            EPSILON,
+            HAS_NORM,
+            BLOCK,
+            WIDE,
+        )
     else:
         first = tl.load(newest).to(tl.int64)
         group = (head - num_heads) % num_groups
@@ -143,7 +158,7 @@ def _attend_further(
 
 
 @triton.jit
-def attend_to_prompts(  # noqa: PLR0917
+def attend_to_prompts(
     query, keys, values, lengths, row_in, newest, out, log_total, room, group_size, blocks_of_rows, chunk,
     SCALING: tl.constexpr, WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, RATIO: tl.constexpr, SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr, USES_DOT: tl.constexpr,
@@ -187,7 +202,7 @@ def attend_to_prompts(  # noqa: PLR0917
 
 
 @triton.jit
-def attend_to_own_and_join(  # noqa: PLR0917
+def attend_to_own_and_join(
     query, keys, values, slot_of, newest, parts, log_totals, out, room, num_parts,
     SCALING: tl.constexpr, WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, RATIO: tl.constexpr, SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr, USES_DOT: tl.constexpr,

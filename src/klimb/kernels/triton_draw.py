@@ -3,8 +3,8 @@
 Axes: n rows, V vocabulary, P parts of it, T tokens of a completion.
 """
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]  not everywhere
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 _NEVER = tl.constexpr(1 << 30)
 
@@ -36,7 +36,7 @@ def summarise(
 
 
 @triton.jit
-def pick(  # noqa: PLR0917  a kernel takes no records
+def pick(
     logits, most, totals, moments, uniforms, newest, ends, tokens, ids, log_probs, entropies, lengths, has_ended,
     is_nan, size, num_parts, num_columns, num_ends,
     TEMPERATURE: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,

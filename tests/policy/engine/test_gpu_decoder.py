@@ -7,7 +7,9 @@ import pytest
 import torch
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("Triton's interpreter is off: its kernels run on the GPU, see tests/gpu", allow_module_level=True)
+    pytest.skip(
+        "Triton's interpreter is off: its kernels run on the GPU, see tests/gpu", allow_module_level=True
+    )
 pytest.importorskip("triton", minversion="3.7", reason="its interpreter needs Triton 3.7 with NumPy 2.4")
 
 from klimb.errors import DivergedError
@@ -20,11 +22,17 @@ from klimb.policy.engine.static_cache import StaticCache
 from klimb.policy.engine.token_record import TokenRecord
 from klimb.policy.policy import Policy, SampleKey
 
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")  # log of no keys' sum
+pytestmark = [  # NumPy's, which a GPU does not have: the logarithm of no keys' sum, −∞ − −∞, and NaN
+    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
 def _off_the_cpu(monkeypatch):
+    monkeypatch.setattr(
+        "klimb.policy.engine.token_record._CHUNK", 16
+    )  # the interpreter sums up number by number
     for name in (
         "model.matmul.is_on_cpu",
         "policy.engine.attention.is_on_cpu",
@@ -53,12 +61,17 @@ def test_attention_is_that_of_scores_side_by_side(shape, dtype):
         return torch.randn(sizes, dtype=dtype, generator=generator)
 
     cache = StaticCache(torch.tensor(lengths), torch.tensor(owners), num_tokens, max(lengths) + 3)
-    of_prompts = [random(len(lengths), groups, max(lengths), size) for groups in (num_groups * ratio, num_groups, num_groups)]
+    of_prompts = [
+        random(len(lengths), groups, max(lengths), size)
+        for groups in (num_groups * ratio, num_groups, num_groups)
+    ]
     options = {"scaling": 0.3, "window": window}
     cache.attend(0, *of_prompts, softcap=None, **options)
     for _ in range(num_tokens):
         cache.extend(1)
-        query, key, value = (random(len(owners), groups, 1, size) for groups in (num_groups * ratio, num_groups, num_groups))
+        query, key, value = (
+            random(len(owners), groups, 1, size) for groups in (num_groups * ratio, num_groups, num_groups)
+        )
         expected = cache.attend(0, query, key, value, softcap=None, **options)[:, :, 0]
         found = attend_to_prompts_and_own(query[:, :, 0], cache, 0, **options)
         tolerance = 1e-12 if dtype == torch.float64 else 1e-5
@@ -92,11 +105,13 @@ def test_what_is_drawn_is_what_plain_operations_draw(family, kind, make_model, m
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
     if kind == "the last layer":
         is_run = expected.mask[:, 1:, None]
-        torch.testing.assert_close(found.states.tokens * is_run, expected.states.tokens * is_run, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            found.states.tokens * is_run, expected.states.tokens * is_run, rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("size", [10, 9001])
+@pytest.mark.parametrize("size", [10, 90])
 def test_a_token_is_drawn_as_by_the_cumulative_sum(size, temperature):
     generator = torch.Generator().manual_seed(size)
     logits = 3 * torch.randn(5, size, dtype=torch.float64, generator=generator)
@@ -105,7 +120,7 @@ def test_a_token_is_drawn_as_by_the_cumulative_sum(size, temperature):
     uniforms = torch.rand(5, 4, dtype=torch.float64, generator=generator)
     uniforms[0, :2] = torch.tensor([0.0, 1 - 2**-53])
     records = [
-        TokenRecord(5, 4, SamplingDistribution(temperature), [1, 2], logits.device, uses_triton=uses_triton)
+        TokenRecord(5, 4, SamplingDistribution(temperature), [1, 2], logits, uses_triton=uses_triton)
         for uses_triton in (False, True)
     ]
     for record in records:
@@ -116,7 +131,7 @@ def test_a_token_is_drawn_as_by_the_cumulative_sum(size, temperature):
         assert int(newest) == 3
     (ids, *numbers), (their_ids, *their_numbers) = (record.columns(4) for record in records)
     assert torch.equal(ids, their_ids)
-    assert len(ids.unique()) > 3
+    assert len(ids.unique()) > 3  # of 20
     for ours, theirs in zip(numbers, their_numbers, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     assert torch.equal(records[0].lengths, records[1].lengths)
@@ -125,9 +140,9 @@ def test_a_token_is_drawn_as_by_the_cumulative_sum(size, temperature):
 
 
 def test_a_prediction_that_is_no_number_is_noticed():
-    logits = torch.zeros(2, 5000)
-    logits[1, 4999] = torch.nan
-    record = TokenRecord(2, 3, SamplingDistribution(), [], logits.device, uses_triton=True)
+    logits = torch.zeros(2, 50)
+    logits[1, 49] = torch.nan
+    record = TokenRecord(2, 3, SamplingDistribution(), [], logits, uses_triton=True)
     record.begin(torch.full((2, 3), 0.5, dtype=torch.float64))
     record.draw(logits, torch.tensor([-1]))
     with pytest.raises(DivergedError, match="predictions are NaN"):

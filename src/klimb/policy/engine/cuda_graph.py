@@ -150,9 +150,7 @@ class CUDAGraphDecoder:
         self._ids = torch.zeros(len(room.prompt_of), 1, dtype=torch.long, device=room.prompt_of.device)
         self._positions = torch.zeros_like(self._ids)
         self._slots = torch.arange(len(self._ids), device=self._ids.device)
-        self._token = GraphedCall(
-            self._compute, self._ids.device, may_record=room.capacity >= FEWEST_TOKENS
-        )
+        self._token = GraphedCall(self._compute, self._ids.device, may_record=room.capacity >= FEWEST_TOKENS)
 
     def keep(self, slots: Int[Tensor, " n"], _prompt_of: Int[Tensor, " N"]) -> None:
         """Go on with some of the completions: which of those at first; all others stay, too."""

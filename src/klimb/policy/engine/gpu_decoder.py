@@ -3,7 +3,8 @@
 Products are the library's, with the weights where the model has them, so that nothing is copied and nothing is older
 than the weights. What stands between them is Triton's (`kernels/triton_decode.py`): the sum with the residual stream
 and its norm are one kernel; rotation, norms of queries and keys, and storing keys and values another; attention to the
-shared prompts, whose keys are read once for all of their completions, and to the completions' own keys two; the gate one.
+shared prompts, whose keys are read once for all of their completions, and to the completions' own keys two; the
+gate one.
 Axes: N completions, B prompts, L tokens of the longest, rows of a pass, T tokens of each, D hidden size, H query heads
 in Hkv groups of R, K numbers a head.
 """
@@ -69,9 +70,7 @@ class GPUDecoder:
         """Run tokens through all layers but the last projection: whole prompts first, then one a completion."""
         residual = self._backbone.embed_tokens(ids).contiguous()
         cos, sin = self._backbone.rotary_emb(residual, positions)
-        angles = tuple(
-            part.to(residual.dtype).expand(*ids.shape, -1).contiguous() for part in (cos, sin)
-        )
+        angles = tuple(part.to(residual.dtype).expand(*ids.shape, -1).contiguous() for part in (cos, sin))
         x: Tensor | None = None
         for index, layer in enumerate(self._backbone.layers):
             if index > 0 and index == len(self._trunk):
@@ -102,9 +101,14 @@ def _run_layer(
 
 def wide(dtype: torch.dtype) -> Any:
     """What sums are taken in, as Triton names it: float64 for float64, else float32."""
-    import triton.language as tl
+    import triton.language as tl  # pyright: ignore[reportMissingImports]  not everywhere
 
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel of Triton's in so many programs."""
+    kernel[grid](*arguments, **options)
 
 
 def power_of_two(number: int) -> int:
@@ -117,7 +121,8 @@ def _add_norm(residual: Tensor, x: Tensor | None, norm: Any) -> Tensor:
 
     size = residual.shape[-1]
     out = torch.empty_like(residual)
-    kernels.add_norm[(residual.numel() // size,)](
+    launch(
+        kernels.add_norm, (residual.numel() // size,),
         residual if x is None else x.contiguous(), residual, norm.weight, out, size,
         EPSILON=norm.variance_epsilon, HAS_X=x is not None, BLOCK=power_of_two(size), WIDE=wide(residual.dtype),
         num_warps=4 if size <= 2048 else 8,
@@ -130,8 +135,15 @@ def _gated(gate: Tensor, up: Tensor) -> Tensor:
 
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
-    kernels.gate[(-(-out.numel() // _GATE_BLOCK),)](
-        gate, up, out, out.numel(), BLOCK=_GATE_BLOCK, WIDE=wide(gate.dtype)
+    launch(
+        kernels.gate,
+        (-(-out.numel() // _GATE_BLOCK),),
+        gate,
+        up,
+        out,
+        out.numel(),
+        BLOCK=_GATE_BLOCK,
+        WIDE=wide(gate.dtype),
     )
     return out
 
@@ -150,15 +162,14 @@ def _attend(
     has_norms = hasattr(module, "q_norm")
     norms = (module.q_norm.weight, module.k_norm.weight) if has_norms else (query, key)
     cos, sin = angles
-    kernels.rotate_and_store[(num_rows * num_tokens, num_heads + 2 * num_groups)](
+    launch(
+        kernels.rotate_and_store, (num_rows * num_tokens, num_heads + 2 * num_groups),
         query, key, value, cos, sin, *norms, rotated, keys, values, cache.first_new,
         num_tokens, query.stride(1), key.stride(1), value.stride(1), num_heads, num_groups, keys.shape[2], size // 2,
         EPSILON=module.q_norm.variance_epsilon if has_norms else 0.0, HAS_NORM=has_norms,
         BLOCK=power_of_two(size // 2), WIDE=wide(query.dtype), num_warps=1,
     )  # fmt: skip
-    window = getattr(
-        module if hasattr(module, "sliding_window") else module.config, "sliding_window", None
-    )
+    window = getattr(module if hasattr(module, "sliding_window") else module.config, "sliding_window", None)
     if cache.reads_prompts:
         new = keys[:, :, :num_tokens], values[:, :, :num_tokens]
         out = cache.attend_in_prompts(rotated, *new, scaling=module.scaling, window=window)
@@ -199,12 +210,14 @@ def attend_to_prompts_and_own(
         "SCALING": scaling, "WINDOW": cache.window(window) or 0, "NUM_HEADS": num_heads, "RATIO": ratio, "SIZE": size,
         "BLOCK_N": sizes.keys, "BLOCK_K": sizes.numbers, "WIDE": wide(query.dtype), "USES_DOT": sizes.uses_dot,
     }  # fmt: skip
-    kernels.attend_to_prompts[(num_prompts * blocks_of_rows, num_groups, num_parts)](
+    launch(
+        kernels.attend_to_prompts, (num_prompts * blocks_of_rows, num_groups, num_parts),
         query, prompt_keys, prompt_values, cache.prompt_lengths, cache.slots.row_in, cache.newest, parts, log_totals,
         room, group_size, blocks_of_rows, chunk, BLOCK_M=sizes.shared_rows, num_warps=4, **shared,
     )  # fmt: skip
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    kernels.attend_to_own_and_join[(num_rows, num_groups)](
+    launch(
+        kernels.attend_to_own_and_join, (num_rows, num_groups),
         query, keys, values, cache.slots.slot_of, cache.newest, parts, log_totals, out, keys.shape[2], num_parts,
         BLOCK_M=sizes.own_rows, num_warps=4, **shared,
     )  # fmt: skip
@@ -225,9 +238,7 @@ class _BlockSizes:
             return cls(4, power_of_two(ratio), 16, power_of_two(size), uses_dot=False)
         keys = _KEYS_AT_ONCE if dtype != torch.float32 and size <= 128 else _KEYS_AT_ONCE // 2
         shared = min(max(power_of_two(num_shared), 16), 64)
-        return cls(
-            shared, max(power_of_two(ratio), 16), keys, max(power_of_two(size), 16), uses_dot=True
-        )
+        return cls(shared, max(power_of_two(ratio), 16), keys, max(power_of_two(size), 16), uses_dot=True)
 
 
 def _chunk(room: int, num_programs: int, keys: int) -> int:

@@ -19,7 +19,9 @@ from klimb.policy.engine.static_cache import StaticCache
 from klimb.policy.engine.token_record import TokenRecord
 
 _ASK_EVERY = 8  # tokens
-_MOST_PROMPT_TOKENS = 1 << 12  # B·L, above which reading the prompts is not recorded: launches take no time beside it
+_MOST_PROMPT_TOKENS = (
+    1 << 12
+)  # B·L, above which reading the prompts is not recorded: launches take no time beside it
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class TokenLoop:
         self._places = torch.arange(size.longest, device=device)
         self._cache = StaticCache(self._lengths, prompt_of, num_tokens, size.longest)
         self._record = TokenRecord(
-            len(prompt_of), num_tokens, distribution, end_ids, device, uses_triton=engine.fuses
+            len(prompt_of),
+            num_tokens,
+            distribution,
+            end_ids,
+            engine.vocabulary.head.weight,
+            uses_triton=engine.fuses,
         )
         self._num_tokens = num_tokens
         may_record = num_tokens >= FEWEST_TOKENS
@@ -156,7 +163,7 @@ def draw(
     distribution: SamplingDistribution,
     end_ids: list[int],
 ) -> Completions:
-    """Draw completions; arguments are those of `sampling.draw`, within `engine.trunk.recorded()` if there is a trunk."""
+    """Draw completions, as `sampling.draw` does; if there is a trunk, within `engine.trunk.recorded()`."""
     size = BatchSize(len(prompts), _room_for(max(map(len, prompts))), uniforms.shape[1])
     addresses = addresses_of(engine.model)
     owners = tuple(prompt_of.tolist())

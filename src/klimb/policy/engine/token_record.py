@@ -9,7 +9,7 @@ from torch import Tensor
 
 from klimb.errors import DivergedError
 from klimb.policy.distribution import SamplingDistribution, inverse_cdf
-from klimb.policy.engine.gpu_decoder import power_of_two, wide
+from klimb.policy.engine.gpu_decoder import launch, power_of_two, wide
 
 _CHUNK = 4096  # logits that a program reads
 
@@ -26,20 +26,21 @@ class TokenRecord:
         num_tokens: T.
         distribution: What tokens are drawn from; not truncated.
         end_ids: Token ids of which any ends a completion.
-        device: Where all of it stands.
+        like: A tensor of the dtype that logits have, on their device.
         uses_triton: Whether a token is drawn by Triton's kernels.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         num_completions: int,
         num_tokens: int,
         distribution: SamplingDistribution,
         end_ids: list[int],
-        device: torch.device,
+        like: Tensor,
         *,
         uses_triton: bool,
     ) -> None:
+        device = like.device
         self._distribution = distribution
         self._uses_triton = uses_triton
         self._ends = torch.tensor(end_ids, dtype=torch.long, device=device)
@@ -47,8 +48,9 @@ class TokenRecord:
         self.lengths = torch.zeros_like(self.tokens)
         self._uniforms = torch.zeros(num_completions, num_tokens, dtype=torch.float64, device=device)
         self._ids = self._ends.new_zeros(num_completions, num_tokens)
-        self._log_probs: Tensor | None = None  # until a dtype is known
-        self._entropies: Tensor | None = None
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self._log_probs = torch.zeros(num_completions, num_tokens, dtype=dtype, device=device)
+        self._entropies = torch.zeros_like(self._log_probs)
         self._has_ended = torch.zeros(num_completions, dtype=torch.int32, device=device)
         self._is_nan = torch.zeros_like(self._has_ended)
 
@@ -60,10 +62,6 @@ class TokenRecord:
 
     def draw(self, logits: Float[Tensor, "N V"], newest: Int[Tensor, " 1"]) -> None:
         """Draw every completion's next token, its column being `newest` + 1, and count on."""
-        if self._log_probs is None:
-            dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            self._log_probs = logits.new_zeros(self._ids.shape, dtype=dtype)
-            self._entropies = torch.zeros_like(self._log_probs)
         (self._draw_in_two_kernels if self._uses_triton else self._draw_plainly)(logits, newest)
         newest.add_(1)
 
@@ -80,8 +78,6 @@ class TokenRecord:
 
     def columns(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Copies of ids, log-probs and entropies of the first `count` tokens, (N, count) each."""
-        assert self._log_probs is not None
-        assert self._entropies is not None
         ids, log_probs, entropies = (
             kept[:, :count].clone() for kept in (self._ids, self._log_probs, self._entropies)
         )
@@ -92,13 +88,13 @@ class TokenRecord:
         return (self._has_ended != 0).tolist()
 
     def _draw_plainly(self, logits: Tensor, newest: Tensor) -> None:
-        assert self._log_probs is not None
-        assert self._entropies is not None
         column = newest + 1
         log_probs = self._distribution.log_probs(logits)
         probs = log_probs.exp()
         # NaN would give a token beyond the vocabulary, which no device takes
-        token = inverse_cdf(probs, self._uniforms.index_select(1, column)[:, 0]).clamp_(max=logits.shape[1] - 1)
+        token = inverse_cdf(probs, self._uniforms.index_select(1, column)[:, 0]).clamp_(
+            max=logits.shape[1] - 1
+        )
         chosen = log_probs.gather(1, token[:, None])
         entropy = self._distribution.entropy(log_probs, probs)[:, None]
         is_open = self._has_ended == 0
@@ -113,14 +109,24 @@ class TokenRecord:
     def _draw_in_two_kernels(self, logits: Tensor, newest: Tensor) -> None:
         from klimb.kernels import triton_draw as kernels
 
-        assert self._log_probs is not None
         logits = logits.contiguous()
         num_rows, size = logits.shape
         num_parts = -(-size // _CHUNK)
         shared = {"TEMPERATURE": self._distribution.temperature, "CHUNK": _CHUNK, "WIDE": wide(logits.dtype)}
         most, totals, moments = self._log_probs.new_empty(3, num_rows, num_parts)
-        kernels.summarise[(num_rows, num_parts)](logits, most, totals, moments, size, num_warps=8, **shared)
-        kernels.pick[(num_rows,)](
+        launch(
+            kernels.summarise,
+            (num_rows, num_parts),
+            logits,
+            most,
+            totals,
+            moments,
+            size,
+            num_warps=8,
+            **shared,
+        )
+        launch(
+            kernels.pick, (num_rows,),
             logits, most, totals, moments, self._uniforms, newest, self._ends, self.tokens, self._ids,
             self._log_probs, self._entropies, self.lengths, self._has_ended, self._is_nan,
             size, num_parts, self._ids.shape[1], len(self._ends),
