@@ -16,6 +16,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 # Models go to the first GPU by themselves; the default tests are those of the CPU on every machine.
 if not os.environ.get("KLIMB_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 _NUM_CHECKED = (
     8  # calls of a function within one test; binding the arguments of all took two fifths of the tests' time

@@ -11,7 +11,7 @@ import klimb
 from klimb.config.train import TrainConfig
 from klimb.core.advantages import BASELINES
 from klimb.data.prompts import PromptRow
-from klimb.kernels import vocabulary_gpu
+from klimb.kernels import gpu, vocabulary_gpu
 from klimb.model.trainable import Lora, add_lora, train_last_layers
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
@@ -178,7 +178,7 @@ def test_the_update_is_replayed_from_the_third_batch_on(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [7, 1000, 49152, 151936])
 def test_the_kernels_of_the_vocabulary_give_what_the_equations_do(size, dtype):
-    if not vocabulary_gpu.has_triton():
+    if not gpu.is_installed():
         pytest.skip("Triton is not installed")
     generator = torch.Generator("cuda").manual_seed(size)
     logits = (3 * torch.randn(33, size, generator=generator, device="cuda", dtype=torch.float64)).to(dtype)

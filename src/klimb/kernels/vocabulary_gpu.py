@@ -3,29 +3,19 @@
 Axes: n tokens, V vocabulary.
 """
 
-import os
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
-VARIABLE = "KLIMB_TRITON"
-"""The environment variable that forbids Triton's kernels (`off`)."""
+from klimb.kernels import gpu
 
 _DOUBLE = "torch.float64"
 _TYPES = ("torch.bfloat16", "torch.float16", "torch.float32", _DOUBLE)
 _MOST_PER_PROGRAM, _NUM_WARPS = 4096, 8
 
 
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed, and allowed."""
-    return os.environ.get(VARIABLE) != "off" and find_spec("triton") is not None
-
-
 def can_take(logits: Any) -> bool:
     """Whether there are kernels for such logits: contiguous, on a GPU."""
     is_known = logits.device.type == "cuda" and str(logits.dtype) in _TYPES
-    return is_known and logits.is_contiguous() and has_triton()
+    return is_known and logits.is_contiguous() and gpu.is_installed() and not gpu.is_forbidden()
 
 
 def token_log_probs(logits: Any, ids: Any, temperature: float) -> Any:

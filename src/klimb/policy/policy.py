@@ -31,6 +31,7 @@ from klimb.policy.engine import fallback, sampling
 from klimb.policy.engine.compiled import compile_if_asked
 from klimb.policy.engine.decoding import TextDecoder
 from klimb.policy.engine.exact import Prefixes, exact_scores
+from klimb.policy.engine.fused import fuse_if_possible
 from klimb.policy.engine.prefix import Engine
 from klimb.policy.engine.prompt_sharing import detect_prompt_sharing, trial
 from klimb.policy.engine.sampling import DecodeOptions
@@ -88,6 +89,7 @@ class Policy:
         depth = find_trunk(self.model) if self.way.shares_prompts else 0
         self._engine = Engine(self._working.model, depth, packs=self.way.packs)
         why_uncompiled = compile_if_asked(self._engine, trial(self.model)) if self.way.shares_prompts else ""
+        why_unfused = fuse_if_possible(self._engine, trial(self.model)) if self.way.shares_prompts else ""
         self.reference = (
             Reference(
                 self._working.model, self._engine, self.distribution, shares_prompts=self.way.shares_prompts
@@ -100,6 +102,8 @@ class Policy:
             self.notes.append(f"prompts and completions are scored apart: {self.way.why_unpacked}")
         if why_uncompiled:
             self.notes.append(f"layers are not compiled: {why_uncompiled}")
+        if why_unfused:
+            self.notes.append(f"completions are drawn without Triton's kernels: {why_unfused}")
         self.companions: dict[str, Path] = {}
 
     @classmethod

@@ -289,7 +289,7 @@ def test_bfloat16_gradients_are_near_those_in_float32_and_summed_over_passes_in_
 OFF_CPU = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi")
 
 
-@pytest.mark.parametrize("is_replayed", [False, True], ids=["as it grows", "in fixed room"])
+@pytest.mark.parametrize("replayed", ["none", "prefix", "token_loop"])
 @pytest.mark.parametrize(
     ("family", "moves"),
     [
@@ -302,7 +302,7 @@ OFF_CPU = ("llama", "qwen3", "mistral", "gemma2", "gpt2", "phi")
     ],
 )
 def test_what_runs_off_the_cpu_gives_the_same_numbers(
-    family, moves, is_replayed, make_model, bare_tokenizer, monkeypatch
+    family, moves, replayed, make_model, bare_tokenizer, monkeypatch
 ):
     """The operations that an accelerator is given, run here: the same tokens, log-probs and gradient."""
 
@@ -317,7 +317,8 @@ def test_what_runs_off_the_cpu_gives_the_same_numbers(
         log_probs = policy.log_probs(completions)
         log_probs.square().sum().backward()
         gradients = [weight.grad for weight in policy.trainable().values()]
-        states = [completions.states.tokens] if completions.states else []
+        is_run = completions.mask[:, 1:, None]  # what else stands there has no meaning
+        states = [completions.states.tokens * is_run] if completions.states else []
         return policy, completions, [completions.token_log_probs, log_probs.detach(), *states, *gradients]
 
     _, completions, expected = run()
@@ -327,7 +328,8 @@ def test_what_runs_off_the_cpu_gives_the_same_numbers(
         "policy.distribution.on_cpu.can_take",
     ):
         monkeypatch.setattr(f"klimb.{name}", lambda _: False)
-    monkeypatch.setattr("klimb.policy.engine.prefix.can_replay", lambda _: is_replayed)
+    if replayed != "none":
+        monkeypatch.setattr(f"klimb.policy.engine.{replayed}.can_replay", lambda _: True)
     policy, again, found = run()
     assert policy.way.shares_prompts, policy.way.reason
     assert len(set(completions.lengths.tolist())) > 2  # some leave early

@@ -94,13 +94,13 @@ class SharedPrefixCache:
     ) -> Float[Tensor, "rows H T D"]:
         """Attend in one layer, and remember its keys and values."""
         if not self._are_prompts_read:
-            self._prompts[layer] = key, value
+            self._remember_prompts(layer, key, value)
             return self._attend_in_prompts(query, key, value, scaling, window, softcap)
         key, value = self._remember(layer, key, value)
         num_rows, num_heads, num_tokens, size = query.shape
         num_groups = key.shape[1]
         query = query.reshape(num_rows, num_groups, -1, size)
-        window = None if window is None or self._longest + self._most_tokens <= window else window
+        window = self.window(window)
         if is_on_cpu(query) and softcap is None and window is None:
             prompts = self._prompts[layer]
             out = flash.attend_jointly(
@@ -110,6 +110,10 @@ class SharedPrefixCache:
         else:
             out = _forgetting(self._attend_plainly, layer, query, key, value, scaling, window, softcap)
         return out.reshape(num_rows, num_heads, num_tokens, size)
+
+    def window(self, size: int | None) -> int | None:
+        """Most keys back that a completion's token sees; None where none of its keys is further away."""
+        return None if size is None or self._longest + self._most_tokens <= size else size
 
     def _attend_in_prompts(
         self,
@@ -196,6 +200,9 @@ class SharedPrefixCache:
             bias = query.new_zeros(is_ahead.shape).masked_fill(is_ahead, -torch.inf)
             self._bias_of["causal"] = bias.repeat(query.shape[2] // num_new, 1)[None, None]
         return self._bias_of["causal"]
+
+    def _remember_prompts(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self._prompts[layer] = key, value
 
     def _remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all the completions' tokens so far."""

@@ -1,4 +1,4 @@
-"""Decoding on a GPU: the work of one token is recorded once and then replayed.
+"""Work of a GPU that is recorded once and then replayed.
 
 A token of a small model is a thousand short operations, and calling them takes ten times as long as they do. As a CUDA
 graph they are one call. A graph has fixed shapes and reads fixed places: so there is room for all tokens of a
@@ -9,9 +9,11 @@ Axes: N completions, n of them not yet ended, D hidden size.
 
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,10 +21,13 @@ from torch import Tensor
 
 from klimb.errors import ConfigError
 from klimb.model.trunk import Trunk
-from klimb.policy.engine.attention import SharedPrefixCache
+from klimb.policy.engine.static_cache import StaticCache
 from klimb.policy.engine.vocabulary import Vocabulary
 
-_FEWEST_TOKENS = 6  # of a completion: recording takes the time of about two
+FEWEST_TOKENS = 6
+"""Of a completion, below which its work is not recorded: recording takes the time of about two."""
+
+Result = TypeVar("Result")
 
 
 def can_replay(weight: Tensor) -> bool:
@@ -31,9 +36,41 @@ def can_replay(weight: Tensor) -> bool:
 
 
 @cache
-def recording_stream(device: torch.device) -> torch.cuda.Stream:
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
     """One for each device: libraries keep working memory for every stream that they have seen."""
     return torch.cuda.Stream(device)
+
+
+class Recorder:
+    """Records CUDA graphs in one memory, which they use in turns: a replay overwrites what those before it made.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """Record what a function does, which is not done by that; replays write their result into the one given."""
+        if not self._graphs:  # a pool is gone with the last graph in it
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), _recording_stream(self._device)
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            result = function()
+        self._graphs.add(graph)
+        return graph, result
+
+
+@cache
+def _recorder(device: torch.device) -> Recorder:
+    """One for each device, for all that is drawn on it."""
+    return Recorder(device)
 
 
 @contextmanager
@@ -48,37 +85,67 @@ def no_waiting() -> Iterator[None]:
             torch.cuda.set_sync_debug_mode(usual)
 
 
-class StaticCache(SharedPrefixCache):
-    """Keys and values with room for all tokens from the start, so that every token's attention is the same calls."""
+class GraphedCall(Generic[Result]):
+    """A call that reads and writes fixed places: made as it is at first, then recorded, from then on replayed.
 
-    def __init__(
-        self, prompt_lengths: Int[Tensor, " B"], prompt_of: Int[Tensor, " N"], capacity: int
-    ) -> None:
-        super().__init__(prompt_lengths, prompt_of, capacity)
-        self._newest = torch.zeros(1, dtype=torch.long, device=prompt_of.device)
+    Attributes:
+        num_bytes: By how much the memory that recorded work uses grew for it.
 
-    def extend(self, num_new: int) -> None:
-        """Announce the next token of every completion."""
-        super().extend(num_new)
-        self._newest.fill_(self.num_seen)
+    Args:
+        call: The work. What it changes besides its result it changes last.
+        device: Where it is done.
+        may_record: Whether it may be recorded, which CUDA alone can.
+    """
 
-    def keep(self, rows: Int[Tensor, " n"]) -> None:
-        """Nothing leaves, for shapes are fixed."""
+    def __init__(self, call: Callable[[], Result], device: torch.device, *, may_record: bool) -> None:
+        self.num_bytes = 0
+        self._call = call
+        self._device = device
+        self._may_record = may_record and device.type == "cuda"
+        self._was_called = False
+        self._recorded: tuple[torch.cuda.CUDAGraph, Result] | None = None
 
-    @property
-    def _most_tokens(self) -> int:
-        return self.capacity
+    def __call__(self) -> Result:
+        """Do the work; returns its result, which the next recorded work may overwrite."""
+        if not self._may_record:
+            return self._call()
+        if not self._was_called:
+            self._was_called = True
+            return self._call_first()
+        if self._recorded is None:
+            self._recorded = self._record()
+        graph, result = self._recorded
+        graph.replay()
+        return result
 
-    def _remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if layer not in self._completions:
-            shape = (*key.shape[:2], self.capacity, key.shape[3])
-            self._completions[layer] = key.new_zeros(shape), value.new_zeros(shape)
-        for room, new in zip(self._completions[layer], (key, value), strict=True):
-            room.index_copy_(2, self._newest, new)
-        return self._completions[layer]
+    def _call_first(self) -> Result:
+        """Call it as it is; what asks for values on the way, such as experts' loads, cannot be recorded."""
+        try:
+            with no_waiting():
+                return self._call()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._may_record = False
+            return self._call()
 
-    def _places_of_new(self) -> Int[Tensor, " T"]:
-        return self._newest
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Result]:
+        """Record the work, which is not done by that."""
+        try:
+            return _recorder(self._device)(self._measured)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the GPU cannot record what this model does for a token: {error}; set KLIMB_CUDA_GRAPHS=off to call "
+                "it each time"
+            ) from error
+
+    def _measured(self) -> Result:
+        before = torch.cuda.memory_reserved(self._device)
+        result = self._call()
+        self.num_bytes = max(torch.cuda.memory_reserved(self._device) - before, 0)
+        return result
 
 
 class CUDAGraphDecoder:
@@ -93,7 +160,7 @@ class CUDAGraphDecoder:
 
     def __init__(
         self,
-        run: Callable[[Tensor, Tensor, SharedPrefixCache], Tensor],
+        run: Callable[[Tensor, Tensor, StaticCache], Tensor],
         vocabulary: Vocabulary,
         room: StaticCache,
         trunk: Trunk,
@@ -105,9 +172,7 @@ class CUDAGraphDecoder:
         self._ids = torch.zeros(len(room.prompt_of), 1, dtype=torch.long, device=room.prompt_of.device)
         self._positions = torch.zeros_like(self._ids)
         self._slots = torch.arange(len(self._ids), device=self._ids.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._out: tuple[Tensor, Tensor | None] | None = None
-        self._may_record = self._ids.is_cuda and room.capacity >= _FEWEST_TOKENS
+        self._token = GraphedCall(self._compute, self._ids.device, may_record=room.capacity >= FEWEST_TOKENS)
 
     def keep(self, slots: Int[Tensor, " n"], _prompt_of: Int[Tensor, " N"]) -> None:
         """Go on with some of the completions: which of those at first; all others stay, too."""
@@ -117,16 +182,7 @@ class CUDAGraphDecoder:
         """Run one token of every completion; returns its last hidden state."""
         self._ids[self._slots, 0] = ids
         self._positions[self._slots, 0] = positions
-        if self._out is None:
-            self._out = self._run_first()
-        else:
-            if self._graph is None and self._may_record:
-                self._graph, self._out = self._record()
-            if self._graph is None:
-                self._out = self._compute()
-            else:
-                self._graph.replay()
-        hidden, states = self._out
+        hidden, states = self._token()
         if states is not None:
             self._trunk.note(states[self._slots])
         return hidden[self._slots, 0]
@@ -140,32 +196,3 @@ class CUDAGraphDecoder:
         with self._trunk.aside() as states:
             hidden = self._run(self._ids, self._positions, self._room)
         return hidden, states[-1] if states else None
-
-    def _run_first(self) -> tuple[Tensor, Tensor | None]:
-        """Run the first token; a model that asks for values on the way, such as experts' loads, cannot be recorded."""
-        if not self._may_record:
-            return self._compute()
-        try:
-            with no_waiting():
-                return self._compute()
-        except RuntimeError:
-            self._may_record = False
-            return self._compute()
-
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor | None]]:
-        """Record the work of one token, which is not done yet."""
-        device, graph = self._ids.device, torch.cuda.CUDAGraph()
-        stream = recording_stream(device)
-        try:
-            with (
-                torch.cuda.device(device),
-                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-            ):
-                return graph, self._compute()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the GPU cannot record what this model does for a token: {error}; set KLIMB_CUDA_GRAPHS=off to call "
-                "it each time"
-            ) from error

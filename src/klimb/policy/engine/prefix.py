@@ -16,9 +16,12 @@ from transformers import AttentionInterface
 from klimb.model.trunk import Trunk, decoder_layers
 from klimb.policy.engine import attention
 from klimb.policy.engine.cpu_decoder import CPUDecoder
-from klimb.policy.engine.cuda_graph import CUDAGraphDecoder, StaticCache, can_replay
+from klimb.policy.engine.cuda_graph import CUDAGraphDecoder, can_replay
+from klimb.policy.engine.gpu_decoder import GPUDecoder
+from klimb.policy.engine.kept_graphs import KeptGraphs
 from klimb.policy.engine.packed import PackedBatch
 from klimb.policy.engine.recorded import RecordedPasses
+from klimb.policy.engine.static_cache import StaticCache
 from klimb.policy.engine.vocabulary import Vocabulary
 
 
@@ -33,6 +36,8 @@ class Engine:
         trunk_depth: How many they are.
         packs: Whether given completions go through the model in one row with their prompts.
         passes: Runs such rows, on a GPU as replays of what was recorded.
+        fuses: Whether what draws on a GPU runs the layers by `GPUDecoder`.
+        kept: What was recorded of drawing on a GPU.
 
     Args:
         model: A transformers or peft model in evaluation mode.
@@ -48,6 +53,8 @@ class Engine:
         self.trunk_depth = trunk_depth
         self.packs = packs
         self.passes = RecordedPasses(self.run_row, self.model, has_adapters=self.model is not model)
+        self.fuses = False
+        self.kept: KeptGraphs[Any] = KeptGraphs()
         self._backend: str | None = None
 
     @property
@@ -60,6 +67,7 @@ class Engine:
     def twin(self, model: Any) -> "Engine":
         """The same for a copy of the model."""
         twin = Engine(model, self.trunk_depth, packs=self.packs)
+        twin.fuses = self.fuses
         if self._backend is not None:
             twin.compile(self._backend)
         return twin
@@ -69,6 +77,7 @@ class Engine:
         AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attend))
         self._backend = backend
         self.passes.forget()
+        self.kept.clear()
         for layer in self._layers:
             layer.compile(dynamic=True, backend=backend)
 
@@ -76,6 +85,7 @@ class Engine:
         """Call the layers as they are again."""
         self._backend = None
         self.passes.forget()
+        self.kept.clear()
         for layer in self._layers:
             layer._compiled_call_impl = None
 
@@ -108,6 +118,14 @@ class Engine:
     ) -> Float[Tensor, "1 S D"]:
         """Run prompts and completions that were packed into one row."""
         return self.run(row.ids, row.positions, row, states)
+
+    def decode(
+        self, ids: Int[Tensor, "rows T"], positions: Int[Tensor, "rows T"], cache: StaticCache
+    ) -> Float[Tensor, "rows T D"]:
+        """Run tokens through all layers but the last projection, without gradient, as drawing on a GPU does."""
+        if self.fuses and not any(layer._forward_hooks for layer in self._layers):
+            return GPUDecoder(self.backbone, self.trunk).run(ids, positions, cache)
+        return self.run(ids, positions, cache)
 
     @contextmanager
     def _attending(self) -> Iterator[None]:
@@ -159,10 +177,13 @@ class Prefix:
         is_replayed = is_decoding and can_replay(engine.vocabulary.head.weight)
         room = StaticCache if is_replayed else attention.SharedPrefixCache
         self._shared = room(self._lengths, prompt_of, capacity)
-        hidden = engine.run(ids.to(device), positions, self._shared, states)
+        if isinstance(self._shared, StaticCache) and states is None:
+            hidden = engine.decode(ids.to(device), positions, self._shared)
+        else:
+            hidden = engine.run(ids.to(device), positions, self._shared, states)
         self._decoder: CPUDecoder | CUDAGraphDecoder | None = None
         if isinstance(self._shared, StaticCache):
-            self._decoder = CUDAGraphDecoder(engine.run, engine.vocabulary, self._shared, engine.trunk)
+            self._decoder = CUDAGraphDecoder(engine.decode, engine.vocabulary, self._shared, engine.trunk)
         elif is_decoding and CPUDecoder.fits(engine.backbone):
             self._decoder = CPUDecoder(engine.backbone, engine.vocabulary, self._shared, engine.trunk)
         self._slots = torch.arange(len(prompt_of), device=device)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.policy.engine.cuda_graph import can_replay, no_waiting, recording_stream
+from klimb.policy.engine.cuda_graph import Recorder, can_replay, no_waiting
 from klimb.policy.engine.packed import PackedBatch
 
 MOST_WORK = 1 << 41
@@ -47,25 +47,6 @@ def rounded(length: int) -> int:
     """Round a length up to one of eight between a power of two and the next, so that few shapes occur."""
     unit = max(_FINEST, 1 << max(length.bit_length() - 4, 0))
     return -(-length // unit) * unit
-
-
-class OnGPU:
-    """Records CUDA graphs, all in one memory, since no two of them are in use at a time."""
-
-    def __init__(self) -> None:
-        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        self._pool: Any = None
-
-    def __call__(self, function: Callable[[], T]) -> tuple[Recording, T]:
-        """Record what a function does."""
-        if not self._graphs:  # a pool is gone with the last graph in it
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        stream = recording_stream(torch.device("cuda", torch.cuda.current_device()))
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            result = function()
-        self._graphs.add(graph)
-        return graph, result
 
 
 class _Use:
@@ -141,7 +122,7 @@ class RecordedPasses:
         has_adapters: bool = False,
         record: Record[Any] | None = None,
     ) -> None:
-        self._run, self._model, self._record = run, model, record or OnGPU()
+        self._run, self._model, self._record = run, model, record or Recorder(next(model.parameters()).device)
         self._has_adapters = has_adapters
         self._gradients: list[Tensor] = []
         self._passes: OrderedDict[Any, _Pass] = OrderedDict()
@@ -152,7 +133,7 @@ class RecordedPasses:
 
     def takes(self, num_tokens: int) -> bool:
         """Whether a pass of so many tokens may be recorded."""
-        if isinstance(self._record, OnGPU) and not can_replay(next(self._model.parameters())):
+        if isinstance(self._record, Recorder) and not can_replay(next(self._model.parameters())):
             return False
         if self._has_adapters and not torch.is_grad_enabled():
             return False
@@ -202,7 +183,7 @@ class RecordedPasses:
 
     def _try_first(self, row: PackedBatch, states: Tensor | None) -> Tensor:
         """Run a pass as it is; a model that asks for values on the way, such as experts' loads, cannot be recorded."""
-        if not isinstance(self._record, OnGPU):
+        if not isinstance(self._record, Recorder):
             return self._run(row, states)
         try:
             with no_waiting():

@@ -14,7 +14,7 @@ from torch import Tensor
 from klimb.errors import DivergedError
 from klimb.policy.completions import Completions, TrunkStates
 from klimb.policy.distribution import SamplingDistribution, inverse_cdf
-from klimb.policy.engine import packed
+from klimb.policy.engine import packed, token_loop
 from klimb.policy.engine.prefix import Engine, Prefix
 from klimb.policy.engine.recorded import rounded
 from klimb.policy.engine.stopping import StopSearch, StopStrings
@@ -51,7 +51,10 @@ def draw(
     Raises:
         DivergedError: The model's predictions are not numbers.
     """
+    options = options or DecodeOptions()
     with engine.trunk.recorded() if engine.trunk else nullcontext([]) as states:
+        if options.stops is None and not options.min_new_tokens and token_loop.can_draw(engine, distribution):
+            return token_loop.draw(engine, prompts, prompt_of, uniforms, distribution, end_ids)
         prefix = Prefix(engine, prompts, prompt_of, capacity=uniforms.shape[1])
         record = DecodeState(uniforms, end_ids, options, [prompts[index] for index in prompt_of.tolist()])
         logits = engine.vocabulary.logits(prefix.hidden)[prompt_of]
