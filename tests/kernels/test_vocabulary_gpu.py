@@ -5,11 +5,14 @@ import os
 import pytest
 import torch
 
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "Triton's interpreter is off: its kernels run on the GPU, see tests/gpu", allow_module_level=True
+    )
+pytest.importorskip("triton", minversion="3.7", reason="its interpreter needs Triton 3.7 with NumPy 2.4")
+
 from klimb.kernels import vocabulary_gpu
 
-# Read when Triton is imported; in a process that has imported it before, the kernels cannot be interpreted.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-pytest.importorskip("triton", reason="Triton is not installed: pip install triton, on Linux")
 SIZES = [1, 7, 1000, 4096, 9001]
 
 
