@@ -22,7 +22,7 @@ def _off_the_cpu(monkeypatch):
     for name in (
         "model.matmul.is_on_cpu",
         "policy.engine.attention.is_on_cpu",
-        "policy.distribution.kernels.can_take",
+        "policy.distribution.on_cpu.can_take",
     ):
         monkeypatch.setattr(f"klimb.{name}", lambda _: False)
     monkeypatch.setattr("klimb.policy.engine.token_loop.can_replay", lambda _: True)
