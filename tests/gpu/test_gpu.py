@@ -14,7 +14,7 @@ from klimb.data.prompts import PromptRow
 from klimb.kernels import gpu, vocabulary_gpu
 from klimb.model.trainable import Lora, add_lora, train_last_layers
 from klimb.policy.distribution import SamplingDistribution
-from klimb.policy.engine.gpu_decoder import attend_to_prompts_and_own, has_triton
+from klimb.policy.engine.gpu_decoder import attend_to_prompts_and_own
 from klimb.policy.engine.static_cache import StaticCache
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
@@ -266,7 +266,6 @@ def test_tritons_kernels_draw_what_plain_operations_draw(
 
     def draw(setting):
         monkeypatch.setenv("KLIMB_TRITON", setting)
-        has_triton.cache_clear()
         policy = Policy(model, letter_tokenizer, distribution=SamplingDistribution(0.8))
         policy.end_ids = [0, 7]
         assert policy._engine.fuses == (setting == "on"), policy.notes
@@ -283,7 +282,6 @@ def test_tritons_kernels_draw_what_plain_operations_draw(
         assert plain.finish_reasons == fused.finish_reasons
         for name in ("token_log_probs", "token_entropies"):
             torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-9, atol=1e-9)
-    has_triton.cache_clear()
 
 
 @pytest.mark.parametrize("size", [64, 128])
