@@ -78,6 +78,7 @@ def test_attention_is_that_of_scores_side_by_side(shape, dtype):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
