@@ -13,6 +13,9 @@ from klimb.core.advantages import BASELINES
 from klimb.data.prompts import PromptRow
 from klimb.kernels import gpu, vocabulary_gpu
 from klimb.model.trainable import Lora, add_lora, train_last_layers
+from klimb.policy.distribution import SamplingDistribution
+from klimb.policy.engine.gpu_decoder import attend_to_prompts_and_own
+from klimb.policy.engine.static_cache import StaticCache
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.function import FunctionReward
 from klimb.reward.reward import WeightedSum
@@ -209,6 +212,13 @@ def test_all_tokens_but_the_first_few_are_replayed(family, kind, make_model, let
     assert policy.way.shares_prompts, policy.way.reason
     drawn = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, key=SampleKey(0, 0, [0, 1]))
     assert len(replays) == 20 - 2  # the prompt gives the first token, and the second is run to warm up
+    again = policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=20, key=SampleKey(0, 0, [0, 1]))
+    assert len(replays) - 18 in (
+        19,
+        20,
+    )  # what was recorded is kept, and the prompts' work is recorded now if it can
+    torch.testing.assert_close(again.ids, drawn.ids)
+    torch.testing.assert_close(again.token_log_probs, drawn.token_log_probs, rtol=0, atol=1e-4)
     scored = policy.log_probs(drawn).detach()
     torch.testing.assert_close(scored, drawn.token_log_probs, rtol=0, atol=1e-3)
     policy.end_ids = [0]
@@ -243,7 +253,83 @@ def test_a_model_that_asks_for_values_is_called_for_every_token_and_the_next_is_
     assert torch.cuda.current_stream() == stream
     hook.remove()
     torch.testing.assert_close(draw().ids, expected.ids)
-    assert len(replays) == 18
+    assert len(replays) in (19, 20)  # kept from the first time
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_tritons_kernels_draw_what_plain_operations_draw(
+    family, kind, make_model, letter_tokenizer, monkeypatch
+):
+    pytest.importorskip("triton")
+    model = KINDS[kind](make_model(family, vocab_size=5000, dtype=torch.float64)).double().cuda()
+
+    def draw(setting):
+        monkeypatch.setenv("KLIMB_TRITON", setting)
+        policy = Policy(model, letter_tokenizer, distribution=SamplingDistribution(0.8))
+        policy.end_ids = [0, 7]
+        assert policy._engine.fuses == (setting == "on"), policy.notes
+        lengths = [[1, 2, 3], [4], list(range(40))], [[9, 8], list(range(1, 20)), [5]]
+        return [
+            policy.sample(prompts, 5, max_new_tokens=20, key=SampleKey(0, step, [0, 1, 2]))
+            for step, prompts in enumerate(
+                [*lengths, *lengths]
+            )  # each kind of room is used again, and replayed
+        ]
+
+    for plain, fused in zip(draw("off"), draw("on"), strict=True):
+        assert torch.equal(plain.ids * plain.mask, fused.ids * fused.mask)
+        assert plain.finish_reasons == fused.finish_reasons
+        for name in ("token_log_probs", "token_entropies"):
+            torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_by_triton_is_that_of_scores_side_by_side(dtype, size):
+    pytest.importorskip("triton")
+    for num_groups, ratio, window, lengths, owners in (
+        (2, 7, None, [256, 100, 1], [0] * 8 + [1] * 8 + [2] * 3),
+        (3, 3, None, [38] * 16, [place // 4 for place in range(64)]),
+        (8, 1, 50, [70, 300], [1, 0, 1]),
+    ):
+        cache = StaticCache(torch.tensor(lengths).cuda(), torch.tensor(owners).cuda(), 40, 384)
+        groups = (num_groups * ratio, num_groups, num_groups)
+        options = {"scaling": size**-0.5, "window": window}
+
+        def random(*sizes):
+            return torch.randn(sizes, device="cuda").to(dtype)
+
+        prompts = [random(len(lengths), heads, max(lengths), size) for heads in groups]
+        cache.attend(0, *prompts, softcap=None, **options)
+        for _ in range(40):
+            cache.extend(1)
+            query, key, value = (random(len(owners), heads, 1, size) for heads in groups)
+            expected = cache.attend(0, query, key, value, softcap=None, **options)[:, :, 0].float()
+            found = attend_to_prompts_and_own(query[:, :, 0], cache, 0, **options).float()
+            gap = float((found - expected).norm() / expected.norm())
+            assert gap < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kept_graphs_follow_the_weights(precision, make_model, letter_tokenizer):
+    """A policy that drew before its weights moved draws what a fresh one with these weights does."""
+    model = make_model("qwen3", vocab_size=300).cuda()
+    policy = Policy(model, letter_tokenizer, precision=precision)
+    for step in range(3):
+        with torch.no_grad():
+            for weight in policy.trainable().values():
+                weight.mul_(0.95)
+        policy.moved()
+        drawn = policy.sample([[1, 2], [3] * 9], 4, max_new_tokens=12, key=SampleKey(0, step, [0, 1]))
+        assert len(policy._engine.kept) == 1
+        fresh = Policy(model, letter_tokenizer, precision=precision)
+        expected = fresh.sample([[1, 2], [3] * 9], 4, max_new_tokens=12, key=SampleKey(0, step, [0, 1]))
+        assert torch.equal(drawn.ids * drawn.mask, expected.ids * expected.mask)
+        torch.testing.assert_close(drawn.token_log_probs, expected.token_log_probs, rtol=0, atol=1e-5)
+        scored = policy.log_probs(drawn).detach()
+        gap = 1e-3 if precision == "float32" else 0.5
+        torch.testing.assert_close(scored, drawn.token_log_probs, rtol=0, atol=gap)
 
 
 def test_a_model_goes_to_the_gpu_by_itself(model_folder):

@@ -78,8 +78,16 @@ def test_attention_is_that_of_scores_side_by_side(shape, dtype):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["all weights", "the last layer", "an adapter"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("llama", "all weights"),
+        ("qwen2", "an adapter"),
+        ("qwen3", "the last layer"),
+        ("mistral", "all weights"),
+    ],
+)
 def test_what_is_drawn_is_what_plain_operations_draw(family, kind, make_model, monkeypatch):
     def policy():
         model = make_model(family, vocab_size=10, dtype=torch.float64)
@@ -90,8 +98,9 @@ def test_what_is_drawn_is_what_plain_operations_draw(family, kind, make_model, m
         return Policy(model, SimpleNamespace(eos_token_id=0), distribution=SamplingDistribution(0.8))
 
     def draw(policy):
-        return policy.sample([[1, 2, 3], [4]], 3, max_new_tokens=6, key=SampleKey(0, 0, [0, 1]))
+        return policy.sample([[1, 2, 3], [4]], 2, max_new_tokens=3, key=SampleKey(0, 0, [0, 1]))
 
+    monkeypatch.setattr("klimb.policy.engine.token_loop._room_for", lambda length: length + 1)
     plain, fused = policy(), policy()
     expected = draw(plain)
     for module in ("fused", "token_loop"):

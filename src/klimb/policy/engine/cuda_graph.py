@@ -92,47 +92,49 @@ class GraphedCall(Generic[Result]):
         num_bytes: By how much the memory that recorded work uses grew for it.
 
     Args:
-        call: The work. What it changes besides its result it changes last.
-        device: Where it is done.
+        device: Where it is made.
         may_record: Whether it may be recorded, which CUDA alone can.
     """
 
-    def __init__(self, call: Callable[[], Result], device: torch.device, *, may_record: bool) -> None:
+    def __init__(self, device: torch.device, *, may_record: bool) -> None:
         self.num_bytes = 0
-        self._call = call
         self._device = device
         self._may_record = may_record and device.type == "cuda"
         self._was_called = False
         self._recorded: tuple[torch.cuda.CUDAGraph, Result] | None = None
 
-    def __call__(self) -> Result:
-        """Do the work; returns its result, which the next recorded work may overwrite."""
+    def __call__(self, call: Callable[[], Result]) -> Result:
+        """Make the call, always the same; returns its result, which the next recorded work may overwrite.
+
+        What the call changes besides its result it changes last. It is not kept: whoever makes it holds this, and in a
+        circle their memory would wait for the garbage collector.
+        """
         if not self._may_record:
-            return self._call()
+            return call()
         if not self._was_called:
             self._was_called = True
-            return self._call_first()
+            return self._call_first(call)
         if self._recorded is None:
-            self._recorded = self._record()
+            self._recorded = self._record(call)
         graph, result = self._recorded
         graph.replay()
         return result
 
-    def _call_first(self) -> Result:
+    def _call_first(self, call: Callable[[], Result]) -> Result:
         """Call it as it is; what asks for values on the way, such as experts' loads, cannot be recorded."""
         try:
             with no_waiting():
-                return self._call()
+                return call()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             self._may_record = False
-            return self._call()
+            return call()
 
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, Result]:
+    def _record(self, call: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
         """Record the work, which is not done by that."""
         try:
-            return _recorder(self._device)(self._measured)
+            return _recorder(self._device)(lambda: self._measured(call))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -141,9 +143,9 @@ class GraphedCall(Generic[Result]):
                 "it each time"
             ) from error
 
-    def _measured(self) -> Result:
+    def _measured(self, call: Callable[[], Result]) -> Result:
         before = torch.cuda.memory_reserved(self._device)
-        result = self._call()
+        result = call()
         self.num_bytes = max(torch.cuda.memory_reserved(self._device) - before, 0)
         return result
 
@@ -172,7 +174,9 @@ class CUDAGraphDecoder:
         self._ids = torch.zeros(len(room.prompt_of), 1, dtype=torch.long, device=room.prompt_of.device)
         self._positions = torch.zeros_like(self._ids)
         self._slots = torch.arange(len(self._ids), device=self._ids.device)
-        self._token = GraphedCall(self._compute, self._ids.device, may_record=room.capacity >= FEWEST_TOKENS)
+        self._token: GraphedCall[tuple[Tensor, Tensor | None]] = GraphedCall(
+            self._ids.device, may_record=room.capacity >= FEWEST_TOKENS
+        )
 
     def keep(self, slots: Int[Tensor, " n"], _prompt_of: Int[Tensor, " N"]) -> None:
         """Go on with some of the completions: which of those at first; all others stay, too."""
@@ -182,7 +186,7 @@ class CUDAGraphDecoder:
         """Run one token of every completion; returns its last hidden state."""
         self._ids[self._slots, 0] = ids
         self._positions[self._slots, 0] = positions
-        hidden, states = self._token()
+        hidden, states = self._token(self._compute)
         if states is not None:
             self._trunk.note(states[self._slots])
         return hidden[self._slots, 0]

@@ -41,7 +41,8 @@ class StaticCache(SharedPrefixCache):
         self._are_prompts_read = False
         self.newest.fill_(-1)
         if rooms := self._rooms():
-            torch._foreach_zero_(rooms)  # pyright: ignore[reportPrivateImportUsage]  what is masked must be a number: 0 · NaN would be none
+            # What is masked must be a number: 0 · NaN would be none.
+            torch._foreach_zero_(rooms)  # pyright: ignore[reportPrivateImportUsage]
         self._forget_masks()
 
     def extend(self, num_new: int) -> None:

@@ -75,8 +75,8 @@ class TokenLoop:
         self._num_tokens = num_tokens
         may_record = num_tokens >= FEWEST_TOKENS
         is_short = self._ids.numel() <= _MOST_PROMPT_TOKENS
-        self._read = GraphedCall(self._read_prompts, device, may_record=may_record and is_short)
-        self._advance = GraphedCall(self._draw_next, device, may_record=may_record)
+        self._read: GraphedCall[Tensor | None] = GraphedCall(device, may_record=may_record and is_short)
+        self._advance: GraphedCall[Tensor | None] = GraphedCall(device, may_record=may_record)
 
     @property
     def num_bytes(self) -> int:
@@ -96,13 +96,13 @@ class TokenLoop:
         self._lengths.copy_(torch.tensor(lengths))
         self._cache.begin(self._lengths)
         self._record.begin(uniforms)
-        prompt_states = self._read()
+        prompt_states = self._read(self._read_prompts)
         self._cache.extend(1)
         states = [] if prompt_states is None else [prompt_states[:, : max(lengths)].clone()]
         for position in range(1, self._num_tokens):
             if position % _ASK_EVERY == 0 and self._record.are_all_ended():
                 break
-            found = self._advance()
+            found = self._advance(self._draw_next)
             if found is not None:
                 states.append(found.clone())
         return self._completions(prompts, states)
