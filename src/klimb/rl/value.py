@@ -130,12 +130,12 @@ class ValueFit:
         self._num_clipped = self._num_weighed = 0.0
 
     def update(self, rows: Int[Tensor, " n"]) -> None:
-        """Make an update on those of some completions that have a reward.
+        """Make an update on those of some completions that have a reward and a token.
 
         Raises:
             DivergedError: The gradient or the values are not finite; the weights are not moved.
         """
-        rows = rows[has_reward(self.rollout)[rows]]
+        rows = rows[(has_reward(self.rollout) & (self.rollout.completions.lengths > 0))[rows]]
         if not len(rows):
             self._updates.append(self._optimizer.skip())
             return
