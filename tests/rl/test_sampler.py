@@ -157,6 +157,52 @@ def test_a_truncated_sampler_without_supports_is_refused(make_policy, replay):
         rollout(policy, REWARD, ROWS, key=KEY, sampler=replay, **sizes)
 
 
+def without_tokens(drawn, rows):
+    """The same completions, of which some have none."""
+    lengths = drawn.lengths.clone()
+    lengths[rows] = 0
+    mask = torch.arange(drawn.ids.shape[1]) < lengths[:, None]
+    numbers = {name: getattr(drawn, name) * mask for name in ("token_log_probs", "token_entropies")}
+    return replace(drawn, lengths=lengths, **numbers)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": "grpo", "num_minibatches": 3},
+        {"objective": "grpo", "kl_estimator": "exact", "num_epochs": 2},
+        {"objective": "gspo", "num_minibatches": 1, "sampler_correction": "truncate", "num_epochs": 2},
+    ],
+)
+def test_completions_without_a_token_are_in_no_gradient_and_no_denominator(
+    make_policy, replay, changes, micro_batch_size
+):
+    # They are rewarded: all rewards are as if they counted, so the baseline is the same with and without them.
+    replay.completions = without_tokens(
+        replay.completions, [1, 2, 3]
+    )  # the second prompt has nothing but such
+    options, moved = config(**changes, optimiser="sgd", max_grad_norm=None), []
+    reward = WeightedSum([FunctionReward("number", lambda completions: [*range(len(completions))])])
+    policy = make_policy()
+    policy.micro_batch_size = micro_batch_size
+    for number in range(2):  # in the second step the reference is another model
+        key = SampleKey(0, number, [0, 1, 2])
+        with torch.no_grad():
+            present = policy.log_probs(replay.completions)
+        replay.completions = replace(replay.completions, token_log_probs=present)
+        optimizer = PolicyOptimizer(policy, options)
+        found, stats = take_step(policy, reward, optimizer, ROWS, key, options, sampler=replay)
+        moved.append(stats.grad_norm)
+    assert find_counted(found, options).tolist() == [True, False, False, False, True, True]
+    assert stats.weights["left_out"] == 1 / 2
+    assert min(moved) > 0
+    replay.completions = without_tokens(replay.completions, slice(None))
+    with pytest.raises(ArgumentError, match="sampler: none of the 6 completions has a token"):
+        take_step(policy, reward, optimizer, ROWS, key, options, sampler=replay)
+
+
 def test_a_trainer_and_an_evaluator_draw_from_their_sampler(make_policy, replay):
     policy = make_policy()
     trainer = Trainer.start(config(), ROWS, policy, REWARD)

@@ -152,6 +152,7 @@ SETTINGS = {
         "kl_estimator": "exact",
         "entropy_coefficient": 0.1,
         "num_minibatches": 2,
+        "top_p": 0.8,
     },
     "a value function": {"objective": "ppo", "num_minibatches": 3, "num_epochs": 1, "value_warmup_steps": 1},
     "a value model": {"objective": "ppo", "num_epochs": 2, "value_model": "self", "micro_batch_size": 2},
@@ -184,6 +185,7 @@ def run_steps(policies, size, num_steps, function, **changes):
 
     def steps(world):
         policy = made[world.rank]
+        policy.distribution = SamplingDistribution.of(config, 0.9)
         value = load_value_function(config, policy, 1)
         trainer = Trainer.start(config, ROWS, policy, rewarded(function), world, value_function=value)
         results = [trainer.train_step() for _ in range(num_steps)]

@@ -346,14 +346,39 @@ def test_the_values_begin_at_the_mean_return_once_the_first_advantages_are_found
     options = config(num_steps=200, beta=0.0, value_lr=1e-9)
     trainer = ValueTrainer(HeadOnPolicy(policy), options)
     drawn, stats = step(policy, trainer, options)
-    rewards = torch.tensor(drawn.rewards.total, dtype=torch.float64)
-    mean = float((rewards * drawn.completions.lengths).sum() / drawn.completions.lengths.sum())
+    lengths = drawn.completions.lengths
+    returns = torch.tensor(drawn.rewards.total, dtype=torch.float64).repeat_interleave(lengths)
+    mean, spread = float(returns.mean()), float(returns.std(correction=0))
     assert (drawn.values == 0).all()
     assert stats.value["mean"] == 0
     assert stats.value["return"] == pytest.approx(mean)
-    assert float(trainer.function.head.bias.detach()) == pytest.approx(mean, abs=1e-6)
+    assert float(trainer.function.head.scale) == pytest.approx(spread)
+    assert float(trainer.function.head.bias.detach()) == pytest.approx(mean / spread, abs=1e-6)
     _, stats = step(policy, trainer, options, SampleKey(0, 1, [0, 1, 2]))
     assert stats.value["mean"] == pytest.approx(mean, abs=1e-6)
+    assert float(trainer.function.head.scale) == pytest.approx(spread)  # of the first step, for good
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_values_of_rewards_a_thousand_times_as_large_are_a_thousand_times_as_large(make_policy, function):
+    found = []
+    for scale in (1.0, 1000.0):
+        policy = make_policy()
+        options = config(
+            beta=0.0, optimiser="adamw", lr=1e-3, value_clip=math.inf, value_lr=3e-3, num_epochs=3
+        )
+        trainer = ValueTrainer(FUNCTIONS[function](policy), options)
+        reward = WeightedSum(
+            [FunctionReward("large", lambda completions, s=scale: [s * len(c) for c in completions])]
+        )
+        for number in range(3):
+            key, optimizer = SampleKey(0, number, [0, 1, 2]), PolicyOptimizer(policy, options)
+            drawn, stats = take_step(policy, reward, optimizer, ROWS, key, options, value=trainer)
+        found.append((drawn.values / scale, stats.value["explained_variance"], drawn.completions.ids))
+    assert float(found[0][0].std()) > 1e-2
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-3, atol=1e-3)
+    assert found[1][1] == pytest.approx(found[0][1], abs=1e-3)
+    assert torch.equal(found[0][2], found[1][2])
 
 
 def test_where_no_completion_has_a_reward_nothing_moves(make_policy):
@@ -364,7 +389,8 @@ def test_where_no_completion_has_a_reward_nothing_moves(make_policy):
     before = flatten(policy)
     _, stats = take_step(policy, broken, PolicyOptimizer(policy, options), ROWS, KEY, options, value=trainer)
     assert (flatten(policy) == before).all()
-    assert (flatten(trainer.function) == 0).all()
+    assert not trainer.function.head.weight.any()
+    assert not trainer.function.head.bias
     assert trainer.function.num_updates == policy.num_updates == 4
     assert stats.value["explained_variance"] is None
     assert stats.value["mean"] is None

@@ -103,9 +103,9 @@ class Completions:
         return replace(self, ref_hidden=hidden)
 
     def rows(self, rows: Int[Tensor, " n"]) -> "Completions":
-        """Take some completions with just the prompts that they need, cut to their longest."""
+        """Take some completions with just the prompts that they need, cut to their longest, or to one position."""
         used, prompt_of = torch.unique(self.prompt_of[rows], return_inverse=True)
-        longest = int(self.lengths[rows].max())
+        longest = max(int(self.lengths[rows].max()), 1)
         prompts = [self.prompts[index] for index in used.tolist()]
         states = self.states
         if states is not None:

@@ -27,10 +27,11 @@ HEAD_PREFIX = "value_head."
 
 
 class ValueHead(torch.nn.Module):
-    """V = w · h / ‖h‖ + b, where h is the last hidden state before the token, in at least float32.
+    """V = σ (w · h / ‖h‖ + b), where h is the last hidden state before the token, in at least float32.
 
-    The length of h differs by orders of magnitude between models; without it, one learning rate suits them all. Starts
-    at 0, so that at first the advantages are those without a baseline.
+    The length of h differs by orders of magnitude between models, and returns between rewards; without the one and in
+    units σ of the other, one learning rate suits them all. σ is not trained. Starts at 0, so that at first the
+    advantages are those without a baseline.
 
     Args:
         width: D.
@@ -42,11 +43,21 @@ class ValueHead(torch.nn.Module):
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.weight = torch.nn.Parameter(torch.zeros(width, dtype=dtype, device=like.device))
         self.bias = torch.nn.Parameter(torch.zeros((), dtype=dtype, device=like.device))
+        one = torch.ones((), dtype=dtype, device=like.device)
+        self.scale = torch.nn.Parameter(one, requires_grad=False)  # saved with the others
+
+    @torch.no_grad()
+    def start_at(self, mean: float, spread: float) -> float:
+        """Add a mean to what a new head predicts, in units σ of a spread, 1 where that is 0; returns σ."""
+        if spread > 0:
+            self.scale.fill_(spread)
+        self.bias.add_(mean / float(self.scale))
+        return float(self.scale)
 
     def forward(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
         """Find the values after some hidden states."""
         direction = torch.nn.functional.normalize(hidden.to(self.weight.dtype), dim=-1)
-        return torch.linalg.vecdot(direction, self.weight) + self.bias
+        return self.scale * (torch.linalg.vecdot(direction, self.weight) + self.bias)
 
 
 class ValueFunction(ABC):

@@ -97,8 +97,8 @@ def find_token_rewards(
 
 
 def find_counted(rollout: Rollout, config: TrainConfig) -> Bool[Tensor, " N"]:
-    """Find the completions that are in the gradient and its denominators."""
-    algorithm, is_counted = config.algorithm, has_reward(rollout)
+    """Find the completions that are in the gradient and its denominators; one without a token is in neither."""
+    algorithm, is_counted = config.algorithm, has_reward(rollout) & (rollout.completions.lengths > 0)
     if algorithm.drop_uniform_groups:
         rewards = _rewards(rollout).reshape(len(rollout.rows), -1)
         is_uniform = uniform_groups(rewards, is_valid=_is_valid(rollout))

@@ -144,7 +144,7 @@ def _value_words(config: TrainConfig) -> list[str]:
         f"The value function is {source.get(config.value_source, config.value_source + ' with a linear layer')}. "
         f"{optimiser} fits it to the returns R of all completions with a reward, in the same updates as the policy, "
         f"with learning rate {config.present_value_lr:g}{_head_words(config)}. It begins at 0, and its first update at "
-        f"the first step's mean return.{warmup}{exact}",
+        f"the first step's mean return, in units of their standard deviation.{warmup}{exact}",
         "A completion that is cut off at the limit has its reward and ends there, as any other: no value after its "
         "last token is added.",
     ]

@@ -21,7 +21,7 @@ from klimb.policy.distribution import SamplingDistribution
 from klimb.policy.policy import Policy, SampleKey
 from klimb.reward.reward import Batch, Rewards, WeightedSum
 from klimb.reward.state import TrainerState
-from klimb.rl.sampler import Sampler, require_supports
+from klimb.rl.sampler import Sampler, require_supports, require_tokens
 
 _GREEDY = (
     1e-6  # a temperature at which the most likely token is drawn, unless two differ by less in their logits
@@ -132,6 +132,7 @@ def rollout(  # noqa: PLR0913  who draws, who scores, what, and how much
         prompts, completions_per_prompt, max_new_tokens=max_new_tokens, key=key
     )
     if sampler is not None:
+        require_tokens(completions)
         require_supports(completions, policy.distribution)
     texts = policy.decode(completions, [row.prompt for row in rows])
     timer.lap("sampling")

@@ -29,9 +29,22 @@ class Sampler(Protocol):
 
         Returns:
             The N = B·G completions, ordered by prompt, on the policy's device, each token with its log-prob, and with
-            its support where the policy's distribution is truncated.
+            its support where the policy's distribution is truncated. A completion may have no token: it is rewarded,
+            and moves nothing.
         """
         ...
+
+
+def require_tokens(completions: Completions) -> None:
+    """Raise unless a sampler drew some token.
+
+    Raises:
+        ArgumentError: All completions are empty.
+    """
+    if not bool((completions.lengths > 0).any()):
+        raise ArgumentError(
+            f"sampler: none of the {len(completions)} completions has a token; expected `Completions.lengths` above 0"
+        )
 
 
 def require_supports(completions: Completions, distribution: SamplingDistribution) -> None:

@@ -57,8 +57,8 @@ class ValueTrainer:
     def start(self, rollout: Rollout, config: TrainConfig) -> "ValueFit":
         """Find the values of a step's completions, before anything is moved.
 
-        Before its first update, once these values are found, the value function is set to the mean return: its clip
-        and its learning rate would have it reach that slowly.
+        Before its first update, once these values are found, the value function is set to the mean return, and its
+        units to the returns' standard deviation: its clip and its learning rate would have it reach them slowly.
 
         Args:
             rollout: The completions and their rewards.
@@ -79,10 +79,10 @@ class ValueTrainer:
         rollout = replace(rollout, values=values)
         is_token, to_go = _returns_to_go(rollout, config)
         if function.num_updates == 0 and bool(is_token.any()):
-            mean = to_go.sum() / is_token.sum()
-            with torch.no_grad():
-                function.head.bias.add_(mean)
-            values = (values + mean.to(values.dtype)).masked_fill(~rollout.completions.mask, 0.0)
+            returns = to_go[is_token].double()
+            mean = float(returns.mean())
+            scale = function.head.start_at(mean, float(returns.std(correction=0)))
+            values = (scale * values + mean).masked_fill(~rollout.completions.mask, 0.0)
         return ValueFit(self.optimizer, config, slices, rollout, values)
 
     def _gathered(self, own: list[Tensor], completions: Completions) -> Float[Tensor, "N T"]:
@@ -130,12 +130,12 @@ class ValueFit:
         self._num_clipped = self._num_weighed = 0.0
 
     def update(self, rows: Int[Tensor, " n"]) -> None:
-        """Make an update on those of some completions that have a reward.
+        """Make an update on those of some completions that have a reward and a token.
 
         Raises:
             DivergedError: The gradient or the values are not finite; the weights are not moved.
         """
-        rows = rows[has_reward(self.rollout)[rows]]
+        rows = rows[(has_reward(self.rollout) & (self.rollout.completions.lengths > 0))[rows]]
         if not len(rows):
             self._updates.append(self._optimizer.skip())
             return

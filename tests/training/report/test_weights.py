@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from klimb.training.report.weights import draw_weight_figures
+from klimb.training.report.weights import draw_value_figures, draw_weight_figures
 
 pytestmark = pytest.mark.usefixtures("drawn_figures")
 
@@ -59,3 +59,13 @@ def test_steps_that_lack_a_share_count_as_0():
     metrics[2]["weights"]["left_out"] = 0.5
     del metrics[1]["weights"]
     assert [figure.title for figure in draw_weight_figures(metrics)][1] == "Left out of the gradient"
+
+
+def test_the_explained_variance_of_a_value_function_is_drawn_where_there_is_one():
+    metrics = [
+        {"step": step, "value": {"explained_variance": value}} for step, value in enumerate([None, -0.5, 0.8])
+    ]
+    (figure,) = draw_value_figures(metrics)
+    assert figure.title == "Value function"
+    assert "explained variance" in figure.svg
+    assert draw_value_figures([{"step": 0}, {"step": 1, "value": {"explained_variance": None}}]) == []

@@ -13,7 +13,7 @@ from klimb.training.evaluate.estimates import points_along
 from klimb.training.evaluate.summary import Summary, is_complete, summarise
 from klimb.training.people import assess_raters
 from klimb.training.report.figures import draw_figures
-from klimb.training.report.weights import draw_weight_figures
+from klimb.training.report.weights import draw_value_figures, draw_weight_figures
 from klimb.training.storage.folder import RunFolder, standing
 
 
@@ -52,6 +52,7 @@ def write_report(folder: RunFolder) -> Path:
                 has_reward=has_reward,
             ),
             *draw_weight_figures(metrics),
+            *draw_value_figures(metrics),
         ],
         has_reward=has_reward,
         summary=summary,

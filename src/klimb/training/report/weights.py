@@ -67,6 +67,26 @@ def draw_weight_figures(metrics: Sequence[dict[str, Any]]) -> list[Figure]:
     return figures
 
 
+def draw_value_figures(metrics: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Draw the explained variance of a run with a value function, and nothing for one without.
+
+    Args:
+        metrics: The rows of `metrics.jsonl`.
+    """
+    rows = [row for row in metrics if row.get("value", {}).get("explained_variance") is not None]
+    if not rows:
+        return []
+    explained = [row["step"] for row in rows], [row["value"]["explained_variance"] for row in rows]
+    return [
+        draw_figure(
+            "Value function",
+            "Share of the returns' variance that the values explain: 1 is perfect, 0 as good as a constant, below 0 "
+            "worse.",
+            _lines({"explained variance": explained}, "explained variance", is_log=False, is_share=False),
+        )
+    ]
+
+
 def _series(
     rows: Sequence[dict[str, Any]], named: dict[str, str]
 ) -> dict[str, tuple[list[int], list[float]]]:
@@ -80,7 +100,7 @@ def _series(
 
 
 def _lines(
-    series: dict[str, tuple[list[int], list[float]]], label: str, *, is_log: bool
+    series: dict[str, tuple[list[int], list[float]]], label: str, *, is_log: bool, is_share: bool = True
 ) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         for (name, (steps, values)), (colour, style) in zip(series.items(), _STYLES, strict=False):
@@ -93,7 +113,7 @@ def _lines(
             axes.set_yscale("log")
             for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 of_axis(StrMethodFormatter("{x:.3g}"))  # powers of ten would be formulas
-        else:
+        elif is_share:
             axes.set_ylim(bottom=0.0)
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
