@@ -413,3 +413,16 @@ def test_a_kind_that_transformers_has_not_for_a_type_is_said_in_words(tokenizer,
         ModelNotFoundError, match=r"transformers \S+ has none of the type 'mamba': choose another model$"
     ):
         Scorer.from_base(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_named_without_its_clients_traceback(monkeypatch):
+    def fail(_):
+        raise OSError("ConnectError: [Errno -2] Name or service not known")
+
+    monkeypatch.setattr("klimb.model.load.fetch", fail)
+    with pytest.raises(
+        ModelNotFoundError, match=r"hub cannot be reached: check the network, or give the folder"
+    ) as raised:
+        load(WRITER, "someone/model")
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__

@@ -198,7 +198,9 @@ def _explained(source: str | Path, kind: Kind, place: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ConfigError(f"{said}: there is not enough memory for it: {error}") from error
     except Exception as error:  # libraries, and a model's own code, raise whatever its files lead to
-        raise ModelNotFoundError(f"{said}: {explain(place, error)}") from error
+        # What the hub's client raises is hundreds of lines of traceback in a notebook, and says no more.
+        cause = error if Path(place).exists() else None
+        raise ModelNotFoundError(f"{said}: {explain(place, error)}") from cause
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # what tokenizers' and safetensors' Rust raises
             raise

@@ -71,7 +71,10 @@ def explain(place: str, error: Exception) -> str:
             return f"its weights are pickled ({', '.join(names)}); {PICKLE_REMEDY}"
     if not folder.is_dir():
         if any(word in said for word in _UNREACHABLE):
-            return "there is no folder of that name here, and the Hugging Face hub cannot be reached"
+            return (
+                "there is no folder of that name here, and the Hugging Face hub cannot be reached: check the network, "
+                "or give the folder of a model or a .gguf file"
+            )
         said = f"there is no folder of that name here, and the hub says: {said}"
         if "gated" in said.lower() or "401" in said or "403" in said:
             said += "; accept its terms on its page there, and log in with `hf auth login`"
