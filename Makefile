@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## the default tests: offline, CPU only, about nine minutes 
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.dev .venv-trl/.done .venv-peers/.done .venv-triton/.done  ## the tests that take minutes or download a model, those against TRL, OpenRLHF and verl among them
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 	TRITON_INTERPRET=1 PYTHONPATH=.venv-triton $(BIN)/python -m pytest tests/kernels/test_vocabulary_gpu.py tests/policy/engine/test_gpu_decoder.py
 
 test-gpu: $(VENV)/.dev  ## the tests of models and runs on a GPU, which the others do not touch

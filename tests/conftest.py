@@ -12,6 +12,7 @@ import json
 import shutil
 
 import pytest
+from _pytest.doctest import DoctestModule
 
 FIXTURES = ("matmul_paths", "runs", "tiny_models")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -31,6 +32,12 @@ def pytest_configure(config):
     if config.getoption("dist", "no") == "no":
         for name in FIXTURES:
             config.pluginmanager.import_plugin(name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Look for examples to run in klimb alone: looking for them in the tests takes a third of the collection."""
+    return [found for found in (yield) if not isinstance(found, DoctestModule)]
 
 
 @pytest.fixture(scope="session", autouse=True)

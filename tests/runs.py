@@ -166,6 +166,14 @@ def plain(options_in, run, tmp_path_factory):
     return config
 
 
+@pytest.fixture(scope="session")
+def four_steps(options_in, run, tmp_path_factory):
+    """The finished run of `options_in(folder)`."""
+    config = options_in(tmp_path_factory.mktemp("four-steps"))
+    run(config)
+    return config
+
+
 @pytest.fixture
 def cut(plain, tmp_path):
     """The folder of the run that was cut off, for one test alone."""

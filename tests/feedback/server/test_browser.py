@@ -211,6 +211,7 @@ def test_undo_brings_the_pair_and_its_note_back(serve, open_page):
     assert len(served.store.judgements()) == 1
 
 
+@pytest.mark.slow
 def test_a_reload_shows_the_same_sides(serve, open_page):
     served = serve(numbered(4), rater="carla")
     page, _ = open_page(served.address)
@@ -524,6 +525,7 @@ def test_a_note_is_forgotten_with_the_last_pair_and_comes_back_by_undo_and_reloa
     assert page.input_value("#note") == "last words"
 
 
+@pytest.mark.slow
 def test_a_half_typed_note_is_kept_over_a_restart_of_the_server(serve, open_page):
     served = serve(numbered(2), rater="anna")
     page, _ = open_page(served.address)

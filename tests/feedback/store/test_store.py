@@ -255,7 +255,7 @@ def test_several_programs_share_a_store(make_store, database_url):
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_judge_in_a_process, args=(database_url, f"rater {number}"))
-        for number in range(3)
+        for number in range(2)
     ]
     for worker in workers:
         worker.start()
