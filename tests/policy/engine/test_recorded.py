@@ -205,3 +205,12 @@ def test_large_passes_and_what_cannot_be_recorded_are_run_as_they_are(both, monk
             scores_and_gradients(policy, completions)[0], expected, rtol=1e-9, atol=1e-9
         )
     assert "operation not permitted" in policy._engine.passes.why_not
+
+
+@pytest.mark.parametrize(("asked", "is_taken"), [("", True), ("once", False)])
+def test_nothing_is_recorded_where_nothing_may_be_kept(asked, is_taken, make_model, monkeypatch):
+    monkeypatch.setattr(recorded, "can_replay", lambda _: True)
+    monkeypatch.setenv("KLIMB_CUDA_GRAPHS", asked)
+    model = make_model("llama", vocab_size=10)
+    passes = recorded.RecordedPasses(lambda row, states: row, model)  # as on a GPU
+    assert passes.takes(10) is is_taken

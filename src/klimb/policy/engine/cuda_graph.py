@@ -35,6 +35,11 @@ def can_replay(weight: Tensor) -> bool:
     return weight.device.type == "cuda" and os.environ.get("KLIMB_CUDA_GRAPHS") != "off"
 
 
+def may_keep() -> bool:
+    """Whether what was recorded for one batch may be kept for others: `KLIMB_CUDA_GRAPHS=once` forbids it."""
+    return os.environ.get("KLIMB_CUDA_GRAPHS") != "once"
+
+
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
     """One for each device: libraries keep working memory for every stream that they have seen."""

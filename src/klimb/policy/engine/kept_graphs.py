@@ -4,13 +4,14 @@ Recording takes as long as some twenty tokens of a small model. A recorded graph
 it stays right while they are moved in place.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from itertools import chain
 from typing import Generic, TypeVar
 
 import torch
+
+from klimb.policy.engine.cuda_graph import may_keep
 
 _MOST = 4
 _MOST_OF_MEMORY = 0.05
@@ -60,7 +61,7 @@ class KeptGraphs(Generic[Kept]):
 
 def most_bytes() -> int:
     """Bytes that may stay taken between batches; `KLIMB_CUDA_GRAPHS=once` keeps nothing."""
-    if os.environ.get("KLIMB_CUDA_GRAPHS") == "once":
+    if not may_keep():
         return -1
     if not torch.cuda.is_available():
         return 1 << 30

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from klimb.policy.engine.cuda_graph import Recorder, can_replay, no_waiting
+from klimb.policy.engine.cuda_graph import Recorder, can_replay, may_keep, no_waiting
 from klimb.policy.engine.packed import PackedBatch
 
 MOST_WORK = 1 << 41
@@ -133,7 +133,8 @@ class RecordedPasses:
 
     def takes(self, num_tokens: int) -> bool:
         """Whether a pass of so many tokens may be recorded."""
-        if isinstance(self._record, Recorder) and not can_replay(next(self._model.parameters())):
+        weight = next(self._model.parameters())
+        if isinstance(self._record, Recorder) and not (can_replay(weight) and may_keep()):
             return False
         if self._has_adapters and not torch.is_grad_enabled():
             return False
