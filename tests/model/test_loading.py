@@ -269,7 +269,7 @@ def test_another_models_tokenizer_is_refused(copied):
     change_config(copied, vocab_size=100)
     change_weights(copied, lambda weights: {n: w[:100] if len(w) == 261 else w for n, w in weights.items()})
     with pytest.raises(
-        ModelNotFoundError, match="256 tokens and the model 100 embeddings: it is another model's"
+        ModelNotFoundError, match="256 tokens and the model 100 embeddings: it belongs to another model"
     ):
         load_model(copied)
 
