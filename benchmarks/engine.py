@@ -2,9 +2,9 @@
 
 python benchmarks/engine.py [--settings a b …] [--precisions float32 bfloat16] [--rounds 3]
 
-On a GPU each setting runs in turns with tokens replayed (policy/engine/cuda_graph.py) and with the model's layers called for
-every token. Seconds are medians over rounds, after a first that warms up; every completion has its full length; memory
-is the most that PyTorch held on the GPU at once.
+On a GPU each setting runs in turns with tokens replayed (policy/engine/cuda_graph.py) and with the model's layers
+called for every token. Seconds are medians over rounds, after a first that warms up; every completion has its full
+length; memory is the most that PyTorch held on the GPU at once.
 """
 
 import argparse

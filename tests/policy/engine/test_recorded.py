@@ -212,5 +212,5 @@ def test_nothing_is_recorded_where_nothing_may_be_kept(asked, is_taken, make_mod
     monkeypatch.setattr(recorded, "can_replay", lambda _: True)
     monkeypatch.setenv("KLIMB_CUDA_GRAPHS", asked)
     model = make_model("llama", vocab_size=10)
-    passes = recorded.RecordedPasses(lambda row, states: row, model)  # as on a GPU
+    passes = recorded.RecordedPasses(lambda row, _: row, model)  # as on a GPU
     assert passes.takes(10) is is_taken
