@@ -8,6 +8,7 @@ length; memory is the most that PyTorch held on the GPU at once.
 """
 
 import argparse
+import os
 import statistics
 import time
 from itertools import pairwise
@@ -19,7 +20,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from klimb.model.trainable import Lora, add_lora
-from klimb.policy.engine.cuda_graph import can_replay
 from klimb.policy.policy import Policy, SampleKey
 
 SETTINGS = {
@@ -97,10 +97,7 @@ def main() -> None:
             found: dict[bool, list[list[float]]] = {True: [], False: []} if DEVICE == "cuda" else {False: []}
             for number in range(arguments.rounds + 1):
                 for is_replayed, rounds in found.items():
-                    with mock.patch(
-                        "klimb.policy.engine.prefix.can_replay",
-                        can_replay if is_replayed else lambda _: False,
-                    ):
+                    with mock.patch.dict(os.environ, {"KLIMB_CUDA_GRAPHS": "" if is_replayed else "off"}):
                         rounds.append(measure(policy, SETTINGS[key], number))
             for is_replayed, rounds in found.items():
                 *seconds, peak = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
