@@ -55,9 +55,7 @@ def record(policy):
         return made[-1], made[-1].result
 
     for engine in {id(e): e for e in (policy._engine, policy.reference._engine)}.values():
-        engine.passes = recorded.RecordedPasses(
-            engine.run_row, engine.model, has_adapters=engine.passes._has_adapters, record=keep
-        )
+        engine.passes = recorded.RecordedPasses(engine.run_row, engine.model, record=keep)
     return made
 
 
@@ -105,7 +103,7 @@ def test_recorded_passes_give_the_same_scores_and_gradients(family, moves, both)
                     weight.add_(0.01 * (step + 1))
             one.moved()
     differentiated = [again for again in made if again.num_replays == 3]
-    assert len(made) == (2 if moves == "an adapter" else 3)  # forwards, backwards, and the reference's
+    assert len(made) == 3  # forwards, backwards, and the reference's
     assert len(differentiated) == len(made)  # the first of four batches is not recorded
 
 
@@ -171,6 +169,22 @@ def test_weights_in_another_place_are_recorded_anew(both):
     expected, found = (scores_and_gradients(one, completions)[0] for one in (plain, policy))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert len(made) == 4
+
+
+def test_a_hook_is_called_though_the_shape_was_recorded_before(both):
+    plain, policy, made = both()
+    completions = sample(plain, BATCHES[0])
+    for _ in range(2):
+        expected = scores_and_gradients(policy, completions)[0]
+    assert len(made) == 2
+    called = []
+    hook = policy.model.model.layers[0].register_forward_hook(lambda *_: called.append(1))
+    torch.testing.assert_close(scores_and_gradients(policy, completions)[0], expected, rtol=1e-9, atol=1e-9)
+    assert called == [1]
+    hook.remove()
+    replays = made[0].num_replays
+    scores_and_gradients(policy, completions)
+    assert (called, made[0].num_replays, len(made)) == ([1], replays + 1, 2)
 
 
 def test_no_more_than_eight_shapes_are_kept(both):

@@ -52,7 +52,7 @@ class Engine:
         self.trunk = Trunk(list(decoder_layers(self.model) or [])[:trunk_depth])
         self.trunk_depth = trunk_depth
         self.packs = packs
-        self.passes = RecordedPasses(self.run_row, self.model, has_adapters=self.model is not model)
+        self.passes = RecordedPasses(self.run_row, self.model)
         self.fuses = False
         self.kept: KeptGraphs[Any] = KeptGraphs()
         self._backend: str | None = None

@@ -10,7 +10,7 @@ for, and what they keep for the gradient would stay reserved.
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from klimb.policy.engine.cuda_graph import Recorder, can_replay, may_keep, no_waiting
+from klimb.policy.engine.kept_graphs import addresses_of, state_of
 from klimb.policy.engine.packed import PackedBatch
 
 MOST_WORK = 1 << 41
@@ -64,7 +65,7 @@ class _Pass:
         states: What the trunk made of it, at its fixed place.
         forwards: Finds `hidden`.
         hidden: Last hidden states, (1, S, D).
-        addresses: Where the weights were.
+        addresses: Where weights and buffers were.
         backwards: Finds `gradients` from `to_hidden`; None where no weight moves.
         to_hidden: Gradient by `hidden`.
         gradients: By each weight; None for those that the pass does not read.
@@ -74,7 +75,7 @@ class _Pass:
     states: Tensor | None
     forwards: Recording
     hidden: Tensor
-    addresses: list[int]
+    addresses: Hashable
     backwards: Recording | None = None
     to_hidden: Tensor | None = None
     gradients: list[Tensor | None] = field(default_factory=list["Tensor | None"])
@@ -109,8 +110,6 @@ class RecordedPasses:
     Args:
         run: What runs a row through all layers but the last projection.
         model: Whose layers these are.
-        has_adapters: Whether its adapters may be switched off; a pass without gradient, which may be the reference's,
-            is then not recorded.
         record: Records a function; as a CUDA graph where None.
     """
 
@@ -118,12 +117,9 @@ class RecordedPasses:
         self,
         run: Callable[[PackedBatch, Tensor | None], Float[Tensor, "1 S D"]],
         model: torch.nn.Module,
-        *,
-        has_adapters: bool = False,
         record: Record[Any] | None = None,
     ) -> None:
         self._run, self._model, self._record = run, model, record or Recorder(next(model.parameters()).device)
-        self._has_adapters = has_adapters
         self._gradients: list[Tensor] = []
         self._passes: OrderedDict[Any, _Pass] = OrderedDict()
         self._seen: set[Any] = set()
@@ -136,17 +132,15 @@ class RecordedPasses:
         weight = next(self._model.parameters())
         if isinstance(self._record, Recorder) and not (can_replay(weight) and may_keep()):
             return False
-        if self._has_adapters and not torch.is_grad_enabled():
-            return False
         return not self.why_not and num_tokens * self._size <= MOST_WORK and not self._is_in_use()
 
     def __call__(self, row: PackedBatch, states: Tensor | None) -> Float[Tensor, "1 S D"]:
         """Run a row; what the layers make of its padding is of no use."""
         weights = [weight for weight in self._model.parameters() if weight.requires_grad]
         is_differentiated = torch.is_grad_enabled() and bool(weights)
-        key = (row.shape, states is None, is_differentiated)
+        key = (row.shape, states is None, is_differentiated, state_of(self._model))
         found = self._passes.get(key)
-        addresses = [weight.data_ptr() for weight in self._model.parameters()]
+        addresses = addresses_of(self._model)
         if found is not None and found.addresses != addresses:
             del self._passes[key]
             found = None
@@ -196,11 +190,11 @@ class RecordedPasses:
             return self._run(row, states)
 
     def _recorded(
-        self, row: PackedBatch, states: Tensor | None, weights: Sequence[Tensor], addresses: list[int]
+        self, row: PackedBatch, states: Tensor | None, weights: Sequence[Tensor], addresses: Hashable
     ) -> _Pass | None:
         """Record a shape, forwards and, where weights move, backwards; None where that cannot be done."""
         fixed, fixed_states = row.clone(), None if states is None else states.clone()
-        if len(self._gradients) != len(weights):
+        if weights and len(self._gradients) != len(weights):
             self._gradients = [torch.empty_like(weight) for weight in weights]
         made: list[Tensor] = []
 
