@@ -51,6 +51,8 @@ def ask(tmp_path, monkeypatch):
         serve = ServeOptions(port=free_port(), rater="ann")
         reward = PeopleReward(People(tmp_path / "people.db", serve, tell))
         is_over = threading.Event()
+        with Store.open(tmp_path / "people.db"):  # made here, so that run and rater do not both make it
+            pass
         said = threading.Thread(target=answer_all, args=(tmp_path / "people.db", say, is_over), daemon=True)
         said.start()
         batch = Batch(prompts, texts)
@@ -62,8 +64,6 @@ def ask(tmp_path, monkeypatch):
             said.join(30)
 
     def answer_all(file, say, is_over):
-        while not (file.exists() or is_over.wait(0.02)):
-            pass
         with Store.open(file) as store:
             while not is_over.is_set():
                 if (question := store.next_question("ann")) is not None:
